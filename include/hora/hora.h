@@ -1,0 +1,389 @@
+/*
+ * hora: ring-allreduce collective communication. This header is the whole C ABI.
+ *
+ * Two ways in:
+ *   - the communicator API (hora_allreduce and its sisters): every rank makes the same calls
+ *     in the same order, as with MPI or NCCL;
+ *   - the engine (hora_engine_*): named tensors, enqueued in any order on each rank, fused
+ *     and executed in one agreed order, as with Horovod.
+ *
+ * A whole program, for `hora run -np 4 ./a.out`, torchrun, mpirun or srun:
+ *
+ *     #include <hora/hora.h>
+ *     #include <stdio.h>
+ *
+ *     int main(void) {
+ *         hora_comm_t *world;
+ *         float x[3] = {1, 2, 3};
+ *         if (hora_comm_create(NULL, &world) != HORA_OK ||
+ *             hora_allreduce(world, x, x, 3, HORA_FLOAT32, HORA_SUM, NULL) != HORA_OK) {
+ *             fprintf(stderr, "%s\n", hora_last_error());
+ *             return 1;
+ *         }
+ *         printf("rank %d of %d: %g %g %g\n", hora_comm_rank(world), hora_comm_size(world),
+ *                x[0], x[1], x[2]);
+ *         return hora_comm_free(world) != HORA_OK;
+ *     }
+ *
+ * Conventions. Every function that can fail returns a hora_status_t: 0 is success, negative
+ * values are errors; hora_last_error() then has the text for the calling thread. Outputs come
+ * last, end in _p and are written only on success. Option structs begin with their own size,
+ * so that a newer library serves an older program; initialise them with their *_INIT macro.
+ * Counts are elements, not bytes, unless a name says bytes. Buffers belong to the caller and
+ * must stay valid until the operation has completed.
+ *
+ * Threads. Any thread may call; one communicator or request is used by one thread at a time.
+ * Different communicators may be used by different threads at once. An engine may be used by
+ * any number of threads at once. Nothing here may be called in the child of a fork().
+ *
+ * Faults. No call waits for ever. When a rank dies, aborts, leaves or mismatches, each call that
+ * needs it returns an error that names the rank, the host and the phase.
+ */
+#ifndef HORA_HORA_H
+#define HORA_HORA_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#define HORA_VERSION_MAJOR 0
+#define HORA_VERSION_MINOR 1
+#define HORA_VERSION_PATCH 0
+
+#if defined(__GNUC__)
+#define HORA_API __attribute__((visibility("default")))
+#else
+#define HORA_API
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ---- Status ------------------------------------------------------------------------------- */
+
+/* X(name, value, message). Values are part of the ABI and never renumbered. */
+#define HORA_STATUS_MAP(X)                                                                        \
+    X(OK, 0, "success")                                                                           \
+    X(IN_PROGRESS, 1, "operation is still in progress")                                           \
+    X(ERR_INVALID_ARGUMENT, -1, "invalid argument")                                               \
+    X(ERR_NO_MEMORY, -2, "out of memory")                                                         \
+    X(ERR_SYSTEM, -3, "a system call failed")                                                     \
+    X(ERR_TIMEOUT, -4, "deadline passed")                                                         \
+    X(ERR_PEER_FAILED, -5, "another rank failed")                                                 \
+    X(ERR_ABORTED, -6, "communicator was aborted")                                                \
+    X(ERR_MISMATCH, -7, "ranks disagree on an operation")                                         \
+    X(ERR_DUPLICATE_NAME, -8, "a tensor of this name is already in flight")                       \
+    X(ERR_UNSUPPORTED, -9, "not supported")                                                       \
+    X(ERR_AUTHENTICATION, -10, "a peer did not prove that it belongs to the job")                 \
+    X(ERR_SHUT_DOWN, -11, "hora has been shut down")                                              \
+    X(ERR_PROTOCOL, -12, "malformed message from a peer")                                         \
+    X(ERR_INTERNAL, -13, "internal error")
+
+typedef enum hora_status {
+#define HORA_STATUS_ENUM(name, value, message) HORA_##name = value,
+    HORA_STATUS_MAP(HORA_STATUS_ENUM)
+#undef HORA_STATUS_ENUM
+} hora_status_t;
+
+/* "HORA_ERR_TIMEOUT"; "HORA_ERR_UNKNOWN" for a value that is no status. Static storage. */
+HORA_API const char *hora_status_name(hora_status_t status);
+/* One sentence for the status. Static storage. */
+HORA_API const char *hora_status_message(hora_status_t status);
+/* Text of the last error on the calling thread: ranks, hosts, tensor, phase, remedy. Never NULL;
+ * valid until the next failing call on this thread. */
+HORA_API const char *hora_last_error(void);
+/* "0.1.0". Static storage. */
+HORA_API const char *hora_version(void);
+
+/* ---- Element types and operations ---------------------------------------------------------- */
+
+typedef enum hora_dtype {
+    HORA_BOOL = 0, /* one byte, 0 or 1 */
+    HORA_INT8 = 1,
+    HORA_INT16 = 2,
+    HORA_INT32 = 3,
+    HORA_INT64 = 4,
+    HORA_UINT8 = 5,
+    HORA_UINT16 = 6,
+    HORA_UINT32 = 7,
+    HORA_UINT64 = 8,
+    HORA_FLOAT16 = 9,
+    HORA_BFLOAT16 = 10,
+    HORA_FLOAT32 = 11,
+    HORA_FLOAT64 = 12,
+    HORA_DTYPE_COUNT = 13
+} hora_dtype_t;
+
+/* Values 0 to 5 are Horovod's. Integers wrap; float NaN propagates through every operation;
+ * half types accumulate in float32 and round once. bool: SUM and MAX are "or", PRODUCT and MIN
+ * are "and". AVERAGE divides once by the number of ranks; integers truncate toward zero; not for
+ * bool. BAND, BOR and BXOR are for integers and bool. ADASUM is reserved. */
+typedef enum hora_op {
+    HORA_AVERAGE = 0,
+    HORA_SUM = 1,
+    HORA_ADASUM = 2,
+    HORA_MIN = 3,
+    HORA_MAX = 4,
+    HORA_PRODUCT = 5,
+    HORA_BAND = 6,
+    HORA_BOR = 7,
+    HORA_BXOR = 8,
+    HORA_OP_COUNT = 9
+} hora_op_t;
+
+/* Bytes of one element; 0 for a value that is no type. */
+HORA_API size_t hora_dtype_size(hora_dtype_t dtype);
+/* "float32", "bool", ...; "unknown" otherwise. Static storage. */
+HORA_API const char *hora_dtype_name(hora_dtype_t dtype);
+/* "sum", "average", ...; "unknown" otherwise. Static storage. */
+HORA_API const char *hora_op_name(hora_op_t op);
+/* 1 when hora can reduce this type with this operation, else 0. */
+HORA_API int hora_op_supported(hora_dtype_t dtype, hora_op_t op);
+
+/* ---- Communicators -------------------------------------------------------------------------- */
+
+typedef struct hora_comm    hora_comm_t;    /* an ordered set of ranks; rank 0 .. size-1 */
+typedef struct hora_request hora_request_t; /* one operation in flight on a communicator */
+
+typedef struct hora_comm_options {
+    size_t      size;          /* sizeof(hora_comm_options_t) */
+    int         rank;          /* this process's rank; -1: from the launcher's variables */
+    int         nranks;        /* number of ranks; -1: from the launcher's variables */
+    const char *rendezvous;    /* where the ranks meet: "unix:NAME" or "tcp:HOST:PORT";
+                                  NULL: HORA_RENDEZVOUS, else what the launcher gave */
+    const char *transport;     /* "auto", "shm", "tcp" or "mpi"; NULL: HORA_TRANSPORT */
+    double      start_timeout; /* seconds to wait for all ranks; 0: HORA_START_TIMEOUT */
+    double      timeout;       /* seconds after which an operation fails; 0: HORA_TIMEOUT */
+} hora_comm_options_t;
+#define HORA_COMM_OPTIONS_INIT {sizeof(hora_comm_options_t), -1, -1, NULL, NULL, 0.0, 0.0}
+
+/* Finds the other ranks of the job, links up and returns the communicator of all ranks.
+ * Collective: every rank of the job calls it, as often as every other. options may be NULL.
+ * The caller frees *comm_p with hora_comm_free. */
+HORA_API hora_status_t hora_comm_create(const hora_comm_options_t *options, hora_comm_t **comm_p);
+
+/* Ranks that pass the same color (>= 0) form a new communicator, ordered by key, then by rank in
+ * comm. A negative color takes part and receives *comm_p = NULL. Collective over comm. */
+HORA_API hora_status_t hora_comm_split(hora_comm_t *comm, int color, int key, hora_comm_t **comm_p);
+
+/* Leaves the communicator and frees it; NULL is allowed. Requests on it must have completed.
+ * The last communicator that is freed closes the links to the other ranks. Not collective: a rank
+ * that still waits for this one gets an error. */
+HORA_API hora_status_t hora_comm_free(hora_comm_t *comm);
+
+/* Ends every operation on comm, now and later, on every rank, with HORA_ERR_ABORTED and the given
+ * reason (copied; may be NULL). Any thread may call it at any time. hora_comm_free stays due. */
+HORA_API hora_status_t hora_comm_abort(hora_comm_t *comm, const char *reason);
+
+/* HORA_OK while comm can be used, else the error that ended it. Does not wait. */
+HORA_API hora_status_t hora_comm_status(hora_comm_t *comm);
+
+HORA_API int hora_comm_rank(const hora_comm_t *comm);
+HORA_API int hora_comm_size(const hora_comm_t *comm);
+HORA_API int hora_comm_local_rank(const hora_comm_t *comm); /* among members on this host */
+HORA_API int hora_comm_local_size(const hora_comm_t *comm);
+HORA_API int hora_comm_cross_rank(const hora_comm_t *comm); /* among members of equal local rank */
+HORA_API int hora_comm_cross_size(const hora_comm_t *comm);
+/* Host name of a member; NULL if there is no such rank. Owned by comm. */
+HORA_API const char *hora_comm_host(const hora_comm_t *comm, int rank);
+/* "shm", "tcp", "mpi" or "self": what carries bytes to a member; NULL if there is no such rank. */
+HORA_API const char *hora_comm_transport(const hora_comm_t *comm, int rank);
+
+/* ---- Collectives ---------------------------------------------------------------------------- */
+
+typedef struct hora_call_options {
+    size_t           size;      /* sizeof(hora_call_options_t) */
+    double           prescale;  /* each input is multiplied by it first (reductions) */
+    double           postscale; /* the result is multiplied by it last (reductions) */
+    double           timeout;   /* seconds; 0: the communicator's */
+    const char      *name;      /* for messages; copied; may be NULL */
+    hora_request_t **request_p; /* NULL: block until done. Else start only, and store the request */
+    void            *stream;    /* reserved for a CUDA stream; NULL */
+} hora_call_options_t;
+#define HORA_CALL_OPTIONS_INIT {sizeof(hora_call_options_t), 1.0, 1.0, 0.0, NULL, NULL, NULL}
+
+/* One buffer with a block for each rank. counts[r]: elements of rank r's block; displs[r]: its
+ * offset in elements, or displs == NULL for blocks one after the other. */
+typedef struct hora_blocks {
+    void         *data;
+    const size_t *counts;
+    const size_t *displs;
+} hora_blocks_t;
+
+/*
+ * All ranks of comm make the same calls in the same order. options may be NULL (block, no
+ * scaling). in == out is in place; otherwise in and out must not overlap. A count of 0 is allowed
+ * everywhere (the pointers may then be NULL). Every rank receives the same bits.
+ */
+
+/* out[i] = op over ranks of in[i]; count elements each. */
+HORA_API hora_status_t hora_allreduce(hora_comm_t *comm, const void *in, void *out, size_t count,
+                                      hora_dtype_t dtype, hora_op_t op,
+                                      const hora_call_options_t *options);
+/* As allreduce, with the result on rank root only; out is ignored on the others. */
+HORA_API hora_status_t hora_reduce(hora_comm_t *comm, const void *in, void *out, size_t count,
+                                   hora_dtype_t dtype, hora_op_t op, int root,
+                                   const hora_call_options_t *options);
+/* in: size*count elements; out: the count elements of the reduced vector that begin at rank*count.
+ * In place: out == in + rank*count. */
+HORA_API hora_status_t hora_reduce_scatter(hora_comm_t *comm, const void *in, void *out,
+                                           size_t count, hora_dtype_t dtype, hora_op_t op,
+                                           const hora_call_options_t *options);
+/* As reduce_scatter with a block of its own size per rank (in->counts, in->displs). */
+HORA_API hora_status_t hora_reduce_scatterv(hora_comm_t *comm, const hora_blocks_t *in, void *out,
+                                            hora_dtype_t dtype, hora_op_t op,
+                                            const hora_call_options_t *options);
+/* out: size blocks of count elements, block r from rank r. In place: in == out + rank*count. */
+HORA_API hora_status_t hora_allgather(hora_comm_t *comm, const void *in, void *out, size_t count,
+                                      hora_dtype_t dtype, const hora_call_options_t *options);
+/* As allgather with a block of its own size per rank; in has out->counts[rank] elements. */
+HORA_API hora_status_t hora_allgatherv(hora_comm_t *comm, const void *in, const hora_blocks_t *out,
+                                       hora_dtype_t dtype, const hora_call_options_t *options);
+/* out on every rank = in on root; in is ignored on the others. */
+HORA_API hora_status_t hora_broadcast(hora_comm_t *comm, const void *in, void *out, size_t count,
+                                      hora_dtype_t dtype, int root,
+                                      const hora_call_options_t *options);
+/* Block r of in goes to rank r; block r of out came from rank r; count elements a block. */
+HORA_API hora_status_t hora_alltoall(hora_comm_t *comm, const void *in, void *out, size_t count,
+                                     hora_dtype_t dtype, const hora_call_options_t *options);
+/* As alltoall with blocks of their own sizes; in->counts[r] here equals out->counts[me] on r. */
+HORA_API hora_status_t hora_alltoallv(hora_comm_t *comm, const hora_blocks_t *in,
+                                      const hora_blocks_t *out, hora_dtype_t dtype,
+                                      const hora_call_options_t *options);
+/* out on root: size blocks of count elements, block r from rank r; ignored on the others. */
+HORA_API hora_status_t hora_gather(hora_comm_t *comm, const void *in, void *out, size_t count,
+                                   hora_dtype_t dtype, int root,
+                                   const hora_call_options_t *options);
+/* in on root: size blocks of count elements; out: this rank's block. */
+HORA_API hora_status_t hora_scatter(hora_comm_t *comm, const void *in, void *out, size_t count,
+                                    hora_dtype_t dtype, int root,
+                                    const hora_call_options_t *options);
+/* Returns when every rank has called it. */
+HORA_API hora_status_t hora_barrier(hora_comm_t *comm, const hora_call_options_t *options);
+
+/* Point to point. Messages between two ranks with equal tag arrive in the order sent. tag >= 0.
+ * A receive must ask for as many bytes as were sent, or both sides get HORA_ERR_MISMATCH. */
+HORA_API hora_status_t hora_send(hora_comm_t *comm, const void *in, size_t count,
+                                 hora_dtype_t dtype, int peer, int tag,
+                                 const hora_call_options_t *options);
+HORA_API hora_status_t hora_recv(hora_comm_t *comm, void *out, size_t count, hora_dtype_t dtype,
+                                 int peer, int tag, const hora_call_options_t *options);
+
+/* ---- Requests -------------------------------------------------------------------------------- */
+
+/* Operations started on one communicator progress in order, inside these calls and inside every
+ * later call on that communicator. */
+
+/* Moves the operation on without blocking. *done_p = 1 when it has completed; the return value is
+ * then its status. The request stays the caller's until hora_request_wait. */
+HORA_API hora_status_t hora_request_test(hora_request_t *request, int *done_p);
+/* Blocks until the operation has completed (or failed), frees the request, returns its status.
+ * After hora_comm_abort it returns at once. */
+HORA_API hora_status_t hora_request_wait(hora_request_t *request);
+
+/* ---- Memory in the arena ---------------------------------------------------------------------- */
+
+/* Memory that all ranks of this host have mapped: collectives on it need no copy. 64-byte aligned,
+ * uninitialised. Falls back to ordinary memory where there is no shared-memory arena. Free it
+ * with hora_free before hora_comm_free of the last communicator. Any thread. */
+HORA_API hora_status_t hora_alloc(hora_comm_t *comm, size_t bytes, void **ptr_p);
+HORA_API hora_status_t hora_free(hora_comm_t *comm, void *ptr);
+
+/* ---- The engine: named tensors in any order ---------------------------------------------------- */
+
+typedef struct hora_engine hora_engine_t;
+typedef struct hora_handle hora_handle_t; /* one enqueued task or group of tasks */
+
+typedef enum hora_task_kind {
+    HORA_TASK_ALLREDUCE = 0,
+    HORA_TASK_ALLGATHER = 1,     /* along dimension 0, which may differ per rank */
+    HORA_TASK_BROADCAST = 2,
+    HORA_TASK_ALLTOALL = 3,      /* dimension 0 split by splits[], or evenly */
+    HORA_TASK_REDUCESCATTER = 4, /* dimension 0; the first ranks take the remainder rows */
+    HORA_TASK_BARRIER = 5,
+    HORA_TASK_KIND_COUNT = 6
+} hora_task_kind_t;
+
+typedef struct hora_task {
+    size_t           size;      /* sizeof(hora_task_t) */
+    hora_task_kind_t kind;
+    const char      *name;      /* equal on all ranks; unique among tasks in flight; copied */
+    hora_dtype_t     dtype;
+    int              ndim;      /* 0 .. HORA_MAX_DIMS */
+    const int64_t   *shape;     /* ndim extents of the input; copied */
+    const void      *in;        /* contiguous, row major; valid until the handle is done */
+    void            *out;       /* allreduce, broadcast: same shape, may equal in. NULL for the
+                                   others: the engine allocates (hora_handle_output) */
+    hora_op_t        op;        /* allreduce; reducescatter: SUM or AVERAGE, MIN, MAX, PRODUCT */
+    double           prescale;  /* allreduce, reducescatter */
+    double           postscale; /* allreduce, reducescatter */
+    int              root;      /* broadcast: rank in the engine's communicator */
+    int              nsplits;   /* alltoall: number of ranks, or 0 for an even split */
+    const int64_t   *splits;    /* alltoall: rows for each rank; copied */
+} hora_task_t;
+#define HORA_MAX_DIMS 16
+#define HORA_TASK_INIT                                                                            \
+    {sizeof(hora_task_t), HORA_TASK_ALLREDUCE, NULL, HORA_FLOAT32, 0, NULL, NULL, NULL,           \
+     HORA_SUM, 1.0, 1.0, 0, 0, NULL}
+
+typedef struct hora_engine_options {
+    size_t  size;             /* sizeof(hora_engine_options_t) */
+    int64_t fusion_threshold; /* bytes; 0: HORA_FUSION_THRESHOLD; -1: fuse nothing */
+} hora_engine_options_t;
+#define HORA_ENGINE_OPTIONS_INIT {sizeof(hora_engine_options_t), 0}
+
+/* Makes an engine on a private copy of comm. Collective over comm. options may be NULL. */
+HORA_API hora_status_t hora_engine_create(hora_comm_t *comm, const hora_engine_options_t *options,
+                                          hora_engine_t **engine_p);
+/* Ends tasks in flight with HORA_ERR_SHUT_DOWN, stops the background thread and frees the engine.
+ * Handles that were not released stay valid until they are. Not collective. NULL is allowed. */
+HORA_API hora_status_t hora_engine_free(hora_engine_t *engine);
+
+#define HORA_ENQUEUE_WILL_WAIT 1u /* the caller waits at once: do not wake the background thread */
+
+/* Enqueues ntasks tasks as one group: they complete together and share one handle. Returns at
+ * once; errors that only this rank can see (arguments, duplicate name) are returned here, errors
+ * between ranks by hora_handle_wait. The caller releases *handle_p with hora_handle_release. */
+HORA_API hora_status_t hora_engine_enqueue(hora_engine_t *engine, const hora_task_t *tasks,
+                                           size_t ntasks, unsigned flags, hora_handle_t **handle_p);
+/* 1 when done (well or not), else 0. Any thread. */
+HORA_API int hora_handle_poll(hora_handle_t *handle);
+/* Blocks until done; drives the engine meanwhile. Returns the operation's status. */
+HORA_API hora_status_t hora_handle_wait(hora_handle_t *handle);
+/* Frees the handle. If it is not done, it is freed when it is. NULL is allowed. */
+HORA_API void hora_handle_release(hora_handle_t *handle);
+
+typedef struct hora_output {
+    size_t   size;  /* sizeof(hora_output_t) */
+    void    *data;  /* NULL when there are no elements */
+    int      ndim;
+    int64_t  shape[HORA_MAX_DIMS];
+    int64_t *received_splits; /* alltoall: rows from each rank; else NULL */
+} hora_output_t;
+#define HORA_OUTPUT_INIT {sizeof(hora_output_t), NULL, 0, {0}, NULL}
+
+/* Moves the engine-allocated result of task `index` of a done handle into *output_p; the caller
+ * frees it with hora_output_free. HORA_ERR_INVALID_ARGUMENT if there is none or it was taken. */
+HORA_API hora_status_t hora_handle_output(hora_handle_t *handle, size_t index,
+                                          hora_output_t *output_p);
+HORA_API void hora_output_free(hora_output_t *output);
+
+/* ---- What this build and machine have ----------------------------------------------------------- */
+
+typedef struct hora_backend {
+    size_t size;         /* sizeof(hora_backend_t) */
+    char   name[32];     /* "shm", "tcp", "mpi", "nccl", "cuda", "verbs", "avx512", ... */
+    char   kind[16];     /* "transport", "offload", "kernels" or "device" */
+    int    available;    /* 1: usable here and now */
+    char   detail[256];  /* version, path, interface; or why it is not available */
+    char   remedy[256];  /* what to do about it; "" if nothing */
+} hora_backend_t;
+#define HORA_BACKEND_INIT {sizeof(hora_backend_t), "", "", 0, "", ""}
+
+/* Describes back-end number `index` (0, 1, ...); HORA_ERR_INVALID_ARGUMENT past the last. */
+HORA_API hora_status_t hora_backend_get(size_t index, hora_backend_t *backend_p);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

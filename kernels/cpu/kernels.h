@@ -1,0 +1,49 @@
+/*
+ * CPU kernels: reduce, scale, cast, copy. Arithmetic only: no sockets, no threads, no allocation,
+ * no errors (the callers have checked type and operation). Safe from any thread.
+ *
+ * Bits. A result depends only on the inputs and their order, never on the instruction set, the
+ * alignment, or on how a vector was cut: element i is ((in0[i] op in1[i]) op in2[i]) ... in the
+ * order given, with no contraction to fused multiply-add.
+ */
+#ifndef HORA_KERNELS_CPU_KERNELS_H
+#define HORA_KERNELS_CPU_KERNELS_H
+
+#include <hora/hora.h>
+#include <stdbool.h>
+
+/* How to reduce. Steps per element: each input is multiplied by prescale; the inputs are combined
+ * in order; the result is divided by divisor, then multiplied by postscale; then rounded to dtype
+ * once. float16 and bfloat16 do all of it in float32, float32 in float32, float64 in float64;
+ * integers combine in wrapping arithmetic, divide truncating toward zero, and go through double
+ * (truncating toward zero, saturating) only where a scale is not 1. */
+typedef struct hora_reduce {
+    hora_dtype_t dtype;
+    hora_op_t    op;        /* not AVERAGE: callers pass SUM and divisor = ranks; not ADASUM */
+    uint32_t     divisor;   /* 1: none */
+    double       prescale;  /* 1.0: none */
+    double       postscale; /* 1.0: none */
+} hora_reduce_t;
+
+/* dst[0..ndst-1][i] = reduce over src[0..nsrc-1][i], for i < count. nsrc >= 1, ndst >= 1.
+ * A dst may be equal to any src (same address); partial overlap is not allowed. Buffers need only
+ * the natural alignment of dtype. nsrc == 1 with a scale is "scale"; without is a copy. */
+void hora_kernel_reduce(const hora_reduce_t *how, void *const *dst, int ndst,
+                        const void *const *src, int nsrc, size_t count);
+
+/* dst[i] = (dst_dtype)(src[i] * scale), i < count; scale 1.0: none. Among the float types (float16,
+ * bfloat16, float32, float64) in any pair, or equal types. Rounds to nearest even, once.
+ * dst == src allowed when the element sizes are equal. */
+void hora_kernel_convert(void *dst, hora_dtype_t dst_dtype, const void *src, hora_dtype_t src_dtype,
+                         size_t count, double scale);
+
+/* memcpy, with streaming stores where `bytes` is so large that they win. No overlap. */
+void hora_kernel_copy(void *dst, const void *src, size_t bytes);
+
+/* Name of the instruction set in use: "portable", "avx2", "avx512", "neon". */
+const char *hora_kernel_isa(void);
+/* Forces one (tests, HORA_KERNELS); false if this machine or build lacks it. Not thread-safe
+ * against running kernels. NULL or "auto": the best. */
+bool hora_kernel_force_isa(const char *name);
+
+#endif
