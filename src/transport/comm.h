@@ -1,0 +1,32 @@
+/*
+ * A communicator as schedules and transports see it: members, channel, failure, shared pads.
+ * Made and freed in src/api; used by one thread at a time, except `failure`, which any thread may
+ * raise or check.
+ */
+#ifndef HORA_TRANSPORT_COMM_H
+#define HORA_TRANSPORT_COMM_H
+
+#include "transport/world.h"
+
+struct hora_exec;
+typedef struct hora_pads hora_pads_t; /* shm/pads.h */
+
+struct hora_comm {
+    hora_world_t      *world;
+    struct hora_comm  *next;         /* in world->comms */
+    int                rank, size;   /* mine; members */
+    int               *world_ranks;  /* [size] */
+    int                local_rank, local_size, cross_rank, cross_size;
+    uint32_t           channel;      /* equal on all members; unique among a rank's communicators */
+    uint64_t           seq;          /* collectives begun; equal on all members between calls */
+    double             timeout;      /* seconds */
+    hora_failure_t     failure;
+    hora_pads_t       *pads;         /* shared-memory flags and slots; NULL: members not all local */
+    struct hora_exec  *first, *last; /* operations in flight, in order (src/schedule) */
+};
+
+static inline hora_peer_t *hora_comm_peer(const hora_comm_t *comm, int rank) {
+    return &comm->world->peers[comm->world_ranks[rank]];
+}
+
+#endif

@@ -1,0 +1,63 @@
+/*
+ * Waiting that adapts: spin a little when there are cores to spare, then yield, then sleep until
+ * a bell rings; and on every slow turn look at the failure flag, at whether the awaited rank has
+ * left, and at the deadline. Used like this:
+ *
+ *     hora_waiter_t w;
+ *     hora_waiter_begin(&w, comm, timeout, "allreduce");
+ *     while (!condition) {
+ *         st = hora_waiter_turn(&w, rank_that_would_make_it_true);
+ *         if (st != HORA_OK) break;
+ *     }
+ *     hora_waiter_end(&w);
+ *
+ * The condition must be checked after every turn: a turn that is about to sleep first announces
+ * itself and returns, so that the check in between closes the race with the bell.
+ * A waiter belongs to one thread.
+ */
+#ifndef HORA_TRANSPORT_WAIT_H
+#define HORA_TRANSPORT_WAIT_H
+
+#include "transport/comm.h"
+
+typedef struct hora_waiter {
+    hora_comm_t *comm;
+    const char  *what;     /* operation and phase, for messages */
+    double       timeout;  /* seconds; 0: the communicator's */
+    int          turns;
+    bool         announced; /* counted in bell->waiting */
+    bool         polls;     /* sleeps in poll(eventfd, ...) rather than on the futex */
+    unsigned     bell;      /* value seen when announced */
+    uint64_t     start, last; /* ns; 0: not read yet */
+    bool         warned;      /* the stall warning was written */
+    bool         rechecked;   /* the awaited rank was seen gone once; the next time is an error */
+} hora_waiter_t;
+
+void hora_waiter_begin(hora_waiter_t *w, hora_comm_t *comm, double timeout, const char *what);
+/* awaited: rank in comm that this waits for, or -1 (several). Returns HORA_OK to go on, or the
+ * communicator's failure, HORA_ERR_PEER_FAILED when the awaited rank has left, HORA_ERR_TIMEOUT. */
+hora_status_t hora_waiter_slow_turn(hora_waiter_t *w, int awaited);
+void          hora_waiter_end(hora_waiter_t *w);
+
+static inline void hora_cpu_relax(void) {
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ __volatile__("yield");
+#endif
+}
+
+static inline hora_status_t hora_waiter_turn(hora_waiter_t *w, int awaited) {
+    if (__builtin_expect(++w->turns <= w->comm->world->spin_turns, 1)) {
+        hora_cpu_relax();
+        return HORA_OK;
+    }
+    return hora_waiter_slow_turn(w, awaited);
+}
+
+/* Cores that this process may use: affinity mask and cgroup quota; at least 1. */
+int hora_cpu_count(void);
+/* Sets world->spin_turns from the cores, the local ranks and HORA_SPIN_US. */
+void hora_wait_setup(hora_world_t *world);
+
+#endif

@@ -1,0 +1,90 @@
+/*
+ * The world: every rank of the job as this process sees it, the links to them, and how a waiting
+ * thread sleeps and is woken. One per hora_comm_create; communicators share it by reference.
+ *
+ * Threads. The bootstrap fills it on one thread; afterwards rank, size, peers (but for `gone`) and
+ * settings never change. `lock` guards all links and transports (see p2p.h). `comms_lock` guards
+ * the list of communicators. The watch thread raises failures and rings bells, nothing else.
+ */
+#ifndef HORA_TRANSPORT_WORLD_H
+#define HORA_TRANSPORT_WORLD_H
+
+#include "util/failure.h"
+#include "util/settings.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#define HORA_HOST_MAX       64
+#define HORA_TRANSPORTS_MAX 4
+#define HORA_CHANNEL_ALL    0u /* a failure of the whole job; channels of communicators begin at 1 */
+
+typedef struct hora_arena      hora_arena_t;
+typedef struct hora_link       hora_link_t;      /* transport.h */
+typedef struct hora_transport  hora_transport_t; /* transport.h */
+typedef struct hora_world      hora_world_t;
+
+/* What a rank waits on when it sleeps. Lives in the rank's arena (all local ranks map it), or in
+ * private memory where there is no arena. */
+typedef struct hora_bell {
+    _Alignas(128) atomic_uint value; /* futex word; grows with each ring that found a sleeper */
+    atomic_uint waiting; /* low 16 bits: threads asleep on the futex; high 16: in poll(eventfd) */
+} hora_bell_t;
+
+typedef struct hora_peer {
+    char         host[HORA_HOST_MAX];
+    pid_t        pid;
+    int          local;      /* index among the ranks of my host, in rank order; -1: elsewhere */
+    int          local_rank; /* its index on its own host */
+    int          cross_rank; /* index of its host, by first rank */
+    atomic_int   gone;       /* 1: it left in order (goodbye); nothing more will come from it */
+    hora_link_t *link;       /* what carries bytes to it; NULL for myself */
+    hora_bell_t *bell;       /* NULL unless it shares my arena group */
+    int          eventfd;    /* to wake it in poll; -1 unless bell */
+} hora_peer_t;
+
+struct hora_world {
+    int               rank, size;
+    int               local_rank, local_size, cross_rank, cross_size;
+    hora_peer_t      *peers; /* [size] */
+    hora_settings_t   settings;
+    pid_t             pid;    /* of the process that joined: fork guard */
+    hora_arena_t     *arena;  /* NULL: no shared memory */
+    hora_bell_t      *bell;   /* my own; never NULL */
+    int               eventfd;
+    int               spin_turns; /* turns of a waiter before it yields or sleeps (wait.c) */
+    hora_transport_t *transports[HORA_TRANSPORTS_MAX];
+    int               ntransports;
+    pthread_mutex_t   lock;       /* links and transports */
+    pthread_mutex_t   comms_lock;
+    struct hora_comm *comms;      /* linked by ->next; under comms_lock */
+    uint32_t          next_channel;
+    hora_failure_t    failure;    /* of the whole job */
+    void             *bootstrap;  /* the bootstrap's own */
+    /* Tells the other ranks of a failure that was found here; set by the bootstrap. Any thread. */
+    void (*announce)(hora_world_t *world, uint32_t channel, hora_status_t status, int rank,
+                     const char *text);
+};
+
+/* Raises a failure on the communicators of `channel` (HORA_CHANNEL_ALL: all, and for ever), wakes
+ * every sleeping thread of this process, logs the text once. Does not tell other ranks. Any thread. */
+void hora_world_raise(hora_world_t *world, uint32_t channel, hora_status_t status, int rank,
+                      const char *text);
+/* The same, and tells the other ranks, unless it had been raised before. */
+void hora_world_fail(hora_world_t *world, uint32_t channel, hora_status_t status, int rank,
+                     const char *text);
+/* Marks a rank as having left in order and wakes sleeping threads, who check whom they wait for. */
+void hora_world_set_gone(hora_world_t *world, int rank);
+
+/* Wakes threads that sleep on the bell. Call it after publishing (release) what they wait for. The
+ * fence orders that publication before the look at `waiting`. */
+void hora_bell_wake(hora_bell_t *bell, int eventfd);
+static inline void hora_bell_ring(hora_bell_t *bell, int eventfd) {
+    atomic_thread_fence(memory_order_seq_cst);
+    if (__builtin_expect(atomic_load_explicit(&bell->waiting, memory_order_relaxed) != 0, 0))
+        hora_bell_wake(bell, eventfd);
+}
+
+#endif
