@@ -39,13 +39,18 @@ void hora_waiter_begin(hora_waiter_t *w, hora_comm_t *comm, double timeout, cons
 hora_status_t hora_waiter_slow_turn(hora_waiter_t *w, int awaited);
 void          hora_waiter_end(hora_waiter_t *w);
 
-static inline void hora_cpu_relax(void) {
 #if defined(__x86_64__) || defined(__i386__)
+static inline void hora_cpu_relax(void) {
     __builtin_ia32_pause();
-#elif defined(__aarch64__)
-    __asm__ __volatile__("yield");
-#endif
 }
+#elif defined(__aarch64__)
+static inline void hora_cpu_relax(void) {
+    __asm__ __volatile__("yield");
+}
+#else
+static inline void hora_cpu_relax(void) {
+}
+#endif
 
 static inline hora_status_t hora_waiter_turn(hora_waiter_t *w, int awaited) {
     if (__builtin_expect(++w->turns <= w->comm->world->spin_turns, 1)) {

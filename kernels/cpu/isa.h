@@ -1,0 +1,61 @@
+/*
+ * What one instruction set offers: a table of inner loops. Private to kernels/cpu.
+ *
+ * loops.h is compiled once per instruction set and fills one table; reduce.c and convert.c drive
+ * the loops and know no instruction set. Every table gives the same bits.
+ */
+#ifndef HORA_KERNELS_CPU_ISA_H
+#define HORA_KERNELS_CPU_ISA_H
+
+#include <hora/hora.h>
+#include <stdbool.h>
+
+#define HORA_COMBINE_MAX 4 /* most inputs of one hora_combine_fn */
+
+/* out[i] = in[0][i] op .. op in[ways-1][i]; 2 <= ways <= HORA_COMBINE_MAX. out may equal any in.
+ * A NaN result is the one quiet NaN with sign and payload 0. */
+typedef void (*hora_combine_fn)(void *out, const void *const *in, int ways, size_t count);
+/* out[i] = in[i] * scale, in == out allowed. Floats: in their own precision, NaN as above. Integers:
+ * through double, truncated toward zero, saturated, NaN to 0. */
+typedef void (*hora_scale_fn)(void *out, const void *in, size_t count, double scale);
+/* out[i] = in[i] / divisor, in == out allowed; integers truncate toward zero. */
+typedef void (*hora_divide_fn)(void *out, const void *in, size_t count, uint32_t divisor);
+/* out[i] = (type)in[i]; no overlap. Rounds to nearest even. A NaN stays one, keeps its
+ * sign and as many of its upper payload bits as fit, and is made quiet (but not by bfloat16 to
+ * float32, which only appends zero bits). */
+typedef void (*hora_cast_fn)(void *out, const void *in, size_t count);
+
+typedef struct hora_isa {
+    const char *name;
+    /* NULL: no such operation; but the half types have SUM only, the others go through float32. */
+    hora_combine_fn combine[HORA_DTYPE_COUNT][HORA_OP_COUNT];
+    hora_scale_fn   scale[HORA_DTYPE_COUNT];  /* NULL: bool and the half types */
+    hora_divide_fn  divide[HORA_DTYPE_COUNT]; /* NULL: as scale */
+    hora_cast_fn    widen[HORA_DTYPE_COUNT];  /* half types to float32; NULL for the others */
+    hora_cast_fn    narrow[HORA_DTYPE_COUNT]; /* float32 to half types; NULL for the others */
+    hora_cast_fn    f32_to_f64;
+    hora_cast_fn    f64_to_f32;
+    /* To odd: inexact results get an odd last bit, so that a second rounding, to a half type, is
+     * correct. */
+    hora_cast_fn    f64_to_f32_odd;
+} hora_isa_t;
+
+extern const hora_isa_t hora_isa_portable;
+#if defined(__x86_64__)
+extern const hora_isa_t hora_isa_avx2;
+extern const hora_isa_t hora_isa_avx512;
+#elif defined(__aarch64__)
+extern const hora_isa_t hora_isa_neon;
+#endif
+
+/* The table in use; chosen on the first call. Any thread. */
+const hora_isa_t *hora_isa_current(void);
+
+/* Bytes of one element. hora_dtype_size lives in libhora, which these files do not need. */
+static inline size_t hora_element_size(hora_dtype_t dtype)
+{
+    static const unsigned char sizes[HORA_DTYPE_COUNT] = {1, 1, 2, 4, 8, 1, 2, 4, 8, 2, 2, 4, 8};
+    return sizes[dtype];
+}
+
+#endif

@@ -1,0 +1,385 @@
+/*
+ * The inner loops, written once and compiled once per instruction set; any thread.
+ *
+ * The including file defines, for the sums of half types, how to move LANES of them at a time:
+ *     lanes_t                       LANES float32 values; + works on it
+ *     lanes_load_{f16,bf16}(p)      widen LANES elements
+ *     lanes_store_{f16,bf16}(p, v)  round LANES elements
+ *     lanes_canonical(v)            v with each NaN replaced by the canonical one
+ *     one_{load,store}_{f16,bf16}   the same for a single element, for the tail
+ * and LOOPS_NAME, LOOPS_TABLE: name and symbol of the table at the end. All else is plain loops
+ * that the compiler vectorises for the flags of that file.
+ *
+ * An output may be one of the inputs. Iteration i touches only elements i, so there is no
+ * dependency from one iteration to another, which VECTORISE states; restrict would be untrue.
+ */
+#include "half.h"
+#include "isa.h"
+
+#if defined(__clang__)
+#define VECTORISE _Pragma("clang loop vectorize(assume_safety)")
+#else
+#define VECTORISE _Pragma("GCC ivdep")
+#endif
+
+/* ---- One element ----------------------------------------------------------------------------- */
+
+/* Which NaN comes out of an addition depends on how the compiler ordered the operands, and its
+ * sign on the machine. So every computed NaN is replaced by one. */
+static inline float canonical_f32(float x)
+{
+    return x == x ? x : hora_f32_from_bits(0x7fc00000u);
+}
+
+static inline double canonical_f64(double x)
+{
+    return x == x ? x : hora_f64_from_bits(0x7ff8000000000000u);
+}
+
+#define IDENTITY(x) (x)
+
+/* The smaller integers are promoted to int, which a product of uint16_t would overflow. */
+#define DEFINE_WRAPPING(T, S)                                                                     \
+    static inline T sum_##S(T a, T b) { return (T)(0u + a + b); }                  \
+    static inline T product_##S(T a, T b) { return (T)(1u * a * b); }              \
+    static inline T band_##S(T a, T b) { return (T)(a & b); }                                     \
+    static inline T bor_##S(T a, T b) { return (T)(a | b); }                                      \
+    static inline T bxor_##S(T a, T b) { return (T)(a ^ b); }
+DEFINE_WRAPPING(uint8_t, u8)
+DEFINE_WRAPPING(uint16_t, u16)
+DEFINE_WRAPPING(uint32_t, u32)
+DEFINE_WRAPPING(uint64_t, u64)
+
+#define DEFINE_ORDER(T, S)                                                                        \
+    static inline T min_##S(T a, T b) { return a < b ? a : b; }                                   \
+    static inline T max_##S(T a, T b) { return a > b ? a : b; }
+DEFINE_ORDER(int8_t, i8)
+DEFINE_ORDER(int16_t, i16)
+DEFINE_ORDER(int32_t, i32)
+DEFINE_ORDER(int64_t, i64)
+DEFINE_ORDER(uint8_t, u8)
+DEFINE_ORDER(uint16_t, u16)
+DEFINE_ORDER(uint32_t, u32)
+DEFINE_ORDER(uint64_t, u64)
+
+/* -0 is below +0: equal values differ at most in the sign bit, which "or" sets and "and" clears.
+ * The first comparison is false if either is NaN and then keeps b; the last line looks after a. */
+#define DEFINE_FLOAT(T, S)                                                                        \
+    static inline T sum_##S(T a, T b) { return a + b; }                                           \
+    static inline T product_##S(T a, T b) { return a * b; }                                       \
+    static inline T min_##S(T a, T b)                                                             \
+    {                                                                                             \
+        T both = hora_##S##_from_bits(hora_##S##_bits(a) | hora_##S##_bits(b));                   \
+        T less = a < b ? a : b;                                                                   \
+        less = a == b ? both : less;                                                              \
+        return a == a ? less : a;                                                                 \
+    }                                                                                             \
+    static inline T max_##S(T a, T b)                                                             \
+    {                                                                                             \
+        T both = hora_##S##_from_bits(hora_##S##_bits(a) & hora_##S##_bits(b));                   \
+        T more = a > b ? a : b;                                                                   \
+        more = a == b ? both : more;                                                              \
+        return a == a ? more : a;                                                                 \
+    }
+DEFINE_FLOAT(float, f32)
+DEFINE_FLOAT(double, f64)
+
+static inline uint8_t or_bool(uint8_t a, uint8_t b) { return (a | b) != 0; }
+static inline uint8_t and_bool(uint8_t a, uint8_t b) { return (a != 0) & (b != 0); }
+static inline uint8_t xor_bool(uint8_t a, uint8_t b) { return (a != 0) ^ (b != 0); }
+
+/* ---- Combine --------------------------------------------------------------------------------- */
+
+#define DEFINE_COMBINE(OP, S, T, FINAL)                                                           \
+    static void combine_##OP##_##S(void *out, const void *const *in, int ways, size_t count)      \
+    {                                                                                             \
+        T       *o = out;                                                                         \
+        const T *a = in[0];                                                                       \
+        const T *b = in[1];                                                                       \
+        const T *c = in[ways - 2];                                                                \
+        const T *d = in[ways - 1];                                                                \
+        if (ways == 2) {                                                                          \
+            VECTORISE                                                                             \
+            for (size_t i = 0; i < count; i++) {                                                  \
+                o[i] = FINAL(OP##_##S(a[i], b[i]));                                               \
+            }                                                                                     \
+        } else if (ways == 3) {                                                                   \
+            VECTORISE                                                                             \
+            for (size_t i = 0; i < count; i++) {                                                  \
+                o[i] = FINAL(OP##_##S(OP##_##S(a[i], b[i]), d[i]));                               \
+            }                                                                                     \
+        } else {                                                                                  \
+            VECTORISE                                                                             \
+            for (size_t i = 0; i < count; i++) {                                                  \
+                o[i] = FINAL(OP##_##S(OP##_##S(OP##_##S(a[i], b[i]), c[i]), d[i]));               \
+            }                                                                                     \
+        }                                                                                         \
+    }
+
+#define DEFINE_COMBINE_WRAPPING(S, T)                                                             \
+    DEFINE_COMBINE(sum, S, T, IDENTITY)                                                           \
+    DEFINE_COMBINE(product, S, T, IDENTITY)                                                       \
+    DEFINE_COMBINE(band, S, T, IDENTITY)                                                          \
+    DEFINE_COMBINE(bor, S, T, IDENTITY)                                                           \
+    DEFINE_COMBINE(bxor, S, T, IDENTITY)
+DEFINE_COMBINE_WRAPPING(u8, uint8_t)
+DEFINE_COMBINE_WRAPPING(u16, uint16_t)
+DEFINE_COMBINE_WRAPPING(u32, uint32_t)
+DEFINE_COMBINE_WRAPPING(u64, uint64_t)
+
+#define DEFINE_COMBINE_ORDER(S, T, FINAL)                                                         \
+    DEFINE_COMBINE(min, S, T, FINAL)                                                              \
+    DEFINE_COMBINE(max, S, T, FINAL)
+DEFINE_COMBINE_ORDER(i8, int8_t, IDENTITY)
+DEFINE_COMBINE_ORDER(i16, int16_t, IDENTITY)
+DEFINE_COMBINE_ORDER(i32, int32_t, IDENTITY)
+DEFINE_COMBINE_ORDER(i64, int64_t, IDENTITY)
+DEFINE_COMBINE_ORDER(u8, uint8_t, IDENTITY)
+DEFINE_COMBINE_ORDER(u16, uint16_t, IDENTITY)
+DEFINE_COMBINE_ORDER(u32, uint32_t, IDENTITY)
+DEFINE_COMBINE_ORDER(u64, uint64_t, IDENTITY)
+DEFINE_COMBINE_ORDER(f32, float, canonical_f32)
+DEFINE_COMBINE_ORDER(f64, double, canonical_f64)
+
+DEFINE_COMBINE(sum, f32, float, canonical_f32)
+DEFINE_COMBINE(sum, f64, double, canonical_f64)
+DEFINE_COMBINE(product, f32, float, canonical_f32)
+DEFINE_COMBINE(product, f64, double, canonical_f64)
+
+DEFINE_COMBINE(or, bool, uint8_t, IDENTITY)
+DEFINE_COMBINE(and, bool, uint8_t, IDENTITY)
+DEFINE_COMBINE(xor, bool, uint8_t, IDENTITY)
+
+/* Sums of half types: widen, add and round in registers. */
+#define DEFINE_COMBINE_HALF(S, WAYS)                                                              \
+    static void combine_sum_##S##_##WAYS(uint16_t *o, const void *const *in, size_t count)        \
+    {                                                                                             \
+        const uint16_t *a = in[0];                                                                \
+        const uint16_t *b = in[1];                                                                \
+        const uint16_t *c = in[WAYS - 2];                                                         \
+        const uint16_t *d = in[WAYS - 1];                                                         \
+        size_t          i = 0;                                                                    \
+        size_t          whole = count - count % LANES;                                            \
+        VECTORISE                                                                                 \
+        for (i = 0; i < whole; i += LANES) {                                                      \
+            lanes_t sum = lanes_load_##S(a + i) + lanes_load_##S(b + i);                          \
+            sum = WAYS > 3 ? sum + lanes_load_##S(c + i) : sum;                                   \
+            sum = WAYS > 2 ? sum + lanes_load_##S(d + i) : sum;                                   \
+            lanes_store_##S(o + i, lanes_canonical(sum));                                         \
+        }                                                                                         \
+        for (i = whole; i < count; i++) {                                                         \
+            float sum = one_load_##S(a + i) + one_load_##S(b + i);                                \
+            sum = WAYS > 3 ? sum + one_load_##S(c + i) : sum;                                     \
+            sum = WAYS > 2 ? sum + one_load_##S(d + i) : sum;                                     \
+            one_store_##S(o + i, canonical_f32(sum));                                             \
+        }                                                                                         \
+    }
+
+#define DEFINE_HALF(S)                                                                            \
+    DEFINE_COMBINE_HALF(S, 2)                                                                     \
+    DEFINE_COMBINE_HALF(S, 3)                                                                     \
+    DEFINE_COMBINE_HALF(S, 4)                                                                     \
+    static void combine_sum_##S(void *out, const void *const *in, int ways, size_t count)         \
+    {                                                                                             \
+        if (ways == 2) {                                                                          \
+            combine_sum_##S##_2(out, in, count);                                                  \
+        } else if (ways == 3) {                                                                   \
+            combine_sum_##S##_3(out, in, count);                                                  \
+        } else {                                                                                  \
+            combine_sum_##S##_4(out, in, count);                                                  \
+        }                                                                                         \
+    }                                                                                             \
+    static void widen_##S(void *out, const void *in, size_t count)                                \
+    {                                                                                             \
+        float          *o = out;                                                                  \
+        const uint16_t *a = in;                                                                   \
+        size_t          whole = count - count % LANES;                                            \
+        VECTORISE                                                                                 \
+        for (size_t i = 0; i < whole; i += LANES) {                                               \
+            lanes_t wide = lanes_load_##S(a + i);                                                 \
+            memcpy(o + i, &wide, sizeof(wide));                                                   \
+        }                                                                                         \
+        for (size_t i = whole; i < count; i++) {                                                  \
+            o[i] = one_load_##S(a + i);                                                           \
+        }                                                                                         \
+    }                                                                                             \
+    static void narrow_##S(void *out, const void *in, size_t count)                               \
+    {                                                                                             \
+        uint16_t    *o = out;                                                                     \
+        const float *a = in;                                                                      \
+        size_t       whole = count - count % LANES;                                               \
+        VECTORISE                                                                                 \
+        for (size_t i = 0; i < whole; i += LANES) {                                               \
+            lanes_t wide;                                                                         \
+            memcpy(&wide, a + i, sizeof(wide));                                                   \
+            lanes_store_##S(o + i, wide);                                                         \
+        }                                                                                         \
+        for (size_t i = whole; i < count; i++) {                                                  \
+            one_store_##S(o + i, a[i]);                                                           \
+        }                                                                                         \
+    }
+DEFINE_HALF(f16)
+DEFINE_HALF(bf16)
+
+/* ---- Scale and divide ------------------------------------------------------------------------ */
+
+/* Up to 32 bits the limits are exact in double. */
+#define DEFINE_SATURATE(S, T, LOW, HIGH)                                                          \
+    static inline T saturate_##S(double x)                                                        \
+    {                                                                                             \
+        x = x == x ? x : 0.0;                                                                     \
+        x = x < (double)(LOW) ? (double)(LOW) : x;                                                \
+        x = x > (double)(HIGH) ? (double)(HIGH) : x;                                              \
+        return (T)x;                                                                              \
+    }
+DEFINE_SATURATE(i8, int8_t, INT8_MIN, INT8_MAX)
+DEFINE_SATURATE(i16, int16_t, INT16_MIN, INT16_MAX)
+DEFINE_SATURATE(i32, int32_t, INT32_MIN, INT32_MAX)
+DEFINE_SATURATE(u8, uint8_t, 0, UINT8_MAX)
+DEFINE_SATURATE(u16, uint16_t, 0, UINT16_MAX)
+DEFINE_SATURATE(u32, uint32_t, 0, UINT32_MAX)
+
+static inline int64_t saturate_i64(double x)
+{
+    int64_t inside = (int64_t)(x >= -0x1p63 && x < 0x1p63 ? x : 0.0);
+    int64_t above = x >= 0x1p63 ? INT64_MAX : inside;
+    return x < -0x1p63 ? INT64_MIN : above;
+}
+
+static inline uint64_t saturate_u64(double x)
+{
+    uint64_t inside = (uint64_t)(x >= 0.0 && x < 0x1p64 ? x : 0.0);
+    return x >= 0x1p64 ? UINT64_MAX : inside;
+}
+
+#define DEFINE_SCALE_INTEGER(S, T)                                                                \
+    static void scale_##S(void *out, const void *in, size_t count, double scale)                  \
+    {                                                                                             \
+        T       *o = out;                                                                         \
+        const T *a = in;                                                                          \
+        VECTORISE                                                                                 \
+        for (size_t i = 0; i < count; i++) {                                                      \
+            o[i] = saturate_##S((double)a[i] * scale);                                            \
+        }                                                                                         \
+    }
+
+/* W: double where it holds the type. Its quotient is then exact enough: n/d differs from the next
+ * integer by at least 1/d, which is more than half a unit in the last place. */
+#define DEFINE_DIVIDE_INTEGER(S, T, W)                                                            \
+    static void divide_##S(void *out, const void *in, size_t count, uint32_t divisor)             \
+    {                                                                                             \
+        T       *o = out;                                                                         \
+        const T *a = in;                                                                          \
+        VECTORISE                                                                                 \
+        for (size_t i = 0; i < count; i++) {                                                      \
+            o[i] = (T)((W)a[i] / (W)divisor);                                                     \
+        }                                                                                         \
+    }
+
+#define DEFINE_FINISH_INTEGER(S, T, W)                                                            \
+    DEFINE_SCALE_INTEGER(S, T)                                                                    \
+    DEFINE_DIVIDE_INTEGER(S, T, W)
+DEFINE_FINISH_INTEGER(i8, int8_t, double)
+DEFINE_FINISH_INTEGER(i16, int16_t, double)
+DEFINE_FINISH_INTEGER(i32, int32_t, double)
+DEFINE_FINISH_INTEGER(i64, int64_t, int64_t)
+DEFINE_FINISH_INTEGER(u8, uint8_t, double)
+DEFINE_FINISH_INTEGER(u16, uint16_t, double)
+DEFINE_FINISH_INTEGER(u32, uint32_t, double)
+DEFINE_FINISH_INTEGER(u64, uint64_t, uint64_t)
+
+#define DEFINE_FINISH_FLOAT(S, T)                                                                 \
+    static void scale_##S(void *out, const void *in, size_t count, double scale)                  \
+    {                                                                                             \
+        T       *o = out;                                                                         \
+        const T *a = in;                                                                          \
+        const T  factor = (T)scale;                                                               \
+        VECTORISE                                                                                 \
+        for (size_t i = 0; i < count; i++) {                                                      \
+            o[i] = canonical_##S(a[i] * factor);                                                  \
+        }                                                                                         \
+    }                                                                                             \
+    static void divide_##S(void *out, const void *in, size_t count, uint32_t divisor)             \
+    {                                                                                             \
+        T       *o = out;                                                                         \
+        const T *a = in;                                                                          \
+        const T  by = (T)divisor;                                                           \
+        VECTORISE                                                                                 \
+        for (size_t i = 0; i < count; i++) {                                                      \
+            o[i] = canonical_##S(a[i] / by);                                                \
+        }                                                                                         \
+    }
+DEFINE_FINISH_FLOAT(f32, float)
+DEFINE_FINISH_FLOAT(f64, double)
+
+/* ---- Casts ----------------------------------------------------------------------------------- */
+
+#define DEFINE_CAST(NAME, TO, FROM, EXPRESSION)                                                   \
+    static void cast_##NAME(void *out, const void *in, size_t count)                              \
+    {                                                                                             \
+        TO         *o = out;                                                                      \
+        const FROM *a = in;                                                                       \
+        VECTORISE                                                                                 \
+        for (size_t i = 0; i < count; i++) {                                                      \
+            o[i] = EXPRESSION(a[i]);                                                              \
+        }                                                                                         \
+    }
+DEFINE_CAST(f32_to_f64, double, float, (double))
+DEFINE_CAST(f64_to_f32, float, double, (float))
+DEFINE_CAST(f64_to_f32_odd, float, double, hora_f32_from_f64_odd)
+
+/* ---- Table ----------------------------------------------------------------------------------- */
+
+#define INTEGER_ROW(S, U)                                                                         \
+    {                                                                                             \
+        [HORA_SUM] = combine_sum_##U, [HORA_PRODUCT] = combine_product_##U,                       \
+        [HORA_MIN] = combine_min_##S, [HORA_MAX] = combine_max_##S,                               \
+        [HORA_BAND] = combine_band_##U, [HORA_BOR] = combine_bor_##U,                             \
+        [HORA_BXOR] = combine_bxor_##U                                                            \
+    }
+#define FLOAT_ROW(S)                                                                              \
+    {                                                                                             \
+        [HORA_SUM] = combine_sum_##S, [HORA_PRODUCT] = combine_product_##S,                       \
+        [HORA_MIN] = combine_min_##S, [HORA_MAX] = combine_max_##S                                \
+    }
+#define BOOL_ROW                                                                                  \
+    {                                                                                             \
+        [HORA_SUM] = combine_or_bool, [HORA_PRODUCT] = combine_and_bool,                          \
+        [HORA_MIN] = combine_and_bool, [HORA_MAX] = combine_or_bool,                              \
+        [HORA_BAND] = combine_and_bool, [HORA_BOR] = combine_or_bool,                             \
+        [HORA_BXOR] = combine_xor_bool                                                            \
+    }
+/* One function for each type that counts. */
+#define FINISH_ROW(WHAT)                                                                          \
+    {                                                                                             \
+        [HORA_INT8] = WHAT##_i8, [HORA_INT16] = WHAT##_i16, [HORA_INT32] = WHAT##_i32,            \
+        [HORA_INT64] = WHAT##_i64, [HORA_UINT8] = WHAT##_u8, [HORA_UINT16] = WHAT##_u16,          \
+        [HORA_UINT32] = WHAT##_u32, [HORA_UINT64] = WHAT##_u64, [HORA_FLOAT32] = WHAT##_f32,      \
+        [HORA_FLOAT64] = WHAT##_f64                                                               \
+    }
+
+const hora_isa_t LOOPS_TABLE = {
+    .name = LOOPS_NAME,
+    .combine = {
+        [HORA_BOOL] = BOOL_ROW,
+        [HORA_INT8] = INTEGER_ROW(i8, u8),
+        [HORA_INT16] = INTEGER_ROW(i16, u16),
+        [HORA_INT32] = INTEGER_ROW(i32, u32),
+        [HORA_INT64] = INTEGER_ROW(i64, u64),
+        [HORA_UINT8] = INTEGER_ROW(u8, u8),
+        [HORA_UINT16] = INTEGER_ROW(u16, u16),
+        [HORA_UINT32] = INTEGER_ROW(u32, u32),
+        [HORA_UINT64] = INTEGER_ROW(u64, u64),
+        [HORA_FLOAT16] = {[HORA_SUM] = combine_sum_f16},
+        [HORA_BFLOAT16] = {[HORA_SUM] = combine_sum_bf16},
+        [HORA_FLOAT32] = FLOAT_ROW(f32),
+        [HORA_FLOAT64] = FLOAT_ROW(f64),
+    },
+    .scale = FINISH_ROW(scale),
+    .divide = FINISH_ROW(divide),
+    .widen = {[HORA_FLOAT16] = widen_f16, [HORA_BFLOAT16] = widen_bf16},
+    .narrow = {[HORA_FLOAT16] = narrow_f16, [HORA_BFLOAT16] = narrow_bf16},
+    .f32_to_f64 = cast_f32_to_f64,
+    .f64_to_f32 = cast_f64_to_f32,
+    .f64_to_f32_odd = cast_f64_to_f32_odd,
+};

@@ -1,0 +1,148 @@
+/*
+ * Plans: what one rank does for one collective, as a straight-line program of steps. Algorithms
+ * (ring.c, doubling.c, halving.c, direct.c, tree.c, arena.c, ...) only emit steps; run.c executes
+ * them over links or the arena, and the unit tests execute them for 64 ranks in one process.
+ *
+ * Steps run in program order. SEND and RECV only start a transfer, numbered by `xfer`; WAIT waits
+ * for one; what is still in flight at the end is waited for. So pipelining is a matter of the
+ * order in which steps are emitted: post the next receive before waiting for the last.
+ * SIGNAL and AWAIT order accesses to memory that other ranks see (the arena): SIGNAL k publishes
+ * that everything up to here is done, AWAIT k waits until every member has reached its SIGNAL k.
+ */
+#ifndef HORA_SCHEDULE_PLAN_H
+#define HORA_SCHEDULE_PLAN_H
+
+#include "util/status.h"
+
+#include <stdint.h>
+
+typedef enum hora_coll_kind {
+    HORA_COLL_ALLREDUCE = 1,
+    HORA_COLL_REDUCE,
+    HORA_COLL_REDUCE_SCATTER, /* v form; counts[] is always set */
+    HORA_COLL_ALLGATHER,      /* v form; counts[] is always set */
+    HORA_COLL_BROADCAST,
+    HORA_COLL_ALLTOALL,       /* v form; counts[] and other_counts[] are always set */
+    HORA_COLL_GATHER,
+    HORA_COLL_SCATTER,
+    HORA_COLL_BARRIER,
+    HORA_COLL_KIND_COUNT
+} hora_coll_kind_t;
+
+/* One collective as asked for. Offsets and counts are in elements. Immutable once started. */
+typedef struct hora_coll {
+    hora_coll_kind_t kind;
+    hora_dtype_t     dtype;
+    hora_op_t        op;
+    int              rank, size, root;
+    size_t           count;   /* per rank and block; allreduce, reduce, broadcast: the vector */
+    const void      *in;
+    void            *out;     /* may equal in (see hora.h for what in place means to each kind) */
+    const size_t    *counts;  /* reduce_scatter, allgather: block sizes. alltoall: send counts */
+    const size_t    *displs;  /* offsets of these blocks; always set when counts is */
+    const size_t    *other_counts, *other_displs; /* alltoall: receive side */
+    double           prescale, postscale, timeout;
+    const char      *name;    /* for messages; may be NULL */
+} hora_coll_t;
+
+typedef enum hora_buf {
+    HORA_BUF_IN = 0,  /* coll->in, read only */
+    HORA_BUF_OUT = 1, /* coll->out */
+    HORA_BUF_TMP = 2, /* private, plan->tmp elements */
+    HORA_BUF_SLOT = 3 /* mine in the arena, visible to the others, plan->slot elements */
+} hora_buf_t;
+
+/* A place: elements from `off` in buffer `buf` of member `rank` (-1: myself; else arena only). */
+typedef struct hora_ref {
+    int32_t rank;
+    int32_t buf;
+    size_t  off;
+} hora_ref_t;
+
+typedef enum hora_step_kind {
+    HORA_STEP_SEND,   /* src -> peer, transfer number xfer */
+    HORA_STEP_RECV,   /* peer -> dst, transfer number xfer */
+    HORA_STEP_WAIT,   /* until transfer xfer is done */
+    HORA_STEP_COPY,   /* src -> dst */
+    HORA_STEP_REDUCE, /* refs[first .. first+nsrc) in order -> refs[first+nsrc .. +ndst) */
+    HORA_STEP_SIGNAL, /* publish phase xfer (1, 2, ...) */
+    HORA_STEP_AWAIT   /* wait until every member has signalled phase xfer */
+} hora_step_kind_t;
+
+typedef struct hora_step {
+    uint8_t    kind;
+    bool       finish;    /* REDUCE, COPY: apply divisor and postscale here (last touch) */
+    bool       begin;     /* REDUCE, COPY: apply prescale to the sources here (first touch) */
+    int16_t    nsrc, ndst;
+    int32_t    peer;
+    uint32_t   xfer;
+    uint32_t   first;     /* REDUCE: index into plan->refs */
+    hora_ref_t src, dst;
+    size_t     count;     /* elements; for SEND and RECV may be 0: no message at all */
+} hora_step_t;
+
+typedef struct hora_plan {
+    hora_step_t *steps;
+    size_t       nsteps, steps_room;
+    hora_ref_t  *refs;
+    size_t       nrefs, refs_room;
+    uint32_t     nxfers;
+    size_t       tmp;     /* elements of HORA_BUF_TMP */
+    size_t       slot;    /* elements of HORA_BUF_SLOT */
+    hora_status_t status; /* HORA_ERR_NO_MEMORY once an emit failed; checked once, at the end */
+} hora_plan_t;
+
+/* What a planner may use beside the collective itself. */
+typedef struct hora_plan_hint {
+    size_t elem_size; /* bytes of an element on the wire */
+    size_t chunk;     /* elements per pipelined chunk, >= 1 */
+    bool   shared_in_out; /* every member's in and out lie in the arena (push is possible) */
+} hora_plan_hint_t;
+
+typedef struct hora_algo {
+    size_t      size; /* sizeof(*this) */
+    const char *name; /* HORA_ALGO value */
+    uint32_t    colls;      /* bit 1 << hora_coll_kind_t for each that it can do */
+    bool        rank_order; /* sums in rank order: bits do not depend on size, chunk or transport */
+    bool        needs_arena;
+    bool      (*applies)(const hora_coll_t *coll); /* beyond colls; never NULL */
+    /* Seconds by the model: a per message, b per byte, g per byte reduced. */
+    double    (*cost)(const hora_coll_t *coll, size_t elem_size, double a, double b, double g);
+    void      (*plan)(const hora_coll_t *coll, const hora_plan_hint_t *hint, hora_plan_t *plan);
+} hora_algo_t;
+
+/* All algorithms, ending with NULL. */
+extern const hora_algo_t *const hora_algo_list[];
+
+/* Emitters (plan.c). They never fail; see plan->status. */
+void     hora_plan_init(hora_plan_t *plan);
+void     hora_plan_destroy(hora_plan_t *plan);
+void     hora_plan_reset(hora_plan_t *plan); /* empty again, keeps its memory */
+uint32_t hora_plan_send(hora_plan_t *plan, int peer, hora_buf_t buf, size_t off, size_t count);
+uint32_t hora_plan_recv(hora_plan_t *plan, int peer, hora_buf_t buf, size_t off, size_t count);
+void     hora_plan_wait(hora_plan_t *plan, uint32_t xfer);
+void     hora_plan_copy(hora_plan_t *plan, hora_ref_t src, hora_ref_t dst, size_t count);
+/* Returns the step, for begin and finish; valid until the next emit. NULL if out of memory. */
+hora_step_t *hora_plan_reduce(hora_plan_t *plan, const hora_ref_t *src, int nsrc,
+                              const hora_ref_t *dst, int ndst, size_t count);
+void     hora_plan_signal(hora_plan_t *plan, uint32_t phase);
+void     hora_plan_await(hora_plan_t *plan, uint32_t phase);
+
+static inline hora_ref_t hora_own(hora_buf_t buf, size_t off) {
+    return (hora_ref_t){-1, (int32_t)buf, off};
+}
+static inline hora_ref_t hora_of(int rank, hora_buf_t buf, size_t off) {
+    return (hora_ref_t){rank, (int32_t)buf, off};
+}
+
+/* First element and length of part `i` when `count` elements are cut into `parts` nearly equal
+ * pieces (the first ones take the remainder). */
+static inline size_t hora_part_begin(size_t count, int parts, int i) {
+    size_t base = count / (size_t)parts, extra = count % (size_t)parts, k = (size_t)i;
+    return base * k + (k < extra ? k : extra);
+}
+static inline size_t hora_part_count(size_t count, int parts, int i) {
+    return count / (size_t)parts + ((size_t)i < count % (size_t)parts);
+}
+
+#endif

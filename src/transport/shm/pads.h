@@ -1,0 +1,66 @@
+/*
+ * Pads: what the members of one communicator, all on one host, share in their arenas: a line of
+ * flags each, that only its owner writes, and slots, that all members read and write.
+ *
+ * Phases. Each member's line holds one counter that only grows. A collective uses phases base+1 ..
+ * base+n, where base is equal on all members; afterwards base += n. With each phase go a
+ * signature and two offsets, kept for the last HORA_PADS_DEPTH phases; a member is never more
+ * than HORA_PADS_DEPTH - 2 phases ahead of the slowest one, because every plan awaits its phases.
+ *
+ * Slots. Collective number k (pads->calls) uses slot half k % 2. It is free again: to begin k + 2 a
+ * member has awaited a phase of k + 1 from all, and they began k + 1 after they had finished k.
+ */
+#ifndef HORA_TRANSPORT_SHM_PADS_H
+#define HORA_TRANSPORT_SHM_PADS_H
+
+#include "transport/comm.h"
+
+#define HORA_PADS_DEPTH  8
+#define HORA_PADS_NONE   UINT64_MAX /* offset: the buffer is private */
+#define HORA_PADS_INLINE 96         /* bytes of payload beside a phase (tiny messages) */
+
+typedef struct hora_pads_note {
+    uint64_t in, out; /* offsets of the member's buffers in its arena, or HORA_PADS_NONE */
+    uint32_t sig;     /* what collective this is */
+    uint32_t pad;
+} hora_pads_note_t;
+
+typedef struct hora_pads_line {
+    _Alignas(128) _Atomic uint64_t phase;
+    uint64_t pad[7];
+    _Alignas(64) hora_pads_note_t notes[HORA_PADS_DEPTH];
+} hora_pads_line_t;
+
+struct hora_pads {
+    hora_comm_t       *comm;
+    uint64_t           base;       /* phases used up so far */
+    uint64_t           calls;      /* collectives so far */
+    size_t             slot_bytes; /* of one half */
+    hora_pads_line_t **lines;      /* [size], of each member, mapped here */
+    uint8_t          **slots;      /* [size], of each member: two halves */
+    int               *locals;     /* [size], index in the arena group */
+    void              *own;        /* my block in my arena's heap */
+};
+
+/* Makes the pads of a communicator whose members all share the arena. Collective over comm: the
+ * members exchange where their blocks lie with hora_p2p. */
+hora_status_t hora_pads_create(hora_comm_t *comm);
+void          hora_pads_destroy(hora_pads_t *pads); /* NULL is allowed */
+
+/* Publishes that I have reached `phase` (base + k), with a note, and wakes sleeping members. */
+void hora_pads_signal(hora_pads_t *pads, uint64_t phase, const hora_pads_note_t *note);
+/* Has `rank` reached `phase`? Acquire: what it wrote before is visible if so. */
+static inline bool hora_pads_reached(const hora_pads_t *pads, int rank, uint64_t phase) {
+    return atomic_load_explicit(&pads->lines[rank]->phase, memory_order_acquire) >= phase;
+}
+/* The note of a phase that `rank` has reached. */
+static inline const hora_pads_note_t *hora_pads_note(const hora_pads_t *pads, int rank,
+                                                     uint64_t phase) {
+    return &pads->lines[rank]->notes[phase % HORA_PADS_DEPTH];
+}
+/* The half-slot of `rank` for the current call. */
+static inline uint8_t *hora_pads_slot(const hora_pads_t *pads, int rank) {
+    return pads->slots[rank] + (pads->calls & 1) * pads->slot_bytes;
+}
+
+#endif
