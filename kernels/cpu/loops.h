@@ -21,6 +21,11 @@
 #else
 #define VECTORISE _Pragma("GCC ivdep")
 #endif
+#if LANES == 1
+#define VECTORISE_LANES VECTORISE
+#else
+#define VECTORISE_LANES /* they are vectors already */
+#endif
 
 /* ---- One element ----------------------------------------------------------------------------- */
 
@@ -40,8 +45,8 @@ static inline double canonical_f64(double x)
 
 /* The smaller integers are promoted to int, which a product of uint16_t would overflow. */
 #define DEFINE_WRAPPING(T, S)                                                                     \
-    static inline T sum_##S(T a, T b) { return (T)(0u + a + b); }                  \
-    static inline T product_##S(T a, T b) { return (T)(1u * a * b); }              \
+    static inline T sum_##S(T a, T b) { return (T)(0u + a + b); }                                 \
+    static inline T product_##S(T a, T b) { return (T)(1u * a * b); }                             \
     static inline T band_##S(T a, T b) { return (T)(a & b); }                                     \
     static inline T bor_##S(T a, T b) { return (T)(a | b); }                                      \
     static inline T bxor_##S(T a, T b) { return (T)(a ^ b); }
@@ -160,17 +165,25 @@ DEFINE_COMBINE(xor, bool, uint8_t, IDENTITY)
         const uint16_t *d = in[WAYS - 1];                                                         \
         size_t          i = 0;                                                                    \
         size_t          whole = count - count % LANES;                                            \
-        VECTORISE                                                                                 \
+        VECTORISE_LANES                                                                           \
         for (i = 0; i < whole; i += LANES) {                                                      \
             lanes_t sum = lanes_load_##S(a + i) + lanes_load_##S(b + i);                          \
-            sum = WAYS > 3 ? sum + lanes_load_##S(c + i) : sum;                                   \
-            sum = WAYS > 2 ? sum + lanes_load_##S(d + i) : sum;                                   \
+            if (WAYS > 3) {                                                                       \
+                sum = sum + lanes_load_##S(c + i);                                                \
+            }                                                                                     \
+            if (WAYS > 2) {                                                                       \
+                sum = sum + lanes_load_##S(d + i);                                                \
+            }                                                                                     \
             lanes_store_##S(o + i, lanes_canonical(sum));                                         \
         }                                                                                         \
         for (i = whole; i < count; i++) {                                                         \
             float sum = one_load_##S(a + i) + one_load_##S(b + i);                                \
-            sum = WAYS > 3 ? sum + one_load_##S(c + i) : sum;                                     \
-            sum = WAYS > 2 ? sum + one_load_##S(d + i) : sum;                                     \
+            if (WAYS > 3) {                                                                       \
+                sum = sum + one_load_##S(c + i);                                                  \
+            }                                                                                     \
+            if (WAYS > 2) {                                                                       \
+                sum = sum + one_load_##S(d + i);                                                  \
+            }                                                                                     \
             one_store_##S(o + i, canonical_f32(sum));                                             \
         }                                                                                         \
     }
@@ -194,7 +207,7 @@ DEFINE_COMBINE(xor, bool, uint8_t, IDENTITY)
         float          *o = out;                                                                  \
         const uint16_t *a = in;                                                                   \
         size_t          whole = count - count % LANES;                                            \
-        VECTORISE                                                                                 \
+        VECTORISE_LANES                                                                           \
         for (size_t i = 0; i < whole; i += LANES) {                                               \
             lanes_t wide = lanes_load_##S(a + i);                                                 \
             memcpy(o + i, &wide, sizeof(wide));                                                   \
@@ -208,7 +221,7 @@ DEFINE_COMBINE(xor, bool, uint8_t, IDENTITY)
         uint16_t    *o = out;                                                                     \
         const float *a = in;                                                                      \
         size_t       whole = count - count % LANES;                                               \
-        VECTORISE                                                                                 \
+        VECTORISE_LANES                                                                           \
         for (size_t i = 0; i < whole; i += LANES) {                                               \
             lanes_t wide;                                                                         \
             memcpy(&wide, a + i, sizeof(wide));                                                   \
@@ -303,10 +316,14 @@ DEFINE_FINISH_INTEGER(u64, uint64_t, uint64_t)
     {                                                                                             \
         T       *o = out;                                                                         \
         const T *a = in;                                                                          \
-        const T  by = (T)divisor;                                                           \
+        const T  by = (T)divisor;                                                                 \
+        if ((divisor & (divisor - 1)) == 0) {                                                     \
+            scale_##S(out, in, count, 1.0 / divisor); /* exact, so the same bits */               \
+            return;                                                                               \
+        }                                                                                         \
         VECTORISE                                                                                 \
         for (size_t i = 0; i < count; i++) {                                                      \
-            o[i] = canonical_##S(a[i] / by);                                                \
+            o[i] = canonical_##S(a[i] / by);                                                      \
         }                                                                                         \
     }
 DEFINE_FINISH_FLOAT(f32, float)
