@@ -12,6 +12,10 @@
 void hora_p2p_send(hora_world_t *world, int peer, hora_xfer_t *xfer);
 void hora_p2p_recv(hora_world_t *world, int peer, hora_xfer_t *xfer);
 
+/* The transfer's status; moves all transports on first if it is still in progress. Statuses are
+ * written under world->lock, so other threads' progress may finish it: read them only through this. */
+hora_status_t hora_p2p_test(hora_world_t *world, hora_xfer_t *xfer);
+
 /* Moves all transports on, without blocking. Returns the number of events. */
 unsigned hora_p2p_progress(hora_world_t *world);
 

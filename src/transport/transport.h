@@ -10,6 +10,8 @@
 
 #define HORA_ADDRESS_MAX 512 /* bytes of a transport's address blob */
 
+#define HORA_FD_BELL (-2) /* fd(): whatever progress could do comes with a ring of my bell */
+
 #define HORA_XFER_ANY_LENGTH 1u /* receive: a shorter message is fine; `moved` has its length */
 
 /* One posted send or receive of contiguous bytes. Owned by the caller; the transport holds it from
@@ -57,7 +59,8 @@ typedef struct hora_transport_ops {
     void (*cancel)(hora_link_t *link, hora_xfer_t *xfer);
     /* Moves everything on that can be moved now; returns the number of events (0: nothing). */
     unsigned (*progress)(hora_transport_t *self);
-    /* A descriptor that polls readable when progress has something to do; -1: none, poll me. */
+    /* A descriptor that polls readable when progress has something to do; -1: none, poll me;
+     * HORA_FD_BELL. Without the lock. */
     int (*fd)(hora_transport_t *self);
     void (*disconnect)(hora_link_t *link); /* fails queued transfers; frees the link */
 } hora_transport_ops_t;

@@ -52,12 +52,14 @@ struct hora_world {
     hora_settings_t   settings;
     pid_t             pid;    /* of the process that joined: fork guard */
     hora_arena_t     *arena;  /* NULL: no shared memory */
-    hora_bell_t      *bell;   /* my own; never NULL */
+    hora_bell_t      *bell;   /* my own: in the arena, else private_bell; never NULL */
+    hora_bell_t      *private_bell;
     int               eventfd;
     int               spin_turns; /* turns of a waiter before it yields or sleeps (wait.c) */
     hora_transport_t *transports[HORA_TRANSPORTS_MAX];
     int               ntransports;
     pthread_mutex_t   lock;       /* links and transports */
+    struct hora_match *self;      /* messages to myself */
     pthread_mutex_t   comms_lock;
     struct hora_comm *comms;      /* linked by ->next; under comms_lock */
     uint32_t          next_channel;
@@ -66,7 +68,19 @@ struct hora_world {
     /* Tells the other ranks of a failure that was found here; set by the bootstrap. Any thread. */
     void (*announce)(hora_world_t *world, uint32_t channel, hora_status_t status, int rank,
                      const char *text);
+    /* Asks another rank's watch to call its `poked`, which must be quick; set by the bootstrap.
+     * The engine uses it to have a sleeping coordinator look at its messages. Any thread. */
+    void (*poke)(hora_world_t *world, int rank);
+    void (*poked)(hora_world_t *world, void *arg); /* under poke_lock, on the watch thread */
+    void           *poked_arg;
+    pthread_mutex_t poke_lock; /* guards poked and poked_arg */
 };
+
+/* An empty world of `size` ranks with mutexes, a private bell and an eventfd; the bootstrap fills in
+ * the rest. Peers have no link, no bell, and are not local. */
+hora_status_t hora_world_create(int rank, int size, hora_world_t **world_p);
+/* Frees what hora_world_create made. Transports and arena are gone already. NULL is allowed. */
+void hora_world_destroy(hora_world_t *world);
 
 /* Raises a failure on the communicators of `channel` (HORA_CHANNEL_ALL: all, and for ever), wakes
  * every sleeping thread of this process, logs the text once. Does not tell other ranks. Any thread. */

@@ -1,0 +1,158 @@
+/*
+ * Waiting (wait.h). Runs on the waiting thread. Three stages, each only when the one before did not
+ * help: spin (in wait.h; only with a core per rank), yield, sleep. A rank that shares its core with
+ * compute threads loses a whole time slice (milliseconds) in a yield, because only a wake-up
+ * pre-empts; so a yield that took too long sends this thread to sleep for its next waits.
+ *
+ * A sleep is cut into slices: at each slice's end the deadline is looked at. Everything else that ends
+ * a wait rings the bell.
+ */
+#include "transport/wait.h"
+
+#include "transport/p2p.h"
+#include "util/clock.h"
+#include "util/log.h"
+
+#include <errno.h>
+#include <linux/futex.h>
+#include <poll.h>
+#include <sched.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#define YIELDS_MAX        64      /* yields before a sleep when ranks share cores */
+#define SLOW_YIELD_NS     200000  /* a yield that took so long gave the core to a compute thread */
+#define SLEEP_MODE_WAITS  64      /* waits that then go to sleep at once */
+#define SLICE_NS          50000000
+#define POLL_ONLY_NS      50000   /* nap when a transport cannot wake us */
+
+static _Thread_local int sleep_mode; /* waits left that skip the yields */
+
+void hora_waiter_begin(hora_waiter_t *w, hora_comm_t *comm, double timeout, const char *what) {
+    memset(w, 0, sizeof(*w));
+    w->comm = comm;
+    w->what = what;
+    w->timeout = timeout > 0 ? timeout : comm->timeout;
+}
+
+/* The futex is quicker, but only the bell wakes it. */
+static bool needs_poll(const hora_world_t *world) {
+    for (int i = 0; i < world->ntransports; i++)
+        if (world->transports[i]->ops->fd(world->transports[i]) != HORA_FD_BELL)
+            return true;
+    return false;
+}
+
+static void announce(hora_waiter_t *w) {
+    hora_world_t *world = w->comm->world;
+    hora_bell_t  *bell = world->bell;
+    w->polls = needs_poll(world);
+    w->bell = atomic_load(&bell->value);
+    atomic_fetch_add(&bell->waiting, w->polls ? 0x10000u : 1u);
+    w->announced = true;
+}
+
+static void retract(hora_waiter_t *w) {
+    atomic_fetch_sub(&w->comm->world->bell->waiting, w->polls ? 0x10000u : 1u);
+    w->announced = false;
+}
+
+void hora_waiter_end(hora_waiter_t *w) {
+    if (w->announced)
+        retract(w);
+}
+
+static void sleep_on_futex(hora_bell_t *bell, unsigned value) {
+    struct timespec slice = {0, SLICE_NS};
+    syscall(SYS_futex, &bell->value, FUTEX_WAIT, value, &slice, NULL, 0);
+}
+
+static void sleep_in_poll(hora_world_t *world) {
+    struct pollfd   fds[HORA_TRANSPORTS_MAX + 1] = {{.fd = world->eventfd, .events = POLLIN}};
+    struct timespec slice = {0, SLICE_NS};
+    nfds_t          n = 1;
+    for (int i = 0; i < world->ntransports; i++) {
+        int fd = world->transports[i]->ops->fd(world->transports[i]);
+        if (fd >= 0)
+            fds[n++] = (struct pollfd){.fd = fd, .events = POLLIN};
+        else if (fd == -1)
+            slice.tv_nsec = POLL_ONLY_NS;
+    }
+    if (ppoll(fds, n, &slice, NULL) > 0 && fds[0].revents) {
+        uint64_t ignored;
+        ssize_t  n_read = read(world->eventfd, &ignored, sizeof(ignored));
+        (void)n_read; /* another thread may have taken it; both are awake */
+    }
+}
+
+static hora_status_t check_peer(hora_waiter_t *w, int awaited) {
+    hora_peer_t *peer;
+    if (awaited < 0)
+        return HORA_OK;
+    peer = hora_comm_peer(w->comm, awaited);
+    if (!atomic_load(&peer->gone))
+        return HORA_OK;
+    if (!w->rechecked) { /* what it sent before it left may have arrived since the last look */
+        w->rechecked = true;
+        return HORA_OK;
+    }
+    return hora_fail(HORA_ERR_PEER_FAILED, "%s: rank %d on host %s has left the job, but this rank "
+                     "still waits for it", w->what, awaited, peer->host);
+}
+
+static hora_status_t check_time(hora_waiter_t *w, int awaited) {
+    char   who[HORA_HOST_MAX + 40] = "other ranks";
+    double waited = hora_clock_seconds(w->last - w->start);
+    double warn = w->comm->world->settings.stall_check_time;
+    bool   warns = !w->comm->world->settings.stall_check_disable && !w->warned && waited >= warn;
+    if (waited < w->timeout && !warns)
+        return HORA_OK;
+    if (awaited >= 0)
+        snprintf(who, sizeof(who), "rank %d on host %s", awaited,
+                 hora_comm_peer(w->comm, awaited)->host);
+    if (waited >= w->timeout)
+        return hora_fail(HORA_ERR_TIMEOUT, "%s: waited %.1f s for %s (HORA_TIMEOUT)", w->what, waited,
+                         who);
+    w->warned = true;
+    hora_log(HORA_LOG_WARNING, "%s: waiting for %s since %.0f s", w->what, who, waited);
+    return HORA_OK;
+}
+
+static void yield_or_announce(hora_waiter_t *w, uint64_t now) {
+    int yields = w->turns - w->comm->world->spin_turns;
+    if (sleep_mode > 0 || yields > YIELDS_MAX) {
+        if (sleep_mode > 0)
+            sleep_mode--;
+        announce(w);
+        return;
+    }
+    sched_yield();
+    w->last = hora_clock_ns();
+    if (w->last - now > SLOW_YIELD_NS)
+        sleep_mode = SLEEP_MODE_WAITS;
+}
+
+hora_status_t hora_waiter_slow_turn(hora_waiter_t *w, int awaited) {
+    hora_status_t st = hora_failure_check(&w->comm->failure);
+    if (st != HORA_OK)
+        return st;
+    st = check_peer(w, awaited);
+    if (st != HORA_OK)
+        return st;
+    if (w->start == 0)
+        w->start = w->last = hora_clock_ns();
+    if (!w->announced) {
+        yield_or_announce(w, w->last);
+        return HORA_OK;
+    }
+    if (w->polls)
+        sleep_in_poll(w->comm->world);
+    else
+        sleep_on_futex(w->comm->world->bell, w->bell);
+    retract(w);
+    announce(w);
+    w->last = hora_clock_ns();
+    return check_time(w, awaited);
+}
