@@ -6,6 +6,7 @@
 
 #include "transport/comm.h"
 #include "transport/match.h"
+#include "transport/shm/retire.h"
 #include "util/log.h"
 
 #include <errno.h>
@@ -37,6 +38,7 @@ hora_status_t hora_world_create(int rank, int size, hora_world_t **world_p) {
     pthread_mutex_init(&world->lock, NULL);
     pthread_mutex_init(&world->comms_lock, NULL);
     pthread_mutex_init(&world->poke_lock, NULL);
+    pthread_mutex_init(&world->retired_lock, NULL);
     st = allocate(world, size);
     if (st != HORA_OK) {
         hora_world_destroy(world);
@@ -67,6 +69,8 @@ void hora_world_destroy(hora_world_t *world) {
     pthread_mutex_destroy(&world->lock);
     pthread_mutex_destroy(&world->comms_lock);
     pthread_mutex_destroy(&world->poke_lock);
+    pthread_mutex_destroy(&world->retired_lock);
+    hora_retired_forget(world);
     free(world->self);
     free(world->peers);
     free(world->private_bell);

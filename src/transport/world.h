@@ -63,6 +63,8 @@ struct hora_world {
     pthread_mutex_t   comms_lock;
     struct hora_comm *comms;      /* linked by ->next; under comms_lock */
     uint32_t          next_channel;
+    pthread_mutex_t   retired_lock;
+    struct hora_retired *retired; /* blocks of freed communicators (shm/retire.c); under its lock */
     hora_failure_t    failure;    /* of the whole job */
     void             *bootstrap;  /* the bootstrap's own */
     /* Tells the other ranks of a failure that was found here; set by the bootstrap. Any thread. */

@@ -6,6 +6,7 @@
 
 #include "transport/p2p.h"
 #include "transport/shm/arena.h"
+#include "transport/shm/retire.h"
 
 #include <limits.h>
 #include <stdlib.h>
@@ -18,7 +19,7 @@ typedef struct offer {
 } offer_t;
 
 static size_t slot_bytes(const hora_settings_t *settings) {
-    size_t bytes = 2 * settings->chunk_size;
+    size_t bytes = 3 * settings->chunk_size; /* regions of the push (schedule/arena.c) */
     if (bytes < settings->oneshot_limit)
         bytes = settings->oneshot_limit;
     if (bytes < 65536)
@@ -109,10 +110,19 @@ static void make_offer(hora_pads_t *pads, offer_t *offer) {
     hora_arena_offset(arena, pads->own, bytes, &offer->offset);
 }
 
+/* Before anyone has used them. */
+static void discard(hora_pads_t *pads) {
+    if (pads->own != NULL)
+        hora_arena_free(pads->comm->world->arena, pads->own);
+    pads_free(pads);
+}
+
 hora_status_t hora_pads_create(hora_comm_t *comm) {
     hora_pads_t  *pads = pads_new(comm);
     offer_t      *offers = calloc((size_t)comm->size, sizeof(*offers));
+    bool          offers_fit;
     hora_status_t st = HORA_OK;
+    hora_retired_sweep(comm->world);
     if (pads == NULL || offers == NULL) {
         st = hora_fail(HORA_ERR_NO_MEMORY, "a communicator of %d ranks", comm->size);
         goto err_free;
@@ -121,35 +131,41 @@ hora_status_t hora_pads_create(hora_comm_t *comm) {
     st = exchange(comm, offers);
     if (st != HORA_OK)
         goto err_free;
-    if (locate(pads, offers))
+    offers_fit = locate(pads, offers);
+    free(offers);
+    if (offers_fit)
         comm->pads = pads;
     else
-        hora_pads_destroy(pads); /* without pads everything works, over links */
-    free(offers);
+        discard(pads); /* without pads everything works, over links */
     return HORA_OK;
 err_free:
     free(offers);
     if (pads != NULL)
-        hora_pads_destroy(pads);
+        discard(pads);
     return st;
 }
 
-void hora_pads_destroy(hora_pads_t *pads) {
+void hora_pads_give_up(hora_pads_t *pads) {
     if (pads == NULL)
         return;
     if (pads->own != NULL)
-        hora_arena_free(pads->comm->world->arena, pads->own);
+        hora_retire(pads->comm, pads->own);
     pads_free(pads);
+}
+
+void hora_pads_ring(hora_pads_t *pads) {
+    hora_comm_t *comm = pads->comm;
+    atomic_thread_fence(memory_order_seq_cst);
+    for (int i = 0; i < comm->size; i++) {
+        hora_peer_t *peer = hora_comm_peer(comm, i);
+        if (i != comm->rank && atomic_load_explicit(&peer->bell->waiting, memory_order_relaxed))
+            hora_bell_wake(peer->bell, peer->eventfd);
+    }
 }
 
 void hora_pads_signal(hora_pads_t *pads, uint64_t phase, const hora_pads_note_t *note) {
     hora_pads_line_t *line = pads->lines[pads->comm->rank];
     line->notes[phase % HORA_PADS_DEPTH] = *note;
     atomic_store_explicit(&line->phase, phase, memory_order_release);
-    atomic_thread_fence(memory_order_seq_cst);
-    for (int i = 0; i < pads->comm->size; i++) {
-        hora_peer_t *peer = hora_comm_peer(pads->comm, i);
-        if (i != pads->comm->rank && atomic_load_explicit(&peer->bell->waiting, memory_order_relaxed))
-            hora_bell_wake(peer->bell, peer->eventfd);
-    }
+    hora_pads_ring(pads);
 }

@@ -7,6 +7,10 @@
  * signature and two offsets, kept for the last HORA_PADS_DEPTH phases; a member is never more
  * than HORA_PADS_DEPTH - 2 phases ahead of the slowest one, because every plan awaits its phases.
  *
+ * Cells. A tiny message and its number share one cache line. Cell number k % HORA_PADS_CELLS is
+ * free again for message k: to begin k a member has seen k - 1 of all, and they began k - 1 after
+ * they had read all of k - 2.
+ *
  * Slots. Collective number k (pads->calls) uses slot half k % 2. It is free again: to begin k + 2 a
  * member has awaited a phase of k + 1 from all, and they began k + 1 after they had finished k.
  */
@@ -17,7 +21,8 @@
 
 #define HORA_PADS_DEPTH  8
 #define HORA_PADS_NONE   UINT64_MAX /* offset: the buffer is private */
-#define HORA_PADS_INLINE 96         /* bytes of payload beside a phase (tiny messages) */
+#define HORA_PADS_CELLS  4          /* tiny messages in turn */
+#define HORA_PADS_TINY   48         /* bytes of payload in a cell */
 
 typedef struct hora_pads_note {
     uint64_t in, out; /* offsets of the member's buffers in its arena, or HORA_PADS_NONE */
@@ -25,16 +30,25 @@ typedef struct hora_pads_note {
     uint32_t pad;
 } hora_pads_note_t;
 
+typedef struct hora_pads_cell {
+    _Alignas(64) _Atomic uint64_t number; /* of the tiny message; written last */
+    uint32_t sig;
+    uint32_t pad;
+    uint8_t  payload[HORA_PADS_TINY];
+} hora_pads_cell_t;
+
 typedef struct hora_pads_line {
     _Alignas(128) _Atomic uint64_t phase;
     uint64_t pad[7];
     _Alignas(64) hora_pads_note_t notes[HORA_PADS_DEPTH];
+    _Alignas(128) hora_pads_cell_t cells[HORA_PADS_CELLS];
 } hora_pads_line_t;
 
 struct hora_pads {
     hora_comm_t       *comm;
     uint64_t           base;       /* phases used up so far */
-    uint64_t           calls;      /* collectives so far */
+    uint64_t           calls;      /* collectives with slots so far */
+    uint64_t           tiny;       /* tiny messages so far */
     size_t             slot_bytes; /* of one half */
     hora_pads_line_t **lines;      /* [size], of each member, mapped here */
     uint8_t          **slots;      /* [size], of each member: two halves */
@@ -45,10 +59,13 @@ struct hora_pads {
 /* Makes the pads of a communicator whose members all share the arena. Collective over comm: the
  * members exchange where their blocks lie with hora_p2p. */
 hora_status_t hora_pads_create(hora_comm_t *comm);
-void          hora_pads_destroy(hora_pads_t *pads); /* NULL is allowed */
+/* Gives them up; NULL is allowed. Other members may go on to read my block (retire.h). */
+void hora_pads_give_up(hora_pads_t *pads);
 
 /* Publishes that I have reached `phase` (base + k), with a note, and wakes sleeping members. */
 void hora_pads_signal(hora_pads_t *pads, uint64_t phase, const hora_pads_note_t *note);
+/* Wakes the members that sleep. Call it after publishing. */
+void hora_pads_ring(hora_pads_t *pads);
 /* Has `rank` reached `phase`? Acquire: what it wrote before is visible if so. */
 static inline bool hora_pads_reached(const hora_pads_t *pads, int rank, uint64_t phase) {
     return atomic_load_explicit(&pads->lines[rank]->phase, memory_order_acquire) >= phase;

@@ -1,0 +1,165 @@
+/*
+ * Allreduce in the arena: the push. Each rank owns a part of the vector; it reads that part from
+ * every rank's buffer, reduces in rank order, and stores the result into every rank's buffer.
+ *
+ *     buffers     part 0        part 1        part 2        part 3
+ *     of rank 0   rank 0 reads  rank 1 reads  rank 2 reads  rank 3 reads
+ *     of rank 1   all four and  all four and  all four and  all four and
+ *     of rank 2   stores into   stores into   stores into   stores into
+ *     of rank 3   all four      all four      all four      all four
+ *
+ * When every rank's buffers lie in the arena that is all: 2 N bytes moved per rank, the lower bound,
+ * and every line is read and then written by one core. Cost: 2 a + 2 N b + (n - 1)/n N g.
+ *
+ * Private buffers pass through slots, chunk by chunk: copy in what others own, push, copy out what
+ * others own; one's own part is read and written where it lies. Moves (6 - 4/n) N bytes per rank.
+ * Three regions of a slot are in turn, so that a rank copies chunk k + 1 in and chunk k - 1 out while
+ * the others still work on chunk k:
+ *
+ *     region 0   in 0 | reduce 0 | out 0 | in 3 | ...
+ *     region 1          in 1 | reduce 1 | out 1 | in 4 | ...
+ *     region 2                 in 2 | reduce 2 | out 2 | ...
+ *
+ * Region (k + 1) % 3 is free when chunk k + 1 is copied in: it held chunk k - 2, which every rank had
+ * reduced (awaited) before this rank copied it out. Source: hora; the shape of a two-phase shared
+ * reduction is common (DeepSpeed, MPI shared-memory modules), which pull the results instead.
+ */
+#include "schedule/algos.h"
+
+#include <stdlib.h>
+
+#define REGIONS    3
+#define LINE_BYTES 64
+
+/* What all steps of one plan have in common. */
+typedef struct push {
+    const hora_coll_t *coll;
+    hora_plan_t       *plan;
+    hora_ref_t        *src, *dst; /* [size] scratch */
+    size_t             line;      /* elements per cache line */
+    size_t             chunk;
+} push_t;
+
+/* Parts are whole cache lines, so that no line is written by two cores. */
+static size_t part_begin(const push_t *push, size_t count, int rank) {
+    size_t lines = (count + push->line - 1) / push->line;
+    size_t begin = hora_part_begin(lines, push->coll->size, rank) * push->line;
+    return begin < count ? begin : count;
+}
+
+static void emit_reduce(push_t *push, size_t count) {
+    hora_step_t *step;
+    if (count == 0)
+        return;
+    step = hora_plan_reduce(push->plan, push->src, push->coll->size, push->dst, push->coll->size,
+                            count);
+    if (step != NULL)
+        step->begin = step->finish = true;
+}
+
+/* Every buffer is in the arena. */
+static void plan_shared(push_t *push) {
+    const hora_coll_t *coll = push->coll;
+    size_t             begin = part_begin(push, coll->count, coll->rank);
+    size_t             end = part_begin(push, coll->count, coll->rank + 1);
+    for (int r = 0; r < coll->size; r++) {
+        push->src[r] = hora_of(r, HORA_BUF_IN, begin);
+        push->dst[r] = hora_of(r, HORA_BUF_OUT, begin);
+    }
+    emit_reduce(push, end - begin);
+    hora_plan_signal(push->plan, 1);
+    hora_plan_await(push->plan, 1);
+}
+
+static size_t chunk_count(const push_t *push, size_t k) {
+    size_t left = push->coll->count - k * push->chunk;
+    return left < push->chunk ? left : push->chunk;
+}
+
+/* Copies the parts of chunk k that other ranks own, in or out. */
+static void emit_copies(push_t *push, size_t k, bool in) {
+    size_t count = chunk_count(push, k), at = k * push->chunk, slot = k % REGIONS * push->chunk;
+    size_t begin = part_begin(push, count, push->coll->rank);
+    size_t end = part_begin(push, count, push->coll->rank + 1);
+    size_t from[2] = {0, end}, to[2] = {begin, count};
+    for (int i = 0; i < 2; i++) {
+        hora_ref_t user = hora_own(in ? HORA_BUF_IN : HORA_BUF_OUT, at + from[i]);
+        hora_ref_t mine = hora_own(HORA_BUF_SLOT, slot + from[i]);
+        if (to[i] > from[i])
+            hora_plan_copy(push->plan, in ? user : mine, in ? mine : user, to[i] - from[i]);
+    }
+}
+
+static void emit_push(push_t *push, size_t k) {
+    const hora_coll_t *coll = push->coll;
+    size_t count = chunk_count(push, k), slot = k % REGIONS * push->chunk;
+    size_t begin = part_begin(push, count, coll->rank);
+    size_t end = part_begin(push, count, coll->rank + 1);
+    for (int r = 0; r < coll->size; r++)
+        push->src[r] = push->dst[r] = hora_of(r, HORA_BUF_SLOT, slot + begin);
+    push->src[coll->rank] = hora_own(HORA_BUF_IN, k * push->chunk + begin);
+    push->dst[coll->rank] = hora_own(HORA_BUF_OUT, k * push->chunk + begin);
+    emit_reduce(push, end - begin);
+}
+
+static void plan_private(push_t *push) {
+    size_t   chunks = (push->coll->count + push->chunk - 1) / push->chunk;
+    uint32_t phase = 1, copied_in = 1, reduced = 0; /* phases to await for chunk k */
+    push->plan->slot = (chunks < REGIONS ? chunks : REGIONS) * push->chunk;
+    emit_copies(push, 0, true);
+    hora_plan_signal(push->plan, phase);
+    for (size_t k = 0; k < chunks; k++) {
+        uint32_t next_in = 0;
+        if (k + 1 < chunks) {
+            emit_copies(push, k + 1, true);
+            hora_plan_signal(push->plan, next_in = ++phase);
+        }
+        hora_plan_await(push->plan, copied_in);
+        emit_push(push, k);
+        hora_plan_signal(push->plan, ++phase);
+        if (k > 0) {
+            hora_plan_await(push->plan, reduced);
+            emit_copies(push, k - 1, false);
+        }
+        copied_in = next_in;
+        reduced = phase;
+    }
+    hora_plan_await(push->plan, reduced);
+    emit_copies(push, chunks - 1, false);
+}
+
+static bool arena_applies(const hora_coll_t *coll) {
+    return coll->size > 1;
+}
+
+static double arena_cost(const hora_coll_t *coll, size_t elem_size, double a, double b, double g) {
+    double bytes = (double)coll->count * (double)elem_size, n = coll->size;
+    return 2 * a + (6 - 4 / n) * bytes * b + (n - 1) / n * bytes * g;
+}
+
+static void arena_plan(const hora_coll_t *coll, const hora_plan_hint_t *hint, hora_plan_t *plan) {
+    push_t push = {.coll = coll, .plan = plan, .line = LINE_BYTES / hint->elem_size};
+    push.chunk = hint->chunk / push.line * push.line;
+    if (push.chunk == 0)
+        push.chunk = push.line;
+    push.src = malloc(2 * (size_t)coll->size * sizeof(*push.src));
+    push.dst = push.src + coll->size;
+    if (push.src == NULL)
+        plan->status = HORA_ERR_NO_MEMORY;
+    else if (hint->shared_in_out)
+        plan_shared(&push);
+    else if (coll->count > 0)
+        plan_private(&push);
+    free(push.src);
+}
+
+const hora_algo_t hora_algo_arena = {
+    .size = sizeof(hora_algo_t),
+    .name = "arena",
+    .colls = 1u << HORA_COLL_ALLREDUCE,
+    .rank_order = true,
+    .needs_arena = true,
+    .applies = arena_applies,
+    .cost = arena_cost,
+    .plan = arena_plan,
+};

@@ -1,0 +1,16 @@
+/*
+ * Blocks of the arena that a freed communicator leaves behind (retire.c). Any thread.
+ */
+#ifndef HORA_TRANSPORT_SHM_RETIRE_H
+#define HORA_TRANSPORT_SHM_RETIRE_H
+
+#include "transport/comm.h"
+
+/* Frees my block once every member of comm has retired its own; comm may be freed at once. */
+void hora_retire(hora_comm_t *comm, void *block);
+/* Frees the blocks that every member has retired. */
+void hora_retired_sweep(hora_world_t *world);
+/* Forgets the rest, when transports and arena are gone. */
+void hora_retired_forget(hora_world_t *world);
+
+#endif
