@@ -1,72 +1,68 @@
 /*
- * The loops for AVX2 with F16C, eight half elements at a time; any thread, on machines that have
- * both (dispatch.c asks). Compiled with -mavx2 -mf16c: nothing here may be called before that.
+ * The loops for AVX2 with F16C; any thread, on machines that have both (dispatch.c asks). Compiled
+ * with -mavx2 -mf16c: nothing here may run before that.
  */
 #include <immintrin.h>
+#include <stddef.h>
+#include <stdint.h>
 
-#include "half.h"
-
-#define LANES       8
 #define LOOPS_NAME  "avx2"
 #define LOOPS_TABLE hora_isa_avx2
+#define CHUNK       32 /* elements, */
+#define VECTORS     4  /* in as many vectors */
 
-typedef __m256 lanes_t;
+typedef __m256 vector_t;
 
-static inline lanes_t lanes_load_f16(const uint16_t *p)
-{
-    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p));
-}
-
-static inline lanes_t lanes_load_bf16(const uint16_t *p)
-{
-    __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p));
-    return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
-}
-
-static inline void lanes_store_f16(uint16_t *p, lanes_t v)
-{
-    __m128i half = _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    _mm_storeu_si128((__m128i *)p, half);
-}
-
-static inline void lanes_store_bf16(uint16_t *p, lanes_t v)
-{
-    __m256i bits = _mm256_castps_si256(v);
-    __m256i last = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-    __m256i up = _mm256_add_epi32(last, _mm256_set1_epi32(0x7fff));
-    __m256i rounded = _mm256_add_epi32(bits, up);
-    __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x00400000));
-    __m256i is_nan = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q));
-    __m256i half = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, is_nan), 16);
-    __m128i low = _mm256_castsi256_si128(half);
-    __m128i high = _mm256_extracti128_si256(half, 1);
-    _mm_storeu_si128((__m128i *)p, _mm_packus_epi32(low, high));
-}
-
-static inline lanes_t lanes_canonical(lanes_t v)
+static inline vector_t vector_canonical(vector_t v)
 {
     __m256 nan = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fc00000));
     return _mm256_blendv_ps(v, nan, _mm256_cmp_ps(v, v, _CMP_UNORD_Q));
 }
 
-static inline float one_load_f16(const uint16_t *p)
+static inline void load_f16(const uint16_t *p, vector_t *v)
 {
-    return _cvtsh_ss(*p);
+    for (size_t k = 0; k < VECTORS; k++) {
+        v[k] = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(p + 8 * k)));
+    }
 }
 
-static inline float one_load_bf16(const uint16_t *p)
+/* Stores whole vectors: copy_chunk reads them again, and two halves would not be forwarded to it. */
+static inline void store_f16(uint16_t *p, const vector_t *v)
 {
-    return hora_bf16_to_f32(*p);
+    for (size_t k = 0; k < VECTORS; k += 2) {
+        __m128i low = _mm256_cvtps_ph(v[k], _MM_FROUND_TO_NEAREST_INT);
+        __m128i high = _mm256_cvtps_ph(v[k + 1], _MM_FROUND_TO_NEAREST_INT);
+        _mm256_storeu_si256((__m256i *)(p + 8 * k), _mm256_set_m128i(high, low));
+    }
 }
 
-static inline void one_store_f16(uint16_t *p, float v)
+/* Sixteen elements become a vector of the even ones and one of the odd ones: a float32 holds a
+ * bfloat16 in its upper half, so this takes no shuffle, neither here nor in the store. */
+static inline void load_bf16(const uint16_t *p, vector_t *v)
 {
-    *p = _cvtss_sh(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    for (size_t k = 0; k < VECTORS; k += 2) {
+        __m256i both = _mm256_loadu_si256((const __m256i *)(p + 8 * k));
+        v[k] = _mm256_castsi256_ps(_mm256_slli_epi32(both, 16));
+        v[k + 1] = _mm256_castsi256_ps(_mm256_and_si256(both, _mm256_set1_epi32(~0xffff)));
+    }
 }
 
-static inline void one_store_bf16(uint16_t *p, float v)
+/* The upper half of each element is v rounded to nearest even; the canonical NaN stays itself. */
+static inline __m256i round_bf16(vector_t v)
 {
-    *p = hora_bf16_from_f32(v);
+    __m256i bits = _mm256_castps_si256(v);
+    __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    return _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
 }
 
+static inline void store_bf16(uint16_t *p, const vector_t *v)
+{
+    for (size_t k = 0; k < VECTORS; k += 2) {
+        __m256i even = _mm256_srli_epi32(round_bf16(v[k]), 16);
+        __m256i both = _mm256_blend_epi16(even, round_bf16(v[k + 1]), 0xaa);
+        _mm256_storeu_si256((__m256i *)(p + 8 * k), both);
+    }
+}
+
+#include "sums.h"
 #include "loops.h"

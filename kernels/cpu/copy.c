@@ -1,11 +1,62 @@
 /*
- * Copies large blocks; any thread.
+ * Copies memory; any thread.
+ *
+ * A streaming store does not read the line that it overwrites and leaves the caches alone. That
+ * wins once source and destination together are larger than the last cache: one core of a Zen 4
+ * with 32 MiB of it copies 16 MiB at 45 instead of 30 GB/s (read and written), 256 MiB at 37
+ * instead of 24, but 4 MiB at 54 instead of 92. glibc does it too, but from far larger sizes on.
  */
 #include <string.h>
 
 #include "kernels.h"
 
+#if defined(__x86_64__)
+#include <emmintrin.h>
+#include <stdint.h>
+
+#define LINE         64
+#define STREAM_BYTES ((size_t)16 << 20)
+
+/* to: aligned to LINE. */
+static void stream_lines(char *to, const char *from, size_t lines)
+{
+    for (size_t i = 0; i < lines * LINE; i += LINE) {
+        __m128i a = _mm_loadu_si128((const __m128i *)(from + i));
+        __m128i b = _mm_loadu_si128((const __m128i *)(from + i + 16));
+        __m128i c = _mm_loadu_si128((const __m128i *)(from + i + 32));
+        __m128i d = _mm_loadu_si128((const __m128i *)(from + i + 48));
+        _mm_stream_si128((__m128i *)(to + i), a);
+        _mm_stream_si128((__m128i *)(to + i + 16), b);
+        _mm_stream_si128((__m128i *)(to + i + 32), c);
+        _mm_stream_si128((__m128i *)(to + i + 48), d);
+    }
+    /* Streaming stores are not ordered with the flag that tells another rank of the data. */
+    _mm_sfence();
+}
+
+static void copy_large(char *to, const char *from, size_t bytes)
+{
+    size_t head = -(uintptr_t)to % LINE;
+    size_t lines = (bytes - head) / LINE;
+    size_t streamed = head + lines * LINE;
+    memcpy(to, from, head);
+    stream_lines(to + head, from + head, lines);
+    memcpy(to + streamed, from + streamed, bytes - streamed);
+}
+#else
+#define STREAM_BYTES SIZE_MAX
+
+static void copy_large(char *to, const char *from, size_t bytes)
+{
+    memcpy(to, from, bytes);
+}
+#endif
+
 void hora_kernel_copy(void *dst, const void *src, size_t bytes)
 {
-    memcpy(dst, src, bytes);
+    if (bytes >= STREAM_BYTES) {
+        copy_large(dst, src, bytes);
+    } else if (bytes > 0) {
+        memcpy(dst, src, bytes);
+    }
 }

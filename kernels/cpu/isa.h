@@ -7,8 +7,7 @@
 #ifndef HORA_KERNELS_CPU_ISA_H
 #define HORA_KERNELS_CPU_ISA_H
 
-#include <hora/hora.h>
-#include <stdbool.h>
+#include "kernels.h"
 
 #define HORA_COMBINE_MAX 4 /* most inputs of one hora_combine_fn */
 
@@ -25,9 +24,14 @@ typedef void (*hora_divide_fn)(void *out, const void *in, size_t count, uint32_t
  * float32, which only appends zero bits). */
 typedef void (*hora_cast_fn)(void *out, const void *in, size_t count);
 
+/* The whole of hora_kernel_reduce for how->op SUM, in one pass. */
+typedef void (*hora_sum_fn)(const hora_reduce_t *how, void *const *dst, int ndst,
+                            const void *const *src, int nsrc, size_t count);
+
 typedef struct hora_isa {
     const char *name;
-    /* NULL: no such operation; but the half types have SUM only, the others go through float32. */
+    hora_sum_fn     sum[HORA_DTYPE_COUNT]; /* float32 and the half types; NULL: use combine */
+    /* NULL: no such operation, or a half type, which is widened and combined as float32. */
     hora_combine_fn combine[HORA_DTYPE_COUNT][HORA_OP_COUNT];
     hora_scale_fn   scale[HORA_DTYPE_COUNT];  /* NULL: bool and the half types */
     hora_divide_fn  divide[HORA_DTYPE_COUNT]; /* NULL: as scale */

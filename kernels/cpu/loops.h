@@ -1,30 +1,24 @@
 /*
  * The inner loops, written once and compiled once per instruction set; any thread.
  *
- * The including file defines, for the sums of half types, how to move LANES of them at a time:
- *     lanes_t                       LANES float32 values; + works on it
- *     lanes_load_{f16,bf16}(p)      widen LANES elements
- *     lanes_store_{f16,bf16}(p, v)  round LANES elements
- *     lanes_canonical(v)            v with each NaN replaced by the canonical one
- *     one_{load,store}_{f16,bf16}   the same for a single element, for the tail
- * and LOOPS_NAME, LOOPS_TABLE: name and symbol of the table at the end. All else is plain loops
- * that the compiler vectorises for the flags of that file.
+ * Plain loops, which the compiler vectorises for the flags of the including file. That file has
+ * included sums.h before and defines LOOPS_NAME and LOOPS_TABLE, name and symbol of the table at
+ * the end.
  *
  * An output may be one of the inputs. Iteration i touches only elements i, so there is no
  * dependency from one iteration to another, which VECTORISE states; restrict would be untrue.
  */
+#ifndef HORA_KERNELS_CPU_LOOPS_H
+#define HORA_KERNELS_CPU_LOOPS_H
+
 #include "half.h"
 #include "isa.h"
+#include "sums.h"
 
 #if defined(__clang__)
 #define VECTORISE _Pragma("clang loop vectorize(assume_safety)")
 #else
 #define VECTORISE _Pragma("GCC ivdep")
-#endif
-#if LANES == 1
-#define VECTORISE_LANES VECTORISE
-#else
-#define VECTORISE_LANES /* they are vectors already */
 #endif
 
 /* ---- One element ----------------------------------------------------------------------------- */
@@ -155,85 +149,6 @@ DEFINE_COMBINE(or, bool, uint8_t, IDENTITY)
 DEFINE_COMBINE(and, bool, uint8_t, IDENTITY)
 DEFINE_COMBINE(xor, bool, uint8_t, IDENTITY)
 
-/* Sums of half types: widen, add and round in registers. */
-#define DEFINE_COMBINE_HALF(S, WAYS)                                                              \
-    static void combine_sum_##S##_##WAYS(uint16_t *o, const void *const *in, size_t count)        \
-    {                                                                                             \
-        const uint16_t *a = in[0];                                                                \
-        const uint16_t *b = in[1];                                                                \
-        const uint16_t *c = in[WAYS - 2];                                                         \
-        const uint16_t *d = in[WAYS - 1];                                                         \
-        size_t          i = 0;                                                                    \
-        size_t          whole = count - count % LANES;                                            \
-        VECTORISE_LANES                                                                           \
-        for (i = 0; i < whole; i += LANES) {                                                      \
-            lanes_t sum = lanes_load_##S(a + i) + lanes_load_##S(b + i);                          \
-            if (WAYS > 3) {                                                                       \
-                sum = sum + lanes_load_##S(c + i);                                                \
-            }                                                                                     \
-            if (WAYS > 2) {                                                                       \
-                sum = sum + lanes_load_##S(d + i);                                                \
-            }                                                                                     \
-            lanes_store_##S(o + i, lanes_canonical(sum));                                         \
-        }                                                                                         \
-        for (i = whole; i < count; i++) {                                                         \
-            float sum = one_load_##S(a + i) + one_load_##S(b + i);                                \
-            if (WAYS > 3) {                                                                       \
-                sum = sum + one_load_##S(c + i);                                                  \
-            }                                                                                     \
-            if (WAYS > 2) {                                                                       \
-                sum = sum + one_load_##S(d + i);                                                  \
-            }                                                                                     \
-            one_store_##S(o + i, canonical_f32(sum));                                             \
-        }                                                                                         \
-    }
-
-#define DEFINE_HALF(S)                                                                            \
-    DEFINE_COMBINE_HALF(S, 2)                                                                     \
-    DEFINE_COMBINE_HALF(S, 3)                                                                     \
-    DEFINE_COMBINE_HALF(S, 4)                                                                     \
-    static void combine_sum_##S(void *out, const void *const *in, int ways, size_t count)         \
-    {                                                                                             \
-        if (ways == 2) {                                                                          \
-            combine_sum_##S##_2(out, in, count);                                                  \
-        } else if (ways == 3) {                                                                   \
-            combine_sum_##S##_3(out, in, count);                                                  \
-        } else {                                                                                  \
-            combine_sum_##S##_4(out, in, count);                                                  \
-        }                                                                                         \
-    }                                                                                             \
-    static void widen_##S(void *out, const void *in, size_t count)                                \
-    {                                                                                             \
-        float          *o = out;                                                                  \
-        const uint16_t *a = in;                                                                   \
-        size_t          whole = count - count % LANES;                                            \
-        VECTORISE_LANES                                                                           \
-        for (size_t i = 0; i < whole; i += LANES) {                                               \
-            lanes_t wide = lanes_load_##S(a + i);                                                 \
-            memcpy(o + i, &wide, sizeof(wide));                                                   \
-        }                                                                                         \
-        for (size_t i = whole; i < count; i++) {                                                  \
-            o[i] = one_load_##S(a + i);                                                           \
-        }                                                                                         \
-    }                                                                                             \
-    static void narrow_##S(void *out, const void *in, size_t count)                               \
-    {                                                                                             \
-        uint16_t    *o = out;                                                                     \
-        const float *a = in;                                                                      \
-        size_t       whole = count - count % LANES;                                               \
-        VECTORISE_LANES                                                                           \
-        for (size_t i = 0; i < whole; i += LANES) {                                               \
-            lanes_t wide;                                                                         \
-            memcpy(&wide, a + i, sizeof(wide));                                                   \
-            lanes_store_##S(o + i, wide);                                                         \
-        }                                                                                         \
-        for (size_t i = whole; i < count; i++) {                                                  \
-            one_store_##S(o + i, a[i]);                                                           \
-        }                                                                                         \
-    }
-DEFINE_HALF(f16)
-DEFINE_HALF(bf16)
-
 /* ---- Scale and divide ------------------------------------------------------------------------ */
 
 /* Up to 32 bits the limits are exact in double. */
@@ -317,7 +232,7 @@ DEFINE_FINISH_INTEGER(u64, uint64_t, uint64_t)
         T       *o = out;                                                                         \
         const T *a = in;                                                                          \
         const T  by = (T)divisor;                                                                 \
-        if ((divisor & (divisor - 1)) == 0) {                                                     \
+        if (is_power_of_two(divisor)) {                                                           \
             scale_##S(out, in, count, 1.0 / divisor); /* exact, so the same bits */               \
             return;                                                                               \
         }                                                                                         \
@@ -341,9 +256,32 @@ DEFINE_FINISH_FLOAT(f64, double)
             o[i] = EXPRESSION(a[i]);                                                              \
         }                                                                                         \
     }
+DEFINE_CAST(bf16_to_f32, float, uint16_t, hora_bf16_to_f32)
+DEFINE_CAST(f32_to_bf16, uint16_t, float, hora_bf16_from_f32)
 DEFINE_CAST(f32_to_f64, double, float, (double))
 DEFINE_CAST(f64_to_f32, float, double, (float))
 DEFINE_CAST(f64_to_f32_odd, float, double, hora_f32_from_f64_odd)
+
+/* float16 goes by chunks, for the conversions of the instruction set. */
+static void cast_f16_to_f32(void *out, const void *in, size_t count)
+{
+    for (size_t i = 0; i < count; i += CHUNK) {
+        size_t   length = count - i < CHUNK ? count - i : CHUNK;
+        vector_t v[VECTORS];
+        load_some_f16((const uint16_t *)in + i, length, v);
+        store_some_f32((float *)out + i, length, v);
+    }
+}
+
+static void cast_f32_to_f16(void *out, const void *in, size_t count)
+{
+    for (size_t i = 0; i < count; i += CHUNK) {
+        size_t   length = count - i < CHUNK ? count - i : CHUNK;
+        vector_t v[VECTORS];
+        load_some_f32((const float *)in + i, length, v);
+        store_some_f16((uint16_t *)out + i, length, v);
+    }
+}
 
 /* ---- Table ----------------------------------------------------------------------------------- */
 
@@ -387,16 +325,19 @@ const hora_isa_t LOOPS_TABLE = {
         [HORA_UINT16] = INTEGER_ROW(u16, u16),
         [HORA_UINT32] = INTEGER_ROW(u32, u32),
         [HORA_UINT64] = INTEGER_ROW(u64, u64),
-        [HORA_FLOAT16] = {[HORA_SUM] = combine_sum_f16},
-        [HORA_BFLOAT16] = {[HORA_SUM] = combine_sum_bf16},
         [HORA_FLOAT32] = FLOAT_ROW(f32),
         [HORA_FLOAT64] = FLOAT_ROW(f64),
     },
     .scale = FINISH_ROW(scale),
     .divide = FINISH_ROW(divide),
-    .widen = {[HORA_FLOAT16] = widen_f16, [HORA_BFLOAT16] = widen_bf16},
-    .narrow = {[HORA_FLOAT16] = narrow_f16, [HORA_BFLOAT16] = narrow_bf16},
+    .sum = {[HORA_FLOAT16] = reduce_sum_f16,
+            [HORA_BFLOAT16] = reduce_sum_bf16,
+            [HORA_FLOAT32] = reduce_sum_f32},
+    .widen = {[HORA_FLOAT16] = cast_f16_to_f32, [HORA_BFLOAT16] = cast_bf16_to_f32},
+    .narrow = {[HORA_FLOAT16] = cast_f32_to_f16, [HORA_BFLOAT16] = cast_f32_to_bf16},
     .f32_to_f64 = cast_f32_to_f64,
     .f64_to_f32 = cast_f64_to_f32,
     .f64_to_f32_odd = cast_f64_to_f32_odd,
 };
+
+#endif

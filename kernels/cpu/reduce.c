@@ -61,7 +61,7 @@ static void reduce_copy(const reduce_job_t *job, size_t count)
 }
 
 /* No steps but combine, and few enough sources for one pass: straight from memory to memory. */
-static void reduce_direct(const reduce_job_t *job, hora_combine_fn combine, size_t count)
+static void reduce_direct(const reduce_job_t *job, size_t count)
 {
     size_t      block = job->ndst == 1 ? count : BLOCK_BYTES / job->size;
     const void *in[HORA_COMBINE_MAX];
@@ -71,7 +71,7 @@ static void reduce_direct(const reduce_job_t *job, hora_combine_fn combine, size
         for (int s = 0; s < job->nsrc; s++) {
             in[s] = (const char *)job->src[s] + offset;
         }
-        combine((char *)job->dst[0] + offset, in, job->nsrc, length);
+        job->combine((char *)job->dst[0] + offset, in, job->nsrc, length);
         spread(job, offset, length * job->size);
     }
 }
@@ -150,7 +150,6 @@ void hora_kernel_reduce(const hora_reduce_t *how, void *const *dst, int ndst,
     const hora_isa_t *isa = hora_isa_current();
     bool              half = isa->widen[how->dtype] != NULL;
     hora_dtype_t      type = half ? HORA_FLOAT32 : how->dtype; /* that accumulates */
-    hora_combine_fn   direct = isa->combine[how->dtype][how->op];
     reduce_job_t      job = {
         .widen = isa->widen[how->dtype],
         .prescale = how->prescale != 1.0 ? isa->scale[type] : NULL,
@@ -168,8 +167,10 @@ void hora_kernel_reduce(const hora_reduce_t *how, void *const *dst, int ndst,
     bool plain = job.prescale == NULL && job.divide == NULL && job.postscale == NULL;
     if (plain && nsrc == 1) {
         reduce_copy(&job, count);
-    } else if (plain && nsrc <= HORA_COMBINE_MAX && direct != NULL) {
-        reduce_direct(&job, direct, count);
+    } else if (how->op == HORA_SUM && isa->sum[how->dtype] != NULL) {
+        isa->sum[how->dtype](how, dst, ndst, src, nsrc, count);
+    } else if (plain && nsrc <= HORA_COMBINE_MAX && !half) {
+        reduce_direct(&job, count);
     } else {
         reduce_blocks(&job, hora_element_size(type), count);
     }

@@ -1,0 +1,161 @@
+/*
+ * Sums of float32 and the half types in one pass over memory; any thread. Compiled once per
+ * instruction set, like loops.h.
+ *
+ * A chunk of CHUNK elements, widened to float32 and kept in registers, is gathered from every
+ * source, finished and stored to every destination before the next one. So each source is read
+ * once, each destination written once, and a destination may be a source. A last, partial chunk is
+ * padded and goes the same way.
+ *
+ * The instruction set's file includes this after it has defined
+ *     vector_t                        a GNU vector of float
+ *     vector_canonical(v)             v with each NaN replaced by the quiet one without sign
+ *     load_{f16,bf16}(p, v)           CHUNK elements, widened, into vector_t v[VECTORS]
+ *     store_{f16,bf16}(p, v)          the way back, in the same order of elements. bf16 may order
+ *                                     them as it likes, and need not handle any other NaN
+ */
+#ifndef HORA_KERNELS_CPU_SUMS_H
+#define HORA_KERNELS_CPU_SUMS_H
+
+#include "half.h"
+#include "isa.h"
+
+#include <string.h>
+
+#define ALWAYS_INLINE static inline __attribute__((always_inline))
+
+static inline bool is_power_of_two(uint32_t value)
+{
+    return (value & (value - 1)) == 0;
+}
+
+/* A vector anywhere in memory. */
+typedef vector_t loose_vector_t __attribute__((aligned(1), may_alias));
+
+ALWAYS_INLINE void load_f32(const float *p, vector_t *v)
+{
+    for (size_t k = 0; k < VECTORS; k++) {
+        v[k] = ((const loose_vector_t *)p)[k];
+    }
+}
+
+ALWAYS_INLINE void store_f32(float *p, const vector_t *v)
+{
+    for (size_t k = 0; k < VECTORS; k++) {
+        ((loose_vector_t *)p)[k] = v[k];
+    }
+}
+
+/* memcpy of one chunk; `bytes` is a constant, and memcpy itself would be called as a function. */
+ALWAYS_INLINE void copy_chunk(void *to, const void *from, size_t bytes)
+{
+    for (size_t k = 0; k < bytes / sizeof(vector_t); k++) {
+        ((loose_vector_t *)to)[k] = ((const loose_vector_t *)from)[k];
+    }
+}
+
+/* By a power of two, a multiplication gives the same bits sooner. */
+ALWAYS_INLINE void chunk_finish(vector_t *v, const hora_reduce_t *how)
+{
+    float divisor = (float)how->divisor;
+    float postscale = (float)how->postscale;
+    if (is_power_of_two(how->divisor)) {
+        for (size_t k = 0; k < VECTORS; k++) {
+            v[k] = v[k] * (1.0f / divisor) * postscale;
+        }
+    } else {
+        for (size_t k = 0; k < VECTORS; k++) {
+            v[k] = v[k] / divisor * postscale;
+        }
+    }
+}
+
+/* The first `length` elements at p; the others are zero. */
+#define DEFINE_PARTIAL(S, T)                                                                      \
+    ALWAYS_INLINE void load_some_##S(const T *p, size_t length, vector_t *v)                      \
+    {                                                                                             \
+        if (length == CHUNK) {                                                                    \
+            load_##S(p, v);                                                                       \
+        } else {                                                                                  \
+            T padded[CHUNK] = {0};                                                                \
+            memcpy(padded, p, length * sizeof(T));                                                \
+            load_##S(padded, v);                                                                  \
+        }                                                                                         \
+    }                                                                                             \
+    ALWAYS_INLINE void store_some_##S(T *p, size_t length, const vector_t *v)                     \
+    {                                                                                             \
+        if (length == CHUNK) {                                                                    \
+            store_##S(p, v);                                                                      \
+        } else {                                                                                  \
+            T padded[CHUNK];                                                                      \
+            store_##S(padded, v);                                                                 \
+            memcpy(p, padded, length * sizeof(T));                                                \
+        }                                                                                         \
+    }
+
+/* One chunk, from begin on. length is constant in the main loop, and `scaled`, whether there is
+ * more to do than to add, is constant everywhere: so neither costs a branch there. */
+#define DEFINE_SUM(S, T)                                                                          \
+    DEFINE_PARTIAL(S, T)                                                                          \
+    ALWAYS_INLINE void sum_chunk_##S(const hora_reduce_t *how, void *const *dst, int ndst,        \
+                                     const void *const *src, int nsrc, size_t begin,              \
+                                     size_t length, bool scaled)                                  \
+    {                                                                                             \
+        vector_t sum[VECTORS];                                                                    \
+        vector_t v[VECTORS];                                                                      \
+        float    prescale = (float)how->prescale;                                                 \
+        load_some_##S((const T *)src[0] + begin, length, sum);                                    \
+        for (size_t k = 0; scaled && k < VECTORS; k++) {                                          \
+            sum[k] = sum[k] * prescale;                                                           \
+        }                                                                                         \
+        for (int s = 1; s < nsrc; s++) {                                                          \
+            load_some_##S((const T *)src[s] + begin, length, v);                                  \
+            for (size_t k = 0; k < VECTORS; k++) {                                                \
+                if (scaled) {                                                                     \
+                    v[k] = v[k] * prescale;                                                       \
+                }                                                                                 \
+                sum[k] = sum[k] + v[k];                                                           \
+            }                                                                                     \
+        }                                                                                         \
+        if (scaled) {                                                                             \
+            chunk_finish(sum, how);                                                               \
+        }                                                                                         \
+        for (size_t k = 0; k < VECTORS; k++) {                                                    \
+            sum[k] = vector_canonical(sum[k]);                                                    \
+        }                                                                                         \
+        T *first = (T *)dst[0] + begin;                                                           \
+        store_some_##S(first, length, sum);                                                       \
+        for (int d = 1; d < ndst; d++) {                                                          \
+            if (length == CHUNK) {                                                                \
+                copy_chunk((T *)dst[d] + begin, first, CHUNK * sizeof(T));                        \
+            } else {                                                                              \
+                memcpy((T *)dst[d] + begin, first, length * sizeof(T));                           \
+            }                                                                                     \
+        }                                                                                         \
+    }                                                                                             \
+    ALWAYS_INLINE void sum_all_##S(const hora_reduce_t *how, void *const *dst, int ndst,          \
+                                   const void *const *src, int nsrc, size_t count, bool scaled)   \
+    {                                                                                             \
+        size_t whole = count - count % CHUNK;                                                     \
+        for (size_t begin = 0; begin < whole; begin += CHUNK) {                                   \
+            sum_chunk_##S(how, dst, ndst, src, nsrc, begin, CHUNK, scaled);                       \
+        }                                                                                         \
+        if (whole < count) {                                                                      \
+            sum_chunk_##S(how, dst, ndst, src, nsrc, whole, count - whole, scaled);               \
+        }                                                                                         \
+    }                                                                                             \
+    static void reduce_sum_##S(const hora_reduce_t *how, void *const *dst, int ndst,              \
+                               const void *const *src, int nsrc, size_t count)                    \
+    {                                                                                             \
+        if (how->prescale == 1.0 && how->divisor == 1 && how->postscale == 1.0) {                 \
+            sum_all_##S(how, dst, ndst, src, nsrc, count, false);                                 \
+        } else {                                                                                  \
+            sum_all_##S(how, dst, ndst, src, nsrc, count, true);                                  \
+        }                                                                                         \
+    }
+
+DEFINE_SUM(f16, uint16_t)
+DEFINE_SUM(bf16, uint16_t)
+DEFINE_SUM(f32, float)
+
+#endif
