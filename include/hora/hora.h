@@ -172,7 +172,8 @@ HORA_API hora_status_t hora_comm_split(hora_comm_t *comm, int color, int key, ho
 HORA_API hora_status_t hora_comm_free(hora_comm_t *comm);
 
 /* Ends every operation on comm, now and later, on every rank, with HORA_ERR_ABORTED and the given
- * reason (copied; may be NULL). Any thread may call it at any time. hora_comm_free stays due. */
+ * reason (copied; may be NULL). On the communicator of hora_comm_create it ends the whole job: every
+ * communicator of every rank. Any thread may call it at any time. hora_comm_free stays due. */
 HORA_API hora_status_t hora_comm_abort(hora_comm_t *comm, const char *reason);
 
 /* HORA_OK while comm can be used, else the error that ended it. Does not wait. */
@@ -261,8 +262,9 @@ HORA_API hora_status_t hora_scatter(hora_comm_t *comm, const void *in, void *out
 /* Returns when every rank has called it. */
 HORA_API hora_status_t hora_barrier(hora_comm_t *comm, const hora_call_options_t *options);
 
-/* Point to point. Messages between two ranks with equal tag arrive in the order sent. tag >= 0.
- * A receive must ask for as many bytes as were sent, or both sides get HORA_ERR_MISMATCH. */
+/* Point to point. Messages between two ranks with equal tag arrive in the order sent; 0 <= tag <
+ * 2^31 - 1. A receive that does not ask for as many bytes as were sent gets HORA_ERR_MISMATCH. A send
+ * is done when `in` may be changed, which may be before the receive. */
 HORA_API hora_status_t hora_send(hora_comm_t *comm, const void *in, size_t count,
                                  hora_dtype_t dtype, int peer, int tag,
                                  const hora_call_options_t *options);

@@ -18,6 +18,8 @@ struct hora_comm {
     int               *world_ranks;  /* [size] */
     int                local_rank, local_size, cross_rank, cross_size;
     uint32_t           channel;      /* equal on all members; unique among a rank's communicators */
+    uint32_t           splits;       /* splits tried; equal on all members between calls */
+    bool               tiny_allowed; /* HORA_ALGO leaves the tiny path (schedule/tiny.c) open */
     uint64_t           seq;          /* collectives begun; equal on all members between calls */
     double             timeout;      /* seconds */
     hora_failure_t     failure;

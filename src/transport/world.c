@@ -7,6 +7,7 @@
 #include "transport/comm.h"
 #include "transport/match.h"
 #include "transport/shm/retire.h"
+#include "util/fork.h"
 #include "util/log.h"
 
 #include <errno.h>
@@ -46,8 +47,8 @@ hora_status_t hora_world_create(int rank, int size, hora_world_t **world_p) {
     }
     world->rank = rank;
     world->size = size;
-    world->pid = getpid();
-    world->next_channel = 1;
+    hora_fork_watch();
+    world->fork_generation = hora_fork_generation;
     atomic_init(&world->bell->value, 0);
     atomic_init(&world->bell->waiting, 0);
     hora_match_init(world->self);

@@ -19,7 +19,8 @@
 
 #define HORA_HOST_MAX       64
 #define HORA_TRANSPORTS_MAX 4
-#define HORA_CHANNEL_ALL    0u /* a failure of the whole job; channels of communicators begin at 1 */
+#define HORA_CHANNEL_ALL    0u /* a failure of the whole job */
+#define HORA_CHANNEL_WORLD  1u /* the communicator of all ranks; splits have channels >= 2^31 */
 
 typedef struct hora_arena      hora_arena_t;
 typedef struct hora_link       hora_link_t;      /* transport.h */
@@ -50,7 +51,7 @@ struct hora_world {
     int               local_rank, local_size, cross_rank, cross_size;
     hora_peer_t      *peers; /* [size] */
     hora_settings_t   settings;
-    pid_t             pid;    /* of the process that joined: fork guard */
+    unsigned          fork_generation; /* at the join (util/fork.h) */
     hora_arena_t     *arena;  /* NULL: no shared memory */
     hora_bell_t      *bell;   /* my own: in the arena, else private_bell; never NULL */
     hora_bell_t      *private_bell;
@@ -62,7 +63,6 @@ struct hora_world {
     struct hora_match *self;      /* messages to myself */
     pthread_mutex_t   comms_lock;
     struct hora_comm *comms;      /* linked by ->next; under comms_lock */
-    uint32_t          next_channel;
     pthread_mutex_t   retired_lock;
     struct hora_retired *retired; /* blocks of freed communicators (shm/retire.c); under its lock */
     hora_failure_t    failure;    /* of the whole job */

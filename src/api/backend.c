@@ -1,0 +1,65 @@
+/*
+ * What this build and machine have: one row per back-end, for `hora info`. Any thread; probes do no
+ * more than open a library or a descriptor and close it again.
+ */
+#include "transport/transport.h"
+
+#include <dlfcn.h>
+#include <kernels/cpu/kernels.h>
+#include <stdio.h>
+#include <string.h>
+
+typedef struct row {
+    const char *name, *kind;
+    bool (*probe)(const struct row *row, hora_backend_t *backend);
+    const void *arg;
+} row_t;
+
+static bool probe_transport(const row_t *row, hora_backend_t *backend) {
+    const hora_transport_ops_t *ops = row->arg;
+    return ops->probe(backend);
+}
+
+static bool probe_kernels(const row_t *row, hora_backend_t *backend) {
+    snprintf(backend->detail, sizeof(backend->detail), "reductions use %s", hora_kernel_isa());
+    return true;
+}
+
+/* A library that a later version will use: say whether it is here, and that it is not used yet. */
+static bool probe_library(const row_t *row, hora_backend_t *backend) {
+    const char *library = row->arg;
+    void       *handle = dlopen(library, RTLD_LAZY | RTLD_LOCAL);
+    if (handle != NULL)
+        dlclose(handle);
+    snprintf(backend->detail, sizeof(backend->detail), "%s %s; hora %s does not use it yet", library,
+             handle != NULL ? "is here" : "was not found", HORA_VERSION);
+    return false;
+}
+
+static const row_t rows[] = {
+    {"shm", "transport", probe_transport, &hora_transport_shm},
+    {"tcp", "transport", probe_transport, &hora_transport_tcp},
+    {"mpi", "transport", probe_transport, &hora_transport_mpi},
+    {"verbs", "transport", probe_library, "libibverbs.so.1"},
+    {"nccl", "offload", probe_library, "libnccl.so.2"},
+    {"cpu", "kernels", probe_kernels, NULL},
+    {"cuda", "device", probe_library, "libcuda.so.1"},
+};
+
+hora_status_t hora_backend_get(size_t index, hora_backend_t *backend_p) {
+    hora_backend_t backend = HORA_BACKEND_INIT;
+    const row_t   *row;
+    if (index >= sizeof(rows) / sizeof(rows[0]))
+        return hora_fail(HORA_ERR_INVALID_ARGUMENT, "backend_get: there are %zu back-ends",
+                         sizeof(rows) / sizeof(rows[0]));
+    if (backend_p == NULL || backend_p->size < sizeof(size_t))
+        return hora_fail(HORA_ERR_INVALID_ARGUMENT, "backend_get: backend_p is NULL or its size is not "
+                         "set; use HORA_BACKEND_INIT");
+    row = &rows[index];
+    snprintf(backend.name, sizeof(backend.name), "%s", row->name);
+    snprintf(backend.kind, sizeof(backend.kind), "%s", row->kind);
+    backend.available = row->probe(row, &backend);
+    backend.size = backend_p->size < sizeof(backend) ? backend_p->size : sizeof(backend);
+    memcpy(backend_p, &backend, backend.size);
+    return HORA_OK;
+}

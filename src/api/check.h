@@ -1,0 +1,27 @@
+/*
+ * Argument checks that all doors share. Each returns HORA_OK or an error that names the argument.
+ */
+#ifndef HORA_API_CHECK_H
+#define HORA_API_CHECK_H
+
+#include "schedule/plan.h"
+#include "transport/comm.h"
+
+/* comm is usable: not NULL, not in a forked child, not failed. `what` names the call. */
+hora_status_t hora_check_comm(hora_comm_t *comm, const char *what);
+/* Copies the caller's options over the defaults, as far as the caller's struct reaches. */
+hora_status_t hora_check_options(const hora_call_options_t *options, const char *what,
+                                 hora_call_options_t *checked_p);
+/* count elements of dtype are addressable and the pointer is set unless count is 0. */
+hora_status_t hora_check_buffer(const void *ptr, size_t count, hora_dtype_t dtype,
+                                const char *argument, const char *what);
+hora_status_t hora_check_dtype(hora_dtype_t dtype, const char *what);
+/* The type can be reduced with the operation. */
+hora_status_t hora_check_op(hora_dtype_t dtype, hora_op_t op, const char *what);
+hora_status_t hora_check_rank(const hora_comm_t *comm, int rank, const char *argument,
+                              const char *what);
+/* in and out are equal or apart. */
+hora_status_t hora_check_overlap(const void *in, size_t in_bytes, const void *out, size_t out_bytes,
+                                 const char *what);
+
+#endif
