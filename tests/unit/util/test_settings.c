@@ -1,0 +1,126 @@
+/*
+ * src/util/settings: defaults, both prefixes, units, and what is refused.
+ */
+#include "util/log.h"
+#include "util/settings.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+#include <stdlib.h>
+#include <string.h>
+
+static int clear(void **state) {
+    size_t                    count;
+    const hora_setting_row_t *rows = hora_settings_rows(&count);
+    char                      name[80];
+    for (size_t i = 0; i < count; i++) {
+        strcpy(name, "HORA_");
+        unsetenv(strcat(name, rows[i].name));
+        strcpy(name, "HOROVOD_");
+        unsetenv(strcat(name, rows[i].name));
+    }
+    return 0;
+}
+
+static void load__defaults(void **state) {
+    hora_settings_t s;
+    assert_int_equal(hora_settings_load(&s), HORA_OK);
+    assert_string_equal(s.transport, "auto");
+    assert_int_equal(s.fusion_threshold, 128 << 20);
+    assert_true(s.timeout == 600);
+    assert_false(s.deterministic);
+    assert_int_equal(s.spin_us, -1);
+}
+
+static void load__hora_wins_over_horovod(void **state) {
+    hora_settings_t s;
+    setenv("HOROVOD_FUSION_THRESHOLD", "1024", 1);
+    assert_int_equal(hora_settings_load(&s), HORA_OK);
+    assert_int_equal(s.fusion_threshold, 1024);
+    setenv("HORA_FUSION_THRESHOLD", "64k", 1);
+    assert_int_equal(hora_settings_load(&s), HORA_OK);
+    assert_int_equal(s.fusion_threshold, 65536);
+}
+
+static void load__horovod_only_where_it_has_the_setting(void **state) {
+    hora_settings_t s;
+    setenv("HOROVOD_TRANSPORT", "tcp", 1);
+    assert_int_equal(hora_settings_load(&s), HORA_OK);
+    assert_string_equal(s.transport, "auto");
+}
+
+static void load__units(void **state) {
+    static const struct {
+        const char *text;
+        size_t      bytes;
+    } good[] = {{"0", 0}, {"7", 7}, {"3K", 3072}, {"2mb", 2 << 20}, {"1g", 1 << 30}};
+    static const char *const bad[] = {"-1", "x", "1kk", "1.5m", "99999999999999999999", "9999999t"};
+    hora_settings_t s;
+    for (size_t i = 0; i < sizeof(good) / sizeof(good[0]); i++) {
+        setenv("HORA_ARENA_SIZE", good[i].text, 1);
+        assert_int_equal(hora_settings_load(&s), HORA_OK);
+        assert_int_equal(s.arena_size, good[i].bytes);
+    }
+    for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
+        setenv("HORA_ARENA_SIZE", bad[i], 1);
+        assert_int_equal(hora_settings_load(&s), HORA_ERR_INVALID_ARGUMENT);
+        assert_non_null(strstr(hora_last_error(), "HORA_ARENA_SIZE"));
+        assert_non_null(strstr(hora_last_error(), bad[i]));
+    }
+}
+
+static void load__refuses_nonsense(void **state) {
+    static const char *const pairs[][2] = {{"HORA_DETERMINISTIC", "maybe"},
+                                           {"HORA_TIMEOUT", "-3"},
+                                           {"HORA_TIMEOUT", "nan"},
+                                           {"HORA_SPIN_US", "1.5"},
+                                           {"HORA_LOG_LEVEL", "loud"}};
+    for (size_t i = 0; i < sizeof(pairs) / sizeof(pairs[0]); i++) {
+        hora_settings_t s;
+        memset(&s, 0x5a, sizeof(s));
+        setenv(pairs[i][0], pairs[i][1], 1);
+        assert_int_equal(hora_settings_load(&s), HORA_ERR_INVALID_ARGUMENT);
+        assert_non_null(strstr(hora_last_error(), pairs[i][0]));
+        assert_int_equal(((unsigned char *)&s)[0], 0x5a); /* outputs only on success */
+        unsetenv(pairs[i][0]);
+    }
+}
+
+static void load__never_shows_the_secret(void **state) {
+    hora_settings_t s;
+    char            secret[600];
+    memset(secret, 's', sizeof(secret) - 1);
+    secret[sizeof(secret) - 1] = '\0';
+    setenv("HORA_SECRET", secret, 1);
+    assert_int_equal(hora_settings_load(&s), HORA_ERR_INVALID_ARGUMENT);
+    assert_null(strstr(hora_last_error(), "sss"));
+}
+
+static void log__levels(void **state) {
+    setenv("HORA_LOG_LEVEL", "debug", 1);
+    hora_settings_t s;
+    assert_int_equal(hora_settings_load(&s), HORA_OK);
+    assert_int_equal(hora_log_threshold, HORA_LOG_DEBUG);
+    assert_true(hora_log_setup("off", false));
+    assert_true((int)hora_log_threshold < (int)HORA_LOG_ERROR);
+    assert_false(hora_log_setup("loud", false));
+    assert_true(hora_log_setup("WARNING", false));
+    assert_int_equal(hora_log_threshold, HORA_LOG_WARNING);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup(load__defaults, clear),
+        cmocka_unit_test_setup(load__hora_wins_over_horovod, clear),
+        cmocka_unit_test_setup(load__horovod_only_where_it_has_the_setting, clear),
+        cmocka_unit_test_setup(load__units, clear),
+        cmocka_unit_test_setup(load__refuses_nonsense, clear),
+        cmocka_unit_test_setup(load__never_shows_the_secret, clear),
+        cmocka_unit_test_setup(log__levels, clear),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
