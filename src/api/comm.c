@@ -7,6 +7,7 @@
  */
 #include "api/check.h"
 #include "bootstrap/bootstrap.h"
+#include "offload/offload.h"
 #include "schedule/exec.h"
 #include "transport/shm/pads.h"
 #include "transport/transport.h"
@@ -62,6 +63,7 @@ static hora_comm_t *comm_new(hora_world_t *world, int size) {
 }
 
 static void comm_delete(hora_comm_t *comm) {
+    hora_offload_forget(comm);
     hora_exec_forget(comm);
     free(comm->world_ranks);
     free(comm);

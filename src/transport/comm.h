@@ -9,6 +9,7 @@
 #include "transport/world.h"
 
 struct hora_exec;
+struct hora_offload;
 typedef struct hora_pads hora_pads_t; /* shm/pads.h */
 
 struct hora_comm {
@@ -25,6 +26,7 @@ struct hora_comm {
     hora_failure_t     failure;
     hora_pads_t       *pads;         /* shared-memory flags and slots; NULL: members not all local */
     struct hora_exec  *first, *last; /* operations in flight, in order (src/schedule) */
+    struct hora_offload *offload;    /* what src/offload keeps; NULL: nothing */
 };
 
 static inline hora_peer_t *hora_comm_peer(const hora_comm_t *comm, int rank) {

@@ -8,7 +8,6 @@
 
 #include <dlfcn.h>
 #include <fcntl.h>
-#include <limits.h>
 #include <mpi.h>
 #include <pthread.h>
 #include <stdatomic.h>
@@ -16,6 +15,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/types.h>
 #include <unistd.h>
 
 #if defined(OPEN_MPI)
@@ -50,7 +50,7 @@ struct hora_mpi_comm {
 static _Thread_local char error_text[MPI_MAX_ERROR_STRING + 128];
 static atomic_int         live;  /* groups and communicators that are open */
 static atomic_int         dirty; /* 1: never call MPI again */
-static bool               initialised_here;
+static pid_t              initialised_by; /* a child of a fork must not finalise */
 static pthread_mutex_t    init_lock = PTHREAD_MUTEX_INITIALIZER;
 
 static const char *plugin_error(void) {
@@ -106,7 +106,7 @@ static void make_mpi_global(void) {
  * ranks that wait for this one. Without it the launcher sees the loss and ends the job. */
 static void finalize_at_exit(void) {
     int done = 0;
-    if (atomic_load(&live) != 0 || atomic_load(&dirty) != 0)
+    if (atomic_load(&live) != 0 || atomic_load(&dirty) != 0 || getpid() != initialised_by)
         return;
     MPI_Finalized(&done);
     if (!done)
@@ -127,7 +127,7 @@ static int init_once(int *level) {
     code = MPI_Init_thread(NULL, NULL, MPI_THREAD_MULTIPLE, level);
     if (code != MPI_SUCCESS)
         return fail_mpi("MPI_Init_thread", code);
-    initialised_here = true;
+    initialised_by = getpid();
     atexit(finalize_at_exit);
     return 0;
 }

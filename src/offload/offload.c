@@ -1,0 +1,18 @@
+/*
+ * Which offload the setting asks for (offload.h). On the calling thread.
+ */
+#include "offload/offload.h"
+
+#include "offload/mpi/mpi.h"
+
+#include <string.h>
+
+bool hora_offload_try(hora_comm_t *comm, const hora_coll_t *coll, hora_status_t *status_p) {
+    return strcmp(comm->world->settings.offload, "mpi") == 0 &&
+           hora_offload_mpi(comm, coll, status_p);
+}
+
+void hora_offload_forget(hora_comm_t *comm) {
+    if (comm->offload != NULL)
+        hora_offload_mpi_forget(comm);
+}
