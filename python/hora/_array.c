@@ -1,0 +1,404 @@
+/*
+ * Arrays in and out of the extension, through DLPack: torch tensors by DLPack's table of C
+ * functions (about 80 ns), everything else (NumPy, ...) by __dlpack__().
+ */
+#include "_core.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+/* ---- Arrays in ------------------------------------------------------------------------------ */
+
+#define TYPE_CACHE 8
+
+/* The tables of the array types seen so far. Types are kept alive, so an address stays theirs. */
+static struct {
+    PyTypeObject            *type;
+    const DLPackExchangeAPI *api;
+} type_cache[TYPE_CACHE];
+static unsigned type_cache_next;
+
+static const DLPackExchangeAPI *look_up_api(PyTypeObject *type) {
+    PyObject *capsule = PyObject_GetAttrString((PyObject *)type, "__dlpack_c_exchange_api__");
+    if (!capsule) {
+        PyErr_Clear();
+        return NULL;
+    }
+    const DLPackExchangeAPI *api = PyCapsule_GetPointer(capsule, "dlpack_exchange_api");
+    Py_DECREF(capsule);
+    if (!api)
+        PyErr_Clear();
+    while (api && api->version.major != HORA_DLPACK_MAJOR)
+        api = api->prev_api;
+    return api && api->dltensor_from_py_object_no_sync ? api : NULL;
+}
+
+static const DLPackExchangeAPI *find_api(PyTypeObject *type) {
+    for (unsigned i = 0; i < TYPE_CACHE; i++)
+        if (type_cache[i].type == type)
+            return type_cache[i].api;
+    const DLPackExchangeAPI *api = look_up_api(type);
+    unsigned slot = type_cache_next++ % TYPE_CACHE;
+    Py_INCREF(type);
+    PyTypeObject *old = type_cache[slot].type;
+    type_cache[slot].type = type;
+    type_cache[slot].api = api;
+    Py_XDECREF(old);
+    return api;
+}
+
+static int dtype_from_dl(DLDataType type) {
+    static const signed char ints[9] = {-1, HORA_INT8, HORA_INT16, -1, HORA_INT32,
+                                        -1, -1,        -1,         HORA_INT64};
+    static const signed char uints[9] = {-1, HORA_UINT8, HORA_UINT16, -1, HORA_UINT32,
+                                         -1, -1,         -1,          HORA_UINT64};
+    static const signed char floats[9] = {-1, -1, HORA_FLOAT16, -1, HORA_FLOAT32,
+                                          -1, -1, -1,           HORA_FLOAT64};
+    if (type.lanes != 1 || type.bits % 8 || type.bits > 64)
+        return -1;
+    unsigned bytes = type.bits / 8;
+    switch (type.code) {
+    case HORA_DL_INT:
+        return ints[bytes];
+    case HORA_DL_UINT:
+        return uints[bytes];
+    case HORA_DL_FLOAT:
+        return floats[bytes];
+    case HORA_DL_BFLOAT:
+        return bytes == 2 ? HORA_BFLOAT16 : -1;
+    case HORA_DL_BOOL:
+        return bytes == 1 ? HORA_BOOL : -1;
+    default:
+        return -1;
+    }
+}
+
+static bool is_contiguous(const DLTensor *tensor, size_t count) {
+    if (!tensor->strides || count <= 1)
+        return true;
+    int64_t expected = 1;
+    for (int i = tensor->ndim - 1; i >= 0; i--) {
+        if (tensor->shape[i] != 1 && tensor->strides[i] != expected)
+            return false;
+        expected *= tensor->shape[i];
+    }
+    return true;
+}
+
+static bool fill_array(const DLTensor *tensor, core_array_t *array_p) {
+    if (tensor->device.device_type != HORA_DL_CPU) {
+        PyErr_Format(PyExc_ValueError,
+                     "hora takes arrays in CPU memory; this one is on DLPack device type %d",
+                     (int)tensor->device.device_type);
+        return false;
+    }
+    int dtype = dtype_from_dl(tensor->dtype);
+    if (dtype < 0) {
+        PyErr_Format(PyExc_ValueError,
+                     "Tensor type is not supported (DLPack type code %d, %d bits).",
+                     (int)tensor->dtype.code, (int)tensor->dtype.bits);
+        return false;
+    }
+    if (tensor->ndim > HORA_MAX_DIMS) {
+        PyErr_Format(PyExc_ValueError, "hora takes arrays of at most %d dimensions, not %d",
+                     HORA_MAX_DIMS, (int)tensor->ndim);
+        return false;
+    }
+    size_t count = 1;
+    for (int i = 0; i < tensor->ndim; i++)
+        count *= (size_t)tensor->shape[i];
+    if (!is_contiguous(tensor, count)) {
+        PyErr_SetString(PyExc_ValueError, "Tensor is required to be contiguous.");
+        return false;
+    }
+    array_p->data = tensor->data ? (char *)tensor->data + tensor->byte_offset : NULL;
+    array_p->shape = tensor->shape;
+    array_p->ndim = tensor->ndim;
+    array_p->dtype = (hora_dtype_t)dtype;
+    array_p->count = count;
+    return true;
+}
+
+static PyObject *call_dlpack(PyObject *object) {
+    PyObject *method = PyObject_GetAttrString(object, "__dlpack__");
+    if (!method) {
+        PyErr_Format(PyExc_TypeError, "expected an array (an object with __dlpack__), not %R",
+                     (PyObject *)Py_TYPE(object));
+        return NULL;
+    }
+    PyObject *arguments = PyTuple_New(0), *options = NULL, *capsule = NULL;
+    if (arguments)
+        options = Py_BuildValue("{s:(ii)}", "max_version", HORA_DLPACK_MAJOR, HORA_DLPACK_MINOR);
+    if (options)
+        capsule = PyObject_Call(method, arguments, options);
+    if (options && !capsule && PyErr_ExceptionMatches(PyExc_TypeError)) {
+        PyErr_Clear(); /* an older library: no max_version */
+        capsule = PyObject_Call(method, arguments, NULL);
+    }
+    Py_XDECREF(options);
+    Py_XDECREF(arguments);
+    Py_DECREF(method);
+    return capsule;
+}
+
+/* The capsule stays unconsumed: it frees the exported tensor when it is dropped. */
+static bool read_by_capsule(PyObject *object, core_array_t *array_p) {
+    PyObject *capsule = call_dlpack(object);
+    if (!capsule)
+        return false;
+    const DLTensor *tensor = NULL;
+    if (PyCapsule_IsValid(capsule, "dltensor_versioned")) {
+        DLManagedTensorVersioned *managed = PyCapsule_GetPointer(capsule, "dltensor_versioned");
+        if (managed->version.major == HORA_DLPACK_MAJOR) {
+            tensor = &managed->dl_tensor;
+            array_p->read_only = managed->flags & HORA_DL_FLAG_READ_ONLY;
+        }
+    } else if (PyCapsule_IsValid(capsule, "dltensor")) {
+        tensor = &((DLManagedTensor *)PyCapsule_GetPointer(capsule, "dltensor"))->dl_tensor;
+    }
+    if (!tensor)
+        PyErr_SetString(PyExc_BufferError, "__dlpack__() returned no DLPack 1.x tensor");
+    if (!tensor || !fill_array(tensor, array_p)) {
+        Py_DECREF(capsule);
+        return false;
+    }
+    array_p->keep = capsule;
+    return true;
+}
+
+bool core_array_read(PyObject *object, core_array_t *array_p) {
+    const DLPackExchangeAPI *api = find_api(Py_TYPE(object));
+    array_p->api = api;
+    array_p->keep = NULL;
+    array_p->read_only = false;
+    if (!api)
+        return read_by_capsule(object, array_p);
+    DLTensor tensor;
+    if (api->dltensor_from_py_object_no_sync(object, &tensor) != 0) {
+        if (!PyErr_Occurred())
+            PyErr_SetString(PyExc_BufferError, "the array could not be read through DLPack");
+        return false;
+    }
+    return fill_array(&tensor, array_p);
+}
+
+bool core_array_read_output(PyObject *object, core_array_t *array_p) {
+    if (!core_array_read(object, array_p))
+        return false;
+    if (array_p->read_only) {
+        Py_CLEAR(array_p->keep);
+        PyErr_SetString(PyExc_ValueError, "the output array is read-only");
+        return false;
+    }
+    return true;
+}
+
+/* ---- Arrays out ----------------------------------------------------------------------------- */
+
+static DLDataType dtype_to_dl(hora_dtype_t dtype) {
+    uint8_t bits = (uint8_t)(hora_dtype_size(dtype) * 8);
+    uint8_t code = dtype == HORA_BOOL       ? HORA_DL_BOOL
+                   : dtype == HORA_BFLOAT16 ? HORA_DL_BFLOAT
+                   : dtype >= HORA_FLOAT16  ? HORA_DL_FLOAT
+                   : dtype >= HORA_UINT8    ? HORA_DL_UINT
+                                            : HORA_DL_INT;
+    return (DLDataType){code, bits, 1};
+}
+
+/* One exported tensor, in either of DLPack's two forms. */
+typedef struct exported {
+    union {
+        DLManagedTensorVersioned versioned;
+        DLManagedTensor          legacy;
+    } as;
+    core_memory_t memory;
+    int64_t       shape[HORA_MAX_DIMS], strides[HORA_MAX_DIMS];
+} exported_t;
+
+static void release_exported(exported_t *exported) {
+    if (!core_forked)
+        exported->memory.release(exported->memory.owner, exported->memory.data);
+    free(exported);
+}
+
+static void delete_versioned(DLManagedTensorVersioned *self) {
+    release_exported(self->manager_ctx);
+}
+
+static void delete_legacy(DLManagedTensor *self) {
+    release_exported(self->manager_ctx);
+}
+
+/* Owns the memory on success only. */
+static exported_t *export_memory(const core_memory_t *memory, hora_dtype_t dtype, int ndim,
+                                 const int64_t *shape, bool versioned) {
+    exported_t *exported = calloc(1, sizeof(*exported));
+    if (!exported) {
+        PyErr_NoMemory();
+        return NULL;
+    }
+    int64_t stride = 1;
+    for (int i = ndim - 1; i >= 0; i--) {
+        exported->shape[i] = shape[i];
+        exported->strides[i] = stride;
+        stride *= shape[i];
+    }
+    exported->memory = *memory;
+    DLTensor tensor = {.data = memory->data,
+                       .device = {HORA_DL_CPU, 0},
+                       .ndim = ndim,
+                       .dtype = dtype_to_dl(dtype),
+                       .shape = exported->shape,
+                       .strides = exported->strides};
+    if (versioned)
+        exported->as.versioned = (DLManagedTensorVersioned){
+            .version = {HORA_DLPACK_MAJOR, HORA_DLPACK_MINOR},
+            .manager_ctx = exported,
+            .deleter = delete_versioned,
+            .dl_tensor = tensor,
+        };
+    else
+        exported->as.legacy = (DLManagedTensor){
+            .dl_tensor = tensor, .manager_ctx = exported, .deleter = delete_legacy};
+    return exported;
+}
+
+PyObject *core_array_export(const core_memory_t *memory, hora_dtype_t dtype, int ndim,
+                            const int64_t *shape, const DLPackExchangeAPI *api) {
+    exported_t *exported = export_memory(memory, dtype, ndim, shape, true);
+    if (!exported) {
+        memory->release(memory->owner, memory->data);
+        return NULL;
+    }
+    void *object = NULL;
+    if (api->managed_tensor_to_py_object_no_sync(&exported->as.versioned, &object) != 0)
+        return NULL; /* the callee owned the tensor */
+    return object;
+}
+
+typedef struct array_object {
+    PyObject_HEAD
+    core_memory_t memory; /* release == NULL: given away by __dlpack__ */
+    hora_dtype_t  dtype;
+    int           ndim;
+    int64_t       shape[HORA_MAX_DIMS];
+} array_object_t;
+
+static PyTypeObject *array_type;
+
+PyObject *core_array_new(const core_memory_t *memory, hora_dtype_t dtype, int ndim,
+                         const int64_t *shape) {
+    array_object_t *self = PyObject_New(array_object_t, array_type);
+    if (!self) {
+        memory->release(memory->owner, memory->data);
+        return NULL;
+    }
+    self->memory = *memory;
+    self->dtype = dtype;
+    self->ndim = ndim;
+    memcpy(self->shape, shape, (size_t)ndim * sizeof(*shape));
+    return (PyObject *)self;
+}
+
+static void array_dealloc(PyObject *object) {
+    array_object_t *self = (array_object_t *)object;
+    PyTypeObject *type = Py_TYPE(object);
+    if (self->memory.release && !core_forked)
+        self->memory.release(self->memory.owner, self->memory.data);
+    PyObject_Free(object);
+    Py_DECREF(type);
+}
+
+static void drop_capsule(PyObject *capsule) {
+    if (PyCapsule_IsValid(capsule, "dltensor_versioned")) {
+        DLManagedTensorVersioned *managed = PyCapsule_GetPointer(capsule, "dltensor_versioned");
+        managed->deleter(managed);
+    } else if (PyCapsule_IsValid(capsule, "dltensor")) {
+        DLManagedTensor *managed = PyCapsule_GetPointer(capsule, "dltensor");
+        managed->deleter(managed);
+    }
+}
+
+/* __dlpack__(*, stream=None, max_version=None, dl_device=None, copy=None) */
+static PyObject *array_dlpack(PyObject *object, PyObject *args, PyObject *options) {
+    static char *names[] = {"stream", "max_version", "dl_device", "copy", NULL};
+    array_object_t *self = (array_object_t *)object;
+    PyObject *stream = Py_None, *version = Py_None, *device = Py_None, *copy = Py_None;
+    if (!PyArg_ParseTupleAndKeywords(args, options, "|$OOOO", names, &stream, &version, &device,
+                                     &copy))
+        return NULL;
+    if (copy == Py_True)
+        return PyErr_Format(PyExc_BufferError, "hora's arrays are exported without a copy");
+    int major = 0, minor = 0, type = HORA_DL_CPU, id = 0;
+    if (version != Py_None && !PyArg_ParseTuple(version, "ii", &major, &minor))
+        return NULL;
+    if (device != Py_None && !PyArg_ParseTuple(device, "ii", &type, &id))
+        return NULL;
+    if (type != HORA_DL_CPU)
+        return PyErr_Format(PyExc_BufferError, "hora's arrays are in CPU memory");
+    if (!self->memory.release)
+        return PyErr_Format(PyExc_BufferError, "this array has been given away already");
+    exported_t *exported =
+        export_memory(&self->memory, self->dtype, self->ndim, self->shape, major >= 1);
+    if (!exported)
+        return NULL;
+    PyObject *capsule =
+        PyCapsule_New(exported, major >= 1 ? "dltensor_versioned" : "dltensor", drop_capsule);
+    if (!capsule) {
+        free(exported);
+        return NULL;
+    }
+    self->memory.release = NULL;
+    return capsule;
+}
+
+static PyObject *array_device(PyObject *object, PyObject *unused) {
+    (void)object, (void)unused;
+    return Py_BuildValue("(ii)", HORA_DL_CPU, 0);
+}
+
+static PyObject *array_shape(PyObject *object, void *unused) {
+    (void)unused;
+    array_object_t *self = (array_object_t *)object;
+    PyObject *shape = PyTuple_New(self->ndim);
+    for (int i = 0; shape && i < self->ndim; i++) {
+        PyObject *extent = PyLong_FromLongLong(self->shape[i]);
+        if (!extent || PyTuple_SetItem(shape, i, extent) < 0)
+            Py_CLEAR(shape);
+    }
+    return shape;
+}
+
+static PyObject *array_dtype(PyObject *object, void *unused) {
+    (void)unused;
+    return PyUnicode_FromString(hora_dtype_name(((array_object_t *)object)->dtype));
+}
+
+bool core_array_add_type(PyObject *module) {
+    static PyMethodDef methods[] = {
+        {"__dlpack__", (PyCFunction)(void (*)(void))array_dlpack, METH_VARARGS | METH_KEYWORDS,
+         "Gives the memory away, without a copy, as a DLPack capsule. Once."},
+        {"__dlpack_device__", array_device, METH_NOARGS, "(1, 0): CPU memory."},
+        {NULL, NULL, 0, NULL},
+    };
+    static PyGetSetDef members[] = {
+        {"shape", array_shape, NULL, "Extents.", NULL},
+        {"dtype", array_dtype, NULL, "Name of the element type.", NULL},
+        {NULL, NULL, NULL, NULL, NULL},
+    };
+    static PyType_Slot slots[] = {
+        {Py_tp_dealloc, (void *)array_dealloc},
+        {Py_tp_methods, methods},
+        {Py_tp_getset, members},
+        {Py_tp_doc, "Memory that hora allocated; pass it to torch.from_dlpack or its like."},
+        {0, NULL},
+    };
+    static PyType_Spec spec = {
+        .name = "hora._core.Array",
+        .basicsize = sizeof(array_object_t),
+        .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+        .slots = slots,
+    };
+    array_type = (PyTypeObject *)PyType_FromSpec(&spec);
+    return array_type && PyModule_AddObjectRef(module, "Array", (PyObject *)array_type) == 0;
+}

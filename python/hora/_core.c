@@ -1,0 +1,372 @@
+/*
+ * hora._core: the C ABI for Python, on the limited API (one file for all Pythons from 3.10 on),
+ * with no link to libtorch. One engine per process; the Python modules are built on it.
+ *
+ * Everything runs under the GIL except the calls that block: joining and leaving the job, waiting,
+ * and the communicator's collectives.
+ */
+#include "_core.h"
+
+#include <pthread.h>
+#include <string.h>
+
+hora_engine_t *core_engine;
+hora_comm_t   *core_world;
+int            core_size;
+bool           core_forked;
+
+static PyObject *internal_error;
+
+/* ---- Errors and arguments ------------------------------------------------------------------- */
+
+PyObject *core_raise(hora_status_t status) {
+    const char *text = hora_last_error();
+    if (!*text)
+        text = hora_status_message(status);
+    if (status == HORA_ERR_INVALID_ARGUMENT || status == HORA_ERR_DUPLICATE_NAME) {
+        PyErr_SetString(PyExc_ValueError, text);
+        return NULL;
+    }
+    PyObject *error = PyObject_CallFunction(internal_error, "s", text);
+    PyObject *value = PyLong_FromLong(status);
+    if (error && value && PyObject_SetAttrString(error, "status", value) == 0)
+        PyErr_SetObject(internal_error, error);
+    Py_XDECREF(value);
+    Py_XDECREF(error);
+    return NULL;
+}
+
+PyObject *core_raise_not_initialized(void) {
+    PyErr_SetString(PyExc_ValueError, "hora has not been initialized; use hvd.init().");
+    return NULL;
+}
+
+static void mark_forked(void) {
+    core_forked = true;
+}
+
+bool core_check_process(void) {
+    if (__builtin_expect(!core_forked, 1))
+        return true;
+    PyErr_SetString(internal_error, "hora cannot be used in the child of a fork(); start such a "
+                                    "process with the 'spawn' method instead");
+    return false;
+}
+
+bool core_check_count(Py_ssize_t given, Py_ssize_t wanted, const char *function) {
+    if (given == wanted)
+        return true;
+    PyErr_Format(PyExc_TypeError, "%s() takes %zd arguments, not %zd", function, wanted, given);
+    return false;
+}
+
+bool core_get_int(PyObject *object, int *value_p) {
+    long value = PyLong_AsLong(object);
+    if (value == -1 && PyErr_Occurred())
+        return false;
+    if (value != (int)value) {
+        PyErr_SetString(PyExc_ValueError, "number out of range");
+        return false;
+    }
+    *value_p = (int)value;
+    return true;
+}
+
+bool core_get_double(PyObject *object, double *value_p) {
+    double value = PyFloat_AsDouble(object);
+    if (value == -1.0 && PyErr_Occurred())
+        return false;
+    *value_p = value;
+    return true;
+}
+
+bool core_get_string(PyObject *object, const char **value_p) {
+    *value_p = NULL;
+    if (object == Py_None)
+        return true;
+    *value_p = PyUnicode_AsUTF8AndSize(object, NULL);
+    return *value_p != NULL;
+}
+
+bool core_get_dtype(const char *name, hora_dtype_t *dtype_p) {
+    for (int dtype = 0; name && dtype < HORA_DTYPE_COUNT; dtype++) {
+        if (strcmp(name, hora_dtype_name((hora_dtype_t)dtype)) == 0) {
+            *dtype_p = (hora_dtype_t)dtype;
+            return true;
+        }
+    }
+    PyErr_Format(PyExc_ValueError, "hora has no element type '%s'", name ? name : "");
+    return false;
+}
+
+bool core_get_comm_options(PyObject *const *args, hora_comm_options_t *options_p) {
+    return core_get_int(args[0], &options_p->rank) && core_get_int(args[1], &options_p->nranks) &&
+           core_get_string(args[2], &options_p->rendezvous) &&
+           core_get_string(args[3], &options_p->transport) &&
+           core_get_double(args[4], &options_p->start_timeout) &&
+           core_get_double(args[5], &options_p->timeout);
+}
+
+/* ---- The engine of the process -------------------------------------------------------------- */
+
+static hora_status_t join(const hora_comm_options_t *options, hora_engine_options_t *engine_options,
+                          hora_comm_t **world_p, hora_engine_t **engine_p) {
+    hora_comm_t *world;
+    hora_status_t status = hora_comm_create(options, &world);
+    if (status != HORA_OK)
+        return status;
+    status = hora_engine_create(world, engine_options, engine_p);
+    if (status != HORA_OK) {
+        hora_comm_free(world);
+        return status;
+    }
+    *world_p = world;
+    return HORA_OK;
+}
+
+/* init(rank, nranks, rendezvous, transport, start_timeout, timeout, fusion_threshold) */
+static PyObject *core_init(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
+    (void)module;
+    hora_comm_options_t options = HORA_COMM_OPTIONS_INIT;
+    hora_engine_options_t engine_options = HORA_ENGINE_OPTIONS_INIT;
+    if (!core_check_count(nargs, CORE_COMM_OPTIONS + 1, "init") || !core_check_process() ||
+        !core_get_comm_options(args, &options))
+        return NULL;
+    engine_options.fusion_threshold = PyLong_AsLongLong(args[CORE_COMM_OPTIONS]);
+    if (PyErr_Occurred())
+        return NULL;
+    if (core_world) {
+        PyErr_SetString(PyExc_ValueError, "hora has been initialized already");
+        return NULL;
+    }
+    hora_status_t status;
+    hora_comm_t *world = NULL;
+    hora_engine_t *engine = NULL;
+    Py_BEGIN_ALLOW_THREADS
+    status = join(&options, &engine_options, &world, &engine);
+    Py_END_ALLOW_THREADS
+    if (status != HORA_OK)
+        return core_raise(status);
+    core_world = world;
+    core_engine = engine;
+    core_size = hora_comm_size(world);
+    Py_RETURN_NONE;
+}
+
+static PyObject *core_shutdown(PyObject *module, PyObject *unused) {
+    (void)module, (void)unused;
+    if (core_forked || !core_world)
+        Py_RETURN_NONE;
+    hora_engine_t *engine = core_engine;
+    hora_comm_t *world = core_world;
+    hora_status_t status;
+    core_engine = NULL;
+    core_world = NULL;
+    Py_BEGIN_ALLOW_THREADS
+    status = hora_engine_free(engine);
+    Py_END_ALLOW_THREADS
+    core_handle_sweep();
+    Py_BEGIN_ALLOW_THREADS
+    hora_status_t freed = hora_comm_free(world);
+    status = status == HORA_OK ? freed : status;
+    Py_END_ALLOW_THREADS
+    if (status != HORA_OK)
+        return core_raise(status);
+    Py_RETURN_NONE;
+}
+
+static PyObject *core_abort(PyObject *module, PyObject *reason) {
+    (void)module;
+    const char *text;
+    if (!core_check_process() || !core_get_string(reason, &text))
+        return NULL;
+    if (!core_world)
+        return core_raise_not_initialized();
+    hora_status_t status;
+    hora_comm_t *world = core_world;
+    Py_BEGIN_ALLOW_THREADS
+    status = hora_comm_abort(world, text);
+    Py_END_ALLOW_THREADS
+    if (status != HORA_OK)
+        return core_raise(status);
+    Py_RETURN_NONE;
+}
+
+static PyObject *core_is_initialized(PyObject *module, PyObject *unused) {
+    (void)module, (void)unused;
+    return PyBool_FromLong(core_world != NULL && !core_forked);
+}
+
+static PyObject *world_number(int (*get)(const hora_comm_t *comm)) {
+    return core_world ? PyLong_FromLong(get(core_world)) : core_raise_not_initialized();
+}
+
+static PyObject *core_rank(PyObject *module, PyObject *unused) {
+    (void)module, (void)unused;
+    return world_number(hora_comm_rank);
+}
+
+static PyObject *core_world_size(PyObject *module, PyObject *unused) {
+    (void)module, (void)unused;
+    return world_number(hora_comm_size);
+}
+
+static PyObject *core_local_rank(PyObject *module, PyObject *unused) {
+    (void)module, (void)unused;
+    return world_number(hora_comm_local_rank);
+}
+
+static PyObject *core_local_size(PyObject *module, PyObject *unused) {
+    (void)module, (void)unused;
+    return world_number(hora_comm_local_size);
+}
+
+static PyObject *core_cross_rank(PyObject *module, PyObject *unused) {
+    (void)module, (void)unused;
+    return world_number(hora_comm_cross_rank);
+}
+
+static PyObject *core_cross_size(PyObject *module, PyObject *unused) {
+    (void)module, (void)unused;
+    return world_number(hora_comm_cross_size);
+}
+
+static PyObject *member_text(PyObject *number, const char *(*get)(const hora_comm_t *, int)) {
+    int rank;
+    if (!core_get_int(number, &rank))
+        return NULL;
+    if (!core_world)
+        return core_raise_not_initialized();
+    const char *text = get(core_world, rank);
+    if (!text)
+        return PyErr_Format(PyExc_ValueError, "there is no rank %d", rank);
+    return PyUnicode_FromString(text);
+}
+
+static PyObject *core_host(PyObject *module, PyObject *rank) {
+    (void)module;
+    return member_text(rank, hora_comm_host);
+}
+
+static PyObject *core_transport(PyObject *module, PyObject *rank) {
+    (void)module;
+    return member_text(rank, hora_comm_transport);
+}
+
+/* ---- What this build has -------------------------------------------------------------------- */
+
+static PyObject *core_backends(PyObject *module, PyObject *unused) {
+    (void)module, (void)unused;
+    PyObject *list = PyList_New(0);
+    for (size_t i = 0; list; i++) {
+        hora_backend_t backend = HORA_BACKEND_INIT;
+        if (hora_backend_get(i, &backend) != HORA_OK)
+            break;
+        PyObject *row = Py_BuildValue("{s:s,s:s,s:N,s:s,s:s}", "name", backend.name, "kind",
+                                      backend.kind, "available",
+                                      PyBool_FromLong(backend.available), "detail", backend.detail,
+                                      "remedy", backend.remedy);
+        if (!row || PyList_Append(list, row) < 0)
+            Py_CLEAR(list);
+        Py_XDECREF(row);
+    }
+    return list;
+}
+
+/* op_supported(dtype name, op) */
+static PyObject *core_op_supported(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
+    (void)module;
+    const char *name;
+    int op;
+    if (!core_check_count(nargs, 2, "op_supported") || !core_get_string(args[0], &name) ||
+        !core_get_int(args[1], &op))
+        return NULL;
+    hora_dtype_t dtype;
+    if (!core_get_dtype(name, &dtype))
+        return NULL;
+    return PyBool_FromLong(hora_op_supported(dtype, (hora_op_t)op));
+}
+
+#define FAST(function) (PyCFunction)(void (*)(void))(function), METH_FASTCALL
+
+static PyMethodDef functions[] = {
+    {"init", FAST(core_init),
+     "init(rank, nranks, rendezvous, transport, start_timeout, timeout, fusion_threshold): joins "
+     "the job and starts the engine. -1, None and 0 leave the choice to hora."},
+    {"shutdown", core_shutdown, METH_NOARGS, "Leaves the job in order. Idempotent."},
+    {"abort", core_abort, METH_O, "abort(reason): ends the job on every rank with an error."},
+    {"is_initialized", core_is_initialized, METH_NOARGS, "True between init and shutdown."},
+    {"rank", core_rank, METH_NOARGS, "Rank of this process in the job."},
+    {"size", core_world_size, METH_NOARGS, "Number of ranks in the job."},
+    {"local_rank", core_local_rank, METH_NOARGS, "Rank of this process on its host."},
+    {"local_size", core_local_size, METH_NOARGS, "Number of ranks on this host."},
+    {"cross_rank", core_cross_rank, METH_NOARGS,
+     "Rank of this host among the hosts that have a process of this local rank."},
+    {"cross_size", core_cross_size, METH_NOARGS,
+     "Number of hosts that have a process of this local rank."},
+    {"host", core_host, METH_O, "host(rank): name of the rank's host."},
+    {"transport", core_transport, METH_O, "transport(rank): what carries bytes to the rank."},
+    {"enqueue", FAST(core_enqueue),
+     "enqueue(kind, name, tensor, output, op, prescale, postscale, root, splits, flags) -> Handle. "
+     "With tuples for name, tensor and output, the tasks form one group."},
+    {"install_interrupt", core_interrupt_install, METH_NOARGS,
+     "Lets Ctrl-C end a blocking call on the main thread, which must call this."},
+    {"backends", core_backends, METH_NOARGS, "What this build and machine have: list of dicts."},
+    {"op_supported", FAST(core_op_supported), "op_supported(dtype, op): bool"},
+    {NULL, NULL, 0, NULL},
+};
+
+static bool add_numbers(PyObject *module) {
+    static const struct {
+        const char *name;
+        long        value;
+    } numbers[] = {
+        {"AVERAGE", HORA_AVERAGE},
+        {"SUM", HORA_SUM},
+        {"ADASUM", HORA_ADASUM},
+        {"MIN", HORA_MIN},
+        {"MAX", HORA_MAX},
+        {"PRODUCT", HORA_PRODUCT},
+        {"BAND", HORA_BAND},
+        {"BOR", HORA_BOR},
+        {"BXOR", HORA_BXOR},
+        {"ALLREDUCE", HORA_TASK_ALLREDUCE},
+        {"ALLGATHER", HORA_TASK_ALLGATHER},
+        {"BROADCAST", HORA_TASK_BROADCAST},
+        {"ALLTOALL", HORA_TASK_ALLTOALL},
+        {"REDUCESCATTER", HORA_TASK_REDUCESCATTER},
+        {"BARRIER", HORA_TASK_BARRIER},
+        {"WILL_WAIT", HORA_ENQUEUE_WILL_WAIT},
+    };
+    for (size_t i = 0; i < sizeof(numbers) / sizeof(numbers[0]); i++)
+        if (PyModule_AddIntConstant(module, numbers[i].name, numbers[i].value) < 0)
+            return false;
+    return PyModule_AddStringConstant(module, "__version__", hora_version()) == 0;
+}
+
+PyMODINIT_FUNC PyInit__core(void);
+PyMODINIT_FUNC PyInit__core(void) {
+    static PyModuleDef definition = {
+        PyModuleDef_HEAD_INIT,
+        .m_name = "hora._core",
+        .m_doc = "hora's C library for Python; see hora.torch for the interface to use.",
+        .m_size = -1,
+        .m_methods = functions,
+    };
+    PyObject *module = PyModule_Create(&definition);
+    if (!module)
+        return NULL;
+    internal_error = PyErr_NewExceptionWithDoc(
+        "hora.common.exceptions.HorovodInternalError",
+        "An operation failed on some rank; the text says where and why. `status` is hora's status "
+        "value.",
+        PyExc_RuntimeError, NULL);
+    if (!internal_error || PyModule_AddObjectRef(module, "HorovodInternalError", internal_error) ||
+        !core_array_add_type(module) || !core_handle_add_type(module) ||
+        !core_comm_add_type(module) || !add_numbers(module)) {
+        Py_DECREF(module);
+        return NULL;
+    }
+    pthread_atfork(NULL, NULL, mark_forked);
+    return module;
+}

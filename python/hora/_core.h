@@ -1,0 +1,93 @@
+/*
+ * What the parts of the extension module share: arrays in (DLPack), arrays out, errors.
+ * Everything here needs the GIL unless it says otherwise.
+ */
+#ifndef HORA_PYTHON_CORE_H
+#define HORA_PYTHON_CORE_H
+
+#define PY_SSIZE_T_CLEAN
+#define Py_LIMITED_API 0x030A0000
+#include <Python.h>
+
+#include "dlpack.h"
+#include <hora/hora.h>
+#include <stdbool.h>
+
+/* An array that was passed in. `shape` and `data` live as long as the object and `keep`. */
+typedef struct core_array {
+    void                    *data;
+    const int64_t           *shape;
+    int                      ndim;
+    hora_dtype_t             dtype;
+    size_t                   count;      /* elements */
+    bool                     read_only;
+    const DLPackExchangeAPI *api;        /* of its library; NULL when it has none */
+    PyObject                *keep;       /* owned: what must live while the data is used, or NULL */
+} core_array_t;
+
+/* Reads a CPU array. It must be contiguous (C order) and of a type that hora has. On failure sets
+ * TypeError, ValueError or BufferError and returns false. The caller drops array_p->keep. */
+bool core_array_read(PyObject *object, core_array_t *array_p);
+/* The array is where results go: must be writable. */
+bool core_array_read_output(PyObject *object, core_array_t *array_p);
+
+/* Memory that hora gives away: freed by release(owner, data) once its last user is gone, on any
+ * thread, without the GIL. */
+typedef struct core_memory {
+    void *data;
+    void *owner;
+    void (*release)(void *owner, void *data);
+} core_memory_t;
+
+/* A new hora._core.Array over the memory, which it then owns (also when this fails). */
+PyObject *core_array_new(const core_memory_t *memory, hora_dtype_t dtype, int ndim,
+                         const int64_t *shape);
+/* The same as an object of another library (torch.Tensor, ...) without a detour through Python. */
+PyObject *core_array_export(const core_memory_t *memory, hora_dtype_t dtype, int ndim,
+                            const int64_t *shape, const DLPackExchangeAPI *api);
+
+/* Sets the exception for a failed call: ValueError for invalid arguments and duplicate names, else
+ * HorovodInternalError with the status value as attribute `status`. The text is hora_last_error. */
+PyObject *core_raise(hora_status_t status);
+PyObject *core_raise_not_initialized(void);
+
+/* Number arguments. Return false with an exception set. */
+bool core_get_int(PyObject *object, int *value_p);
+bool core_get_double(PyObject *object, double *value_p);
+/* str or None (NULL). Borrowed from the object. */
+bool core_get_string(PyObject *object, const char **value_p);
+/* "float32", ...: hora_dtype_name's names. */
+bool core_get_dtype(const char *name, hora_dtype_t *dtype_p);
+bool core_check_count(Py_ssize_t given, Py_ssize_t wanted, const char *function);
+
+/* true in the child of a fork(), where hora must not be called. */
+extern bool core_forked;
+bool core_check_process(void);
+
+/* The rank options that init() and Communicator() take: rank, nranks, rendezvous, transport,
+ * start_timeout, timeout. */
+#define CORE_COMM_OPTIONS 6
+bool core_get_comm_options(PyObject *const *args, hora_comm_options_t *options_p);
+
+bool core_array_add_type(PyObject *module);
+bool core_comm_add_type(PyObject *module);
+bool core_handle_add_type(PyObject *module);
+
+/* Ctrl-C while a call blocks without the GIL. On the main thread, enter() before the call makes
+ * SIGINT abort `comm`, which ends the call; core_finish after it raises KeyboardInterrupt then, and
+ * otherwise what the status says. enter() returns false with the exception of a signal handler that
+ * was due already. On other threads enter() does nothing. */
+bool core_interrupt_enter(hora_comm_t *comm);
+PyObject *core_finish(hora_status_t status, bool entered);
+/* Installs it. Python's own handler of SIGINT stays in place and runs first. Idempotent. */
+PyObject *core_interrupt_install(PyObject *module, PyObject *unused);
+
+/* The engine of the process and the communicator it was made from; NULL before init. */
+extern hora_engine_t *core_engine;
+extern hora_comm_t   *core_world;
+extern int            core_size; /* of the world of the last init */
+PyObject *core_enqueue(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
+/* Lets go of handles that were dropped before they were done, if they are now. */
+void core_handle_sweep(void);
+
+#endif

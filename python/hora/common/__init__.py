@@ -1,0 +1,1 @@
+"""What the interfaces for frameworks share: starting and ending, errors, process sets."""
