@@ -25,6 +25,10 @@ hora_status_t hora_exec_wait(hora_exec_t *exec);
 /* Cancels it if it is not done (the communicator must then have failed), and frees it. */
 void hora_exec_free(hora_exec_t *exec);
 
+/* Frees what comm keeps for later calls. The last thing that is done with comm before it is freed;
+ * no operation may be in flight. */
+void hora_exec_forget(hora_comm_t *comm);
+
 /* Name of the algorithm that would be chosen, for info and perf. Static storage. */
 const char *hora_select_name(const hora_comm_t *comm, const hora_coll_t *coll);
 

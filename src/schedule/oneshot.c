@@ -50,6 +50,7 @@ const hora_algo_t hora_algo_oneshot = {
     .colls = 1u << HORA_COLL_ALLREDUCE,
     .rank_order = true,
     .needs_arena = true,
+    .small_only = true,
     .applies = oneshot_applies,
     .cost = oneshot_cost,
     .plan = oneshot_plan,

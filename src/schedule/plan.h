@@ -22,7 +22,7 @@ typedef enum hora_coll_kind {
     HORA_COLL_REDUCE_SCATTER, /* v form; counts[] is always set */
     HORA_COLL_ALLGATHER,      /* v form; counts[] is always set */
     HORA_COLL_BROADCAST,
-    HORA_COLL_ALLTOALL,       /* v form; counts[] and other_counts[] are always set */
+    HORA_COLL_ALLTOALL,       /* v form; counts[] and other_counts[] (and displs) are always set */
     HORA_COLL_GATHER,
     HORA_COLL_SCATTER,
     HORA_COLL_BARRIER,
@@ -78,8 +78,10 @@ typedef struct hora_step {
     uint32_t   xfer;
     uint32_t   first;     /* REDUCE: index into plan->refs */
     hora_ref_t src, dst;
-    size_t     count;     /* elements; for SEND and RECV may be 0: no message at all */
+    size_t     count;     /* elements, >= 1: the emitters drop steps of 0 elements */
 } hora_step_t;
+
+#define HORA_NO_XFER UINT32_MAX /* what SEND and RECV of 0 elements return; WAIT ignores it */
 
 typedef struct hora_plan {
     hora_step_t *steps;
@@ -87,6 +89,7 @@ typedef struct hora_plan {
     hora_ref_t  *refs;
     size_t       nrefs, refs_room;
     uint32_t     nxfers;
+    uint32_t     phases;  /* highest phase signalled */
     size_t       tmp;     /* elements of HORA_BUF_TMP */
     size_t       slot;    /* elements of HORA_BUF_SLOT */
     hora_status_t status; /* HORA_ERR_NO_MEMORY once an emit failed; checked once, at the end */
@@ -96,15 +99,32 @@ typedef struct hora_plan {
 typedef struct hora_plan_hint {
     size_t elem_size; /* bytes of an element on the wire */
     size_t chunk;     /* elements per pipelined chunk, >= 1 */
+    size_t slot;      /* elements that one half-slot of the pads holds; 0: there are no pads */
     bool   shared_in_out; /* every member's in and out lie in the arena (push is possible) */
 } hora_plan_hint_t;
 
+/*
+ * A plan depends on the kind, type, rank, size, root and counts, and on the hint; never on the
+ * pointers, the scales or the operation, because plans are kept and used again. So every plan must
+ * be right in place too. These are the only overlaps of in and out that a plan sees (run.c copies
+ * the input first where the caller asks for another one):
+ *   allreduce, reduce, broadcast: in == out;
+ *   reduce_scatter: out == in + displs[rank];  allgather: in == out + displs[rank];
+ *   gather: in == out + root * count, and scatter: out == in + root * count, on the root.
+ *
+ * Scaling. Every result element is written by exactly one REDUCE or COPY with `finish` (or is a
+ * copy of one that was). With rank_order, every input element passes one REDUCE or COPY with
+ * `begin`; the other algorithms ignore prescale, run.c has applied it before.
+ * On ranks other than the root of a reduce, HORA_BUF_OUT must not be touched; nor IN on the others
+ * of a broadcast or scatter.
+ */
 typedef struct hora_algo {
     size_t      size; /* sizeof(*this) */
     const char *name; /* HORA_ALGO value */
     uint32_t    colls;      /* bit 1 << hora_coll_kind_t for each that it can do */
     bool        rank_order; /* sums in rank order: bits do not depend on size, chunk or transport */
     bool        needs_arena;
+    bool        small_only; /* only up to settings.oneshot_limit and to what a half-slot holds */
     bool      (*applies)(const hora_coll_t *coll); /* beyond colls; never NULL */
     /* Seconds by the model: a per message, b per byte, g per byte reduced. */
     double    (*cost)(const hora_coll_t *coll, size_t elem_size, double a, double b, double g);
@@ -114,7 +134,7 @@ typedef struct hora_algo {
 /* All algorithms, ending with NULL. */
 extern const hora_algo_t *const hora_algo_list[];
 
-/* Emitters (plan.c). They never fail; see plan->status. */
+/* Emitters (plan.c). They never fail; see plan->status. Steps of 0 elements are dropped. */
 void     hora_plan_init(hora_plan_t *plan);
 void     hora_plan_destroy(hora_plan_t *plan);
 void     hora_plan_reset(hora_plan_t *plan); /* empty again, keeps its memory */
@@ -122,9 +142,13 @@ uint32_t hora_plan_send(hora_plan_t *plan, int peer, hora_buf_t buf, size_t off,
 uint32_t hora_plan_recv(hora_plan_t *plan, int peer, hora_buf_t buf, size_t off, size_t count);
 void     hora_plan_wait(hora_plan_t *plan, uint32_t xfer);
 void     hora_plan_copy(hora_plan_t *plan, hora_ref_t src, hora_ref_t dst, size_t count);
-/* Returns the step, for begin and finish; valid until the next emit. NULL if out of memory. */
+/* Returns the step, for begin and finish; valid until the next emit. NULL if out of memory or if
+ * count is 0. */
 hora_step_t *hora_plan_reduce(hora_plan_t *plan, const hora_ref_t *src, int nsrc,
                               const hora_ref_t *dst, int ndst, size_t count);
+/* first op second -> dst, with `finish`: the reduction of two. */
+void     hora_plan_combine(hora_plan_t *plan, hora_ref_t first, hora_ref_t second, hora_ref_t dst,
+                           size_t count, bool finish);
 void     hora_plan_signal(hora_plan_t *plan, uint32_t phase);
 void     hora_plan_await(hora_plan_t *plan, uint32_t phase);
 

@@ -26,6 +26,7 @@ struct hora_comm {
     hora_failure_t     failure;
     hora_pads_t       *pads;         /* shared-memory flags and slots; NULL: members not all local */
     struct hora_exec  *first, *last; /* operations in flight, in order (src/schedule) */
+    struct hora_exec  *idle;         /* finished executions, kept for the next calls */
     struct hora_offload *offload;    /* what src/offload keeps; NULL: nothing */
 };
 

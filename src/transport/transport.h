@@ -23,7 +23,8 @@ typedef struct hora_xfer {
     size_t            len;    /* bytes to send; or room */
     size_t            moved;  /* bytes done so far; at the end, the message's length */
     uint64_t          tag;    /* sends and receives of one pair match by tag, in order */
-    uint32_t          sig;    /* what collective this belongs to; compared when both are not 0 */
+    uint32_t          sig;    /* what collective this belongs to; compared when both are not 0.
+                                 After HORA_ERR_MISMATCH, a receive has the sender's */
     uint32_t          flags;
     hora_status_t     status; /* HORA_IN_PROGRESS until done */
     void             *priv;   /* transport's */

@@ -1,0 +1,373 @@
+/*
+ * Runs the steps of one collective. On the thread that uses the communicator; never blocks.
+ *
+ * Phases on the pads. A call that meets uses one phase before those of its plan: its note carries
+ * the signature and where the member's buffers lie. Other calls show the signature with their
+ * plan's first phase. Every call on a communicator with pads has a first phase or meets, so members
+ * that make different calls always find out. After the call, pads->base has grown by what was used.
+ */
+#include "schedule/run.h"
+
+#include "transport/p2p.h"
+#include "transport/shm/arena.h"
+#include "transport/shm/pads.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* ---- preparing ---- */
+
+static size_t chunk_elements(const hora_comm_t *comm, size_t elem) {
+    size_t chunk = comm->world->settings.chunk_size / elem;
+    return chunk > 0 ? chunk : 1;
+}
+
+static size_t algo_index(const hora_algo_t *algo) {
+    size_t i = 0;
+    while (hora_algo_list[i] != NULL && hora_algo_list[i] != algo)
+        i++;
+    return i;
+}
+
+static void make_key(const hora_exec_t *exec, hora_plan_key_t *key) {
+    const hora_coll_t *coll = &exec->inner;
+    const hora_pads_t *pads = exec->comm->pads;
+    size_t             elem = hora_dtype_size(coll->dtype);
+    *key = (hora_plan_key_t){.algo = exec->algo,
+                             .kind = coll->kind,
+                             .dtype = coll->dtype,
+                             .rank = (size_t)coll->rank,
+                             .size = (size_t)coll->size,
+                             .root = (size_t)coll->root,
+                             .count = coll->count,
+                             .elem_size = elem,
+                             .chunk = chunk_elements(exec->comm, elem),
+                             .slot = pads != NULL ? pads->slot_bytes / elem : 0,
+                             .shared = exec->shared};
+}
+
+static hora_status_t make_plan(hora_exec_t *exec, const hora_plan_key_t *key) {
+    hora_plan_hint_t hint = {.elem_size = key->elem_size, .chunk = key->chunk, .slot = key->slot,
+                             .shared_in_out = key->shared != 0};
+    memset(&exec->key, 0, sizeof(exec->key));
+    hora_plan_reset(&exec->plan);
+    exec->algo->plan(&exec->inner, &hint, &exec->plan);
+    if (exec->plan.status != HORA_OK)
+        return hora_fail(exec->plan.status, "%s: no memory for a plan", exec->what);
+    if (exec->plan.slot > key->slot)
+        return hora_fail(HORA_ERR_INTERNAL, "%s: the plan needs %zu elements in a slot of %zu",
+                         exec->what, exec->plan.slot, key->slot);
+    exec->key = *key;
+    return HORA_OK;
+}
+
+static hora_status_t reserve_xfers(hora_exec_t *exec) {
+    hora_exec_xfer_t *xfers;
+    if (exec->plan.nxfers <= exec->xfers_room)
+        return HORA_OK;
+    xfers = realloc(exec->xfers, exec->plan.nxfers * sizeof(*xfers));
+    if (xfers == NULL)
+        return hora_fail(HORA_ERR_NO_MEMORY, "%s: no memory for %u transfers", exec->what,
+                         exec->plan.nxfers);
+    exec->xfers = xfers;
+    exec->xfers_room = exec->plan.nxfers;
+    return HORA_OK;
+}
+
+/* Everything that the steps need, from the choice of buffers on. */
+static hora_status_t begin_steps(hora_exec_t *exec) {
+    hora_plan_key_t key;
+    hora_status_t   st = hora_stage_in(exec);
+    if (st != HORA_OK)
+        return st;
+    make_key(exec, &key);
+    if (memcmp(&key, &exec->key, sizeof(key)) != 0)
+        st = make_plan(exec, &key);
+    if (st == HORA_OK)
+        st = reserve_xfers(exec);
+    if (st == HORA_OK)
+        st = hora_stage_reserve(&exec->tmp, &exec->tmp_room, exec->plan.tmp * key.elem_size);
+    exec->pc = 0;
+    exec->started = exec->drained = 0;
+    exec->next_rank = 0;
+    exec->state = HORA_EXEC_STEPS;
+    return st;
+}
+
+/* ---- meeting ---- */
+
+static uint64_t offset_in_arena(const hora_exec_t *exec, const void *ptr) {
+    uint64_t offset;
+    size_t   bytes = exec->coll.count * hora_dtype_size(exec->coll.dtype);
+    if (exec->algo->needs_arena && !exec->algo->small_only && bytes > 0 &&
+        hora_arena_offset(exec->comm->world->arena, ptr, bytes, &offset))
+        return offset;
+    return HORA_PADS_NONE;
+}
+
+/* Do the members meet before the plan? Where they might push into each other's buffers, and where
+ * the plan has no phase that would show the signature. */
+static bool must_meet(const hora_exec_t *exec) {
+    const hora_comm_t *comm = exec->comm;
+    size_t             bytes = exec->coll.count * hora_dtype_size(exec->coll.dtype);
+    if (comm->pads == NULL)
+        return false;
+    return !exec->algo->needs_arena || bytes == 0 ||
+           (!exec->algo->small_only && exec->coll.kind == HORA_COLL_ALLREDUCE &&
+            bytes > comm->world->settings.oneshot_limit);
+}
+
+static void signal_meeting(hora_exec_t *exec) {
+    hora_pads_note_t note = {.in = HORA_PADS_NONE, .out = HORA_PADS_NONE, .sig = exec->sig};
+    if (exec->coll.kind == HORA_COLL_ALLREDUCE) {
+        note.in = offset_in_arena(exec, exec->coll.in);
+        note.out = offset_in_arena(exec, exec->coll.out);
+    }
+    hora_pads_signal(exec->comm->pads, exec->comm->pads->base + 1, &note);
+}
+
+hora_status_t hora_run_begin(hora_exec_t *exec) {
+    hora_comm_t *comm = exec->comm;
+    if (comm->size == 1) {
+        hora_stage_alone(&exec->coll);
+        exec->state = HORA_EXEC_DONE;
+        return HORA_OK;
+    }
+    exec->algo = hora_select(comm, &exec->coll);
+    exec->sig = hora_coll_sig_with(hora_coll_sig(&exec->coll),
+                                   algo_index(exec->algo) << 48 | comm->world->settings.chunk_size);
+    exec->tag = hora_tag_collective(comm->channel, comm->seq++);
+    exec->shared = false;
+    exec->meets = must_meet(exec);
+    if (exec->key.algo != exec->algo || exec->name[0] != 0 || exec->what[0] == 0)
+        snprintf(exec->what, sizeof(exec->what), "%s%s%s%s (%s)", hora_coll_name(exec->coll.kind),
+                 exec->name[0] ? " '" : "", exec->name, exec->name[0] ? "'" : "",
+                 exec->algo->name);
+    if (!exec->meets)
+        return begin_steps(exec);
+    exec->next_rank = 0;
+    exec->state = HORA_EXEC_MEET;
+    signal_meeting(exec);
+    return HORA_OK;
+}
+
+/* ---- phases ---- */
+
+static hora_status_t blocked_on_phase(hora_exec_t *exec, uint64_t phase, int rank) {
+    exec->blocked_xfer = NULL;
+    exec->blocked_phase = phase;
+    exec->blocked_rank = rank;
+    return HORA_IN_PROGRESS;
+}
+
+/* Waits until all members have signalled `phase`; the first one of a call must show my signature. */
+static hora_status_t await_phase(hora_exec_t *exec, uint64_t phase) {
+    hora_pads_t *pads = exec->comm->pads;
+    for (; exec->next_rank < exec->comm->size; exec->next_rank++) {
+        int                     r = exec->next_rank;
+        const hora_pads_note_t *note;
+        if (!hora_pads_reached(pads, r, phase))
+            return blocked_on_phase(exec, phase, r);
+        if (phase != pads->base + 1)
+            continue;
+        note = hora_pads_note(pads, r, phase);
+        if (note->sig != exec->sig)
+            return hora_coll_mismatch(exec->comm, &exec->coll, r, note->sig);
+        exec->peers[r].in_at = note->in;
+        exec->peers[r].out_at = note->out;
+    }
+    exec->next_rank = 0;
+    return HORA_OK;
+}
+
+/* After a meeting: can everybody push into everybody's buffers? All members come to the same
+ * answer, because they look at the same notes. */
+static hora_status_t find_buffers(hora_exec_t *exec) {
+    const hora_comm_t *comm = exec->comm;
+    size_t             bytes = exec->coll.count * hora_dtype_size(exec->coll.dtype);
+    for (int r = 0; r < comm->size; r++)
+        if (exec->peers[r].in_at == HORA_PADS_NONE || exec->peers[r].out_at == HORA_PADS_NONE)
+            return HORA_OK;
+    for (int r = 0; r < comm->size; r++) {
+        hora_exec_peer_t *peer = &exec->peers[r];
+        peer->in = hora_arena_at(comm->world->arena, comm->pads->locals[r], peer->in_at, bytes);
+        peer->out = hora_arena_at(comm->world->arena, comm->pads->locals[r], peer->out_at, bytes);
+        if (peer->in == NULL || peer->out == NULL)
+            return hora_fail(HORA_ERR_PROTOCOL, "%s: rank %d on host %s has published a buffer "
+                             "outside of its arena", exec->what, r, hora_comm_peer(comm, r)->host);
+    }
+    exec->shared = true;
+    return HORA_OK;
+}
+
+static hora_status_t advance_meeting(hora_exec_t *exec) {
+    hora_status_t st = await_phase(exec, exec->comm->pads->base + 1);
+    if (st == HORA_OK)
+        st = find_buffers(exec);
+    return st == HORA_OK ? begin_steps(exec) : st;
+}
+
+hora_status_t hora_run_check_crossing(hora_exec_t *exec) {
+    hora_pads_t            *pads = exec->comm->pads;
+    const hora_pads_cell_t *cell;
+    uint64_t                next;
+    if (exec->blocked_xfer != NULL || pads == NULL)
+        return HORA_OK;
+    next = pads->tiny + 1;
+    cell = &pads->lines[exec->blocked_rank]->cells[next % HORA_PADS_CELLS];
+    if (atomic_load_explicit(&cell->number, memory_order_acquire) != next || hora_run_ready(exec))
+        return HORA_OK; /* not there, or there only after it had finished this call */
+    return hora_coll_mismatch(exec->comm, &exec->coll, exec->blocked_rank, cell->sig);
+}
+
+/* ---- steps ---- */
+
+static inline uint8_t *place_of(const hora_exec_t *exec, const hora_ref_t *ref) {
+    size_t at = ref->off * exec->key.elem_size;
+    bool   own = ref->rank < 0 || ref->rank == exec->comm->rank;
+    switch (ref->buf) {
+    case HORA_BUF_IN:
+        return (own ? (uint8_t *)exec->inner.in : exec->peers[ref->rank].in) + at;
+    case HORA_BUF_OUT:
+        return (own ? (uint8_t *)exec->inner.out : exec->peers[ref->rank].out) + at;
+    case HORA_BUF_TMP:
+        return exec->tmp + at;
+    default:
+        return hora_pads_slot(exec->comm->pads, own ? exec->comm->rank : ref->rank) + at;
+    }
+}
+
+static void start_xfer(hora_exec_t *exec, const hora_step_t *step) {
+    hora_exec_xfer_t *x = &exec->xfers[step->xfer];
+    int               peer = exec->comm->world_ranks[step->peer];
+    memset(x, 0, sizeof(*x));
+    x->peer = step->peer;
+    x->xfer.buf = place_of(exec, &step->src);
+    x->xfer.len = step->count * exec->key.elem_size;
+    x->xfer.tag = exec->tag;
+    x->xfer.sig = exec->sig;
+    x->xfer.status = HORA_IN_PROGRESS;
+    exec->started = step->xfer + 1;
+    if (step->kind == HORA_STEP_SEND)
+        hora_p2p_send(exec->comm->world, peer, &x->xfer);
+    else
+        hora_p2p_recv(exec->comm->world, peer, &x->xfer);
+}
+
+/* Puts a transfer's failure into words. The communicator's own failure, where there is one, says
+ * more. */
+static hora_status_t xfer_failed(hora_exec_t *exec, const hora_exec_xfer_t *x, hora_status_t status) {
+    hora_status_t st = hora_failure_check(&exec->comm->failure);
+    if (st != HORA_OK)
+        return st;
+    if (status == HORA_ERR_MISMATCH)
+        return hora_coll_mismatch(exec->comm, &exec->coll, x->peer, x->xfer.sig);
+    return hora_fail(status, "%s: transfer of %zu bytes with rank %d on host %s, step %zu of %zu: %s",
+                     exec->what, x->xfer.len, x->peer, hora_comm_peer(exec->comm, x->peer)->host,
+                     exec->pc, exec->plan.nsteps, hora_status_message(status));
+}
+
+static hora_status_t wait_xfer(hora_exec_t *exec, uint32_t number) {
+    hora_exec_xfer_t *x = &exec->xfers[number];
+    hora_status_t     st;
+    if (__atomic_load_n(&x->xfer.status, __ATOMIC_RELAXED) == HORA_IN_PROGRESS) {
+        exec->blocked_xfer = &x->xfer;
+        exec->blocked_rank = x->peer;
+        return HORA_IN_PROGRESS;
+    }
+    st = hora_p2p_test(exec->comm->world, &x->xfer); /* under the lock, so that I see the bytes */
+    return st == HORA_OK ? HORA_OK : xfer_failed(exec, x, st);
+}
+
+static void run_copy(hora_exec_t *exec, const hora_step_t *step) {
+    void *src = place_of(exec, &step->src), *dst = place_of(exec, &step->dst);
+    if (src != dst)
+        hora_kernel_copy(dst, src, step->count * exec->key.elem_size);
+}
+
+static void run_reduce(hora_exec_t *exec, const hora_step_t *step, const hora_ref_t *src, int nsrc,
+                       const hora_ref_t *dst, int ndst) {
+    hora_reduce_t how = exec->how;
+    void        **ptrs = exec->ptrs;
+    for (int i = 0; i < nsrc; i++)
+        ptrs[i] = place_of(exec, &src[i]);
+    for (int i = 0; i < ndst; i++)
+        ptrs[nsrc + i] = place_of(exec, &dst[i]);
+    if (!step->begin)
+        how.prescale = 1.0;
+    if (!step->finish) {
+        how.postscale = 1.0;
+        how.divisor = 1;
+    }
+    hora_kernel_reduce(&how, ptrs + nsrc, ndst, (const void *const *)ptrs, nsrc, step->count);
+}
+
+static void signal_phase(hora_exec_t *exec, uint32_t phase) {
+    hora_pads_t     *pads = exec->comm->pads;
+    hora_pads_note_t note = {.in = HORA_PADS_NONE, .out = HORA_PADS_NONE, .sig = exec->sig};
+    hora_pads_signal(pads, pads->base + exec->meets + phase, &note);
+}
+
+static hora_status_t run_step(hora_exec_t *exec, const hora_step_t *step) {
+    const hora_ref_t *refs = exec->plan.refs + step->first;
+    switch (step->kind) {
+    case HORA_STEP_SEND:
+    case HORA_STEP_RECV:
+        start_xfer(exec, step);
+        return HORA_OK;
+    case HORA_STEP_WAIT:
+        return wait_xfer(exec, step->xfer);
+    case HORA_STEP_COPY:
+        if (step->begin || step->finish)
+            run_reduce(exec, step, &step->src, 1, &step->dst, 1);
+        else
+            run_copy(exec, step);
+        return HORA_OK;
+    case HORA_STEP_REDUCE:
+        run_reduce(exec, step, refs, step->nsrc, refs + step->nsrc, step->ndst);
+        return HORA_OK;
+    case HORA_STEP_SIGNAL:
+        signal_phase(exec, step->xfer);
+        return HORA_OK;
+    default:
+        return await_phase(exec, exec->comm->pads->base + exec->meets + step->xfer);
+    }
+}
+
+static hora_status_t advance_steps(hora_exec_t *exec) {
+    hora_status_t st = HORA_OK;
+    for (; st == HORA_OK && exec->pc < exec->plan.nsteps; exec->pc += st == HORA_OK)
+        st = run_step(exec, &exec->plan.steps[exec->pc]);
+    for (; st == HORA_OK && exec->drained < exec->started; exec->drained += st == HORA_OK)
+        st = wait_xfer(exec, exec->drained);
+    if (st != HORA_OK)
+        return st;
+    hora_stage_out(exec);
+    if (exec->comm->pads != NULL) {
+        exec->comm->pads->base += (uint64_t)exec->meets + exec->plan.phases;
+        exec->comm->pads->calls += exec->algo->needs_arena;
+    }
+    exec->state = HORA_EXEC_DONE;
+    return HORA_OK;
+}
+
+hora_status_t hora_run_advance(hora_exec_t *exec) {
+    hora_status_t st = HORA_OK;
+    if (exec->state == HORA_EXEC_MEET)
+        st = advance_meeting(exec);
+    if (st == HORA_OK && exec->state == HORA_EXEC_STEPS)
+        st = advance_steps(exec);
+    return st;
+}
+
+bool hora_run_ready(const hora_exec_t *exec) {
+    if (exec->blocked_xfer != NULL)
+        return __atomic_load_n(&exec->blocked_xfer->status, __ATOMIC_RELAXED) != HORA_IN_PROGRESS;
+    return hora_pads_reached(exec->comm->pads, exec->blocked_rank, exec->blocked_phase);
+}
+
+void hora_run_cancel(hora_exec_t *exec) {
+    for (uint32_t i = 0; exec->state == HORA_EXEC_STEPS && i < exec->started; i++)
+        hora_p2p_cancel(exec->comm->world, &exec->xfers[i].xfer);
+}
