@@ -14,10 +14,16 @@
 #define BATCH  32 /* ended transfers per look */
 #define ROUNDS 8  /* looks per progress, while they find something */
 
+static mpi_packet_t *abandoned; /* MPI may still touch them: kept for ever */
+
 static void fail_op(mpi_transport_t *self, mpi_op_t *op) {
-    if (op->kind == OP_BODY_SEND)
+    if (op->kind == OP_BODY_SEND) {
         op->xfer->status = self->dead;
-    op->kind = OP_NONE; /* a packet, which MPI still knows, is left to it */
+    } else if (op->kind == OP_PACKET_SEND || op->kind == OP_PACKET_RECV) {
+        op->packet->next = abandoned;
+        abandoned = op->packet;
+    }
+    op->kind = OP_NONE;
 }
 
 void hora_mpi_die(mpi_transport_t *self, hora_status_t status, const mpi_link_t *link,
