@@ -17,7 +17,8 @@ typedef struct hora_match {
 typedef struct hora_inbound {
     struct hora_inbound *next;
     hora_xfer_t         *xfer; /* the receive it belongs to; NULL: none yet */
-    uint8_t             *body; /* where to put the bytes: xfer->buf, or `kept` */
+    uint8_t             *body; /* where to put the bytes: xfer->buf, or `kept`; read it anew before
+                                * each write. NULL: skip them (cancelled, and no memory) */
     uint8_t             *kept; /* own memory, when it came before its receive; else NULL */
     size_t               len, filled;
     uint64_t             tag;

@@ -223,10 +223,14 @@ static void test_wrong_sig(void **state) {
     hora_match_post(&match, &x);
     feed(arrive(1, 6, 3), "abc");
     assert_int_equal(x.status, HORA_ERR_MISMATCH);
+    assert_int_equal(x.sig, 6); /* so that both sides can be named */
     assert_string_equal(buf, "unused");
+    x.sig = 5;
     feed(arrive(1, 6, 3), "abc");
     hora_match_post(&match, &x);
     assert_int_equal(x.status, HORA_ERR_MISMATCH);
+    assert_int_equal(x.sig, 6);
+    x.sig = 5;
     /* 0 on either side: not compared */
     feed(arrive(1, 0, 3), "abc");
     hora_match_post(&match, &x);
