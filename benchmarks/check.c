@@ -245,7 +245,8 @@ static int report(const check_options_t *o, const board_t *board, int nranks, co
     if (o->json != NULL && strcmp(o->json, "-") == 0)
         return !passed;
     print_failures(board->ranks, nranks);
-    print_not_checked(o, board);
+    if (o->verbose || o->transport != NULL)
+        print_not_checked(o, board);
     if (board->ranks[0].calls == 0 && failures == 0)
         printf("FAIL: nothing was checked\n");
     if (passed)

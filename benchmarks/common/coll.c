@@ -45,8 +45,8 @@ bool coll_has_root(coll_kind_t kind) {
 }
 
 bool coll_can_be_in_place(coll_kind_t kind) {
-    return kind != COLL_SENDRECV && kind != COLL_ALLTOALLV && kind != COLL_GATHER &&
-           kind != COLL_SCATTER;
+    return kind != COLL_SENDRECV && kind != COLL_ALLTOALL && kind != COLL_ALLTOALLV &&
+           kind != COLL_GATHER && kind != COLL_SCATTER;
 }
 
 /* ---- Shapes -------------------------------------------------------------------------------- */

@@ -1,0 +1,312 @@
+"""The launcher of `hora run`: an agent for each host, their output on ours, one exit code.
+
+Single thread, one selector. The ranks' fate is the agents' business (cli_agent.py); this module
+decides when to end them: after the first rank that fails, the others have some seconds to come to
+their own errors, then get SIGTERM, then SIGKILL.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import selectors
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hora.cli_hosts import Host
+
+TERM_SECONDS = 3.0  # between SIGTERM and SIGKILL
+LOST_SECONDS = 5.0  # between SIGKILL and giving an agent up
+
+BOOTSTRAP = "import sys;b=sys.stdin.buffer;exec(compile(b.read(int(b.readline())),'hora-agent','exec'))"
+
+
+@dataclasses.dataclass
+class Job:
+    hosts: list[Host]
+    command: list[str]
+    rank_env: dict[int, dict[str, str]]
+    local_env: dict[str, str]
+    remote_env: dict[str, str]
+    ssh: list[str]
+    remote_python: str = "python3"
+    prefix: bool = True
+    output_dir: str | None = None
+    grace: float = 5.0
+    info: Callable[[str], None] = lambda text: None
+
+    @property
+    def size(self) -> int:
+        return sum(len(host.ranks) for host in self.hosts)
+
+
+class Output:
+    """Lines of all ranks on our own streams, whole, each with "[rank]<stream>:" before it, and in
+    DIR/rank.N/stdout and stderr where a directory was asked for."""
+
+    LINE = re.compile(rb"[^\r\n]*(?:\r\n|\n|\r)")
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.partial: dict[tuple[int, str], bytes] = {}
+        self.files: dict[tuple[int, str], Any] = {}
+        if job.output_dir:
+            width = len(str(job.size - 1))
+            for rank in range(job.size):
+                folder = Path(job.output_dir) / f"rank.{rank:0{width}d}"
+                folder.mkdir(parents=True, exist_ok=True)
+                for stream in ("stdout", "stderr"):
+                    self.files[rank, stream] = open(folder / stream, "wb", buffering=0)
+
+    def feed(self, rank: int, stream: str, data: bytes) -> None:
+        if self.files:
+            self.files[rank, stream].write(data)
+            if not self.job.prefix:
+                return  # -q with a directory: files only
+        data = self.partial.pop((rank, stream), b"") + data
+        end = 0
+        lines = []
+        for match in self.LINE.finditer(data):
+            lines.append(match[0])
+            end = match.end()
+        if end < len(data):
+            self.partial[rank, stream] = data[end:]
+        self.write(rank, stream, lines)
+
+    def write(self, rank: int, stream: str, lines: list[bytes]) -> None:
+        if not lines:
+            return
+        target = sys.stdout.buffer if stream == "stdout" else sys.stderr.buffer
+        head = b"[%d]<%s>:" % (rank, stream.encode()) if self.job.prefix else b""
+        try:
+            target.write(b"".join(head + line for line in lines))
+            target.flush()
+        except BrokenPipeError:  # whoever read our output has gone; the job goes on
+            pass
+
+    def end(self, rank: int) -> None:
+        for stream in ("stdout", "stderr"):
+            rest = self.partial.pop((rank, stream), b"")
+            if rest:
+                self.write(rank, stream, [rest + b"\n"])
+
+    def close(self) -> None:
+        for rank in range(self.job.size):
+            self.end(rank)
+        for file in self.files.values():
+            file.close()
+
+
+class AgentLink:
+    """One host's agent as a child process of ours: here, or behind ssh."""
+
+    def __init__(self, job: Job, host: Host) -> None:
+        self.host = host
+        self.left = set(host.ranks)  # ranks that have not ended
+        self.buffer = b""
+        source = Path(__file__).with_name("cli_agent.py").read_bytes()
+        own = [os.dup(1), os.dup(2)] if host.is_local and not capture(job) else []
+        self.process = subprocess.Popen(
+            self.command_line(job),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,  # Ctrl-C is for us; the agent hears of it from us
+            pass_fds=own,
+        )
+        for fd in own:
+            os.close(fd)
+        config = json.dumps(self.config(job, own)).encode()
+        self.send(b"%d\n%s%d\n%s" % (len(source), source, len(config), config))
+
+    def command_line(self, job: Job) -> list[str]:
+        if self.host.is_local:
+            return [sys.executable, "-I", "-S", "-c", BOOTSTRAP]
+        remote = f"{shlex.quote(job.remote_python)} -c {shlex.quote(BOOTSTRAP)}"
+        return [*job.ssh, self.host.name, remote]
+
+    def config(self, job: Job, fds: list[int]) -> dict[str, Any]:
+        return {
+            "command": job.command,
+            "cwd": os.getcwd(),
+            "env": job.local_env if self.host.is_local else job.remote_env,
+            "ranks": [{"rank": rank, "env": job.rank_env[rank]} for rank in self.host.ranks],
+            "capture": not fds,
+            "fds": fds,
+            "threads": True,
+        }
+
+    def send(self, data: bytes) -> None:
+        try:
+            assert self.process.stdin is not None
+            self.process.stdin.write(data)
+            self.process.stdin.flush()
+        except OSError:
+            pass  # its end of the pipe tells the main loop
+
+    def signal(self, number: int) -> None:
+        self.send(b"signal %d\n" % number)
+
+    def events(self) -> list[dict[str, Any]] | None:
+        """What the agent has said since; None: it is gone."""
+        assert self.process.stdout is not None
+        data = os.read(self.process.stdout.fileno(), 1 << 18)
+        if not data:
+            return None
+        *lines, self.buffer = (self.buffer + data).split(b"\n")
+        return [event for event in map(parse_event, lines) if event]
+
+
+def parse_event(line: bytes) -> dict[str, Any] | None:
+    """Login scripts of a remote host may print things of their own on the same stream."""
+    try:
+        event = json.loads(line)
+    except ValueError:
+        event = None
+    if isinstance(event, dict):
+        return event
+    if line.strip():
+        sys.stderr.write(line.decode(errors="replace") + "\n")
+    return None
+
+
+def capture(job: Job) -> bool:
+    return job.prefix or job.output_dir is not None
+
+
+class Launcher:
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.output = Output(job)
+        self.selector = selectors.DefaultSelector()
+        self.agents: list[AgentLink] = []
+        self.code: int | None = None  # of the whole job, once something has failed
+        self.plan: list[tuple[float, int]] = []  # (when, signal), soonest first
+        self.wake_read, self.wake_write = os.pipe()
+
+    def say(self, text: str) -> None:
+        sys.stderr.write(f"hora run: {text}\n")
+        sys.stderr.flush()
+
+    # ---- Failures -----------------------------------------------------------------------------
+
+    def fail(self, code: int, text: str, wait: float) -> None:
+        """The first failure decides the exit code and starts the end of the others."""
+        if self.code is not None:
+            return
+        self.code = code
+        self.say(text)
+        begin = time.monotonic() + wait
+        self.plan = [(begin, signal.SIGTERM), (begin + TERM_SECONDS, signal.SIGKILL)]
+        self.plan.append((begin + TERM_SECONDS + LOST_SECONDS, 0))
+
+    def rank_ended(self, agent: AgentLink, rank: int, code: int) -> None:
+        agent.left.discard(rank)
+        self.output.end(rank)
+        if code == 0:
+            return
+        where = f"rank {rank} of {self.job.size} on host {agent.host.name}"
+        if code < 0:
+            self.fail(128 - code, f"{where} was ended by {signal_name(-code)}", self.job.grace)
+        else:
+            self.fail(code, f"{where} ended with exit code {code}", self.job.grace)
+
+    def agent_gone(self, agent: AgentLink) -> None:
+        assert agent.process.stdout is not None and agent.process.stdin is not None
+        self.selector.unregister(agent.process.stdout)
+        agent.process.stdout.close()
+        try:
+            agent.process.stdin.close()
+        except OSError:
+            pass
+        code = agent.process.wait()
+        if agent.left:
+            ranks = ", ".join(map(str, sorted(agent.left)))
+            remedy = ""
+            if not agent.host.is_local:
+                remedy = f"; does `ssh -o BatchMode=yes {agent.host.name} {self.job.remote_python} " \
+                    "--version` work without a password?"
+            self.fail(255, f"lost host {agent.host.name} with rank {ranks} (exit code {code}){remedy}",
+                      self.job.grace)
+            agent.left.clear()
+
+    def on_signal(self, number: int) -> None:
+        again = self.code is not None
+        self.fail(128 + number, f"{signal_name(number)}: ending {self.job.size} ranks", 2.0)
+        for agent in self.agents:
+            agent.signal(signal.SIGKILL if again else number)
+
+    # ---- The loop -----------------------------------------------------------------------------
+
+    def handle(self, agent: AgentLink, event: dict[str, Any]) -> None:
+        if "stream" in event:
+            self.output.feed(event["rank"], event["stream"], event["data"].encode("latin-1"))
+        elif "exit" in event:
+            self.rank_ended(agent, event["rank"], event["exit"])
+        elif "error" in event:
+            agent.left.clear()
+            self.fail(127, f"rank {event['rank']} on host {agent.host.name} could not be started: "
+                      f"{event['error']}", 0.0)
+        elif "info" in event:
+            self.job.info(f"host {agent.host.name}: {event['info']}")
+
+    def run_plan(self) -> float | None:
+        """Sends what is due; returns seconds until the next."""
+        while self.plan and self.plan[0][0] <= time.monotonic():
+            _, number = self.plan.pop(0)
+            for agent in self.agents:
+                if number:
+                    agent.signal(number)
+                elif agent.process.poll() is None:
+                    agent.process.kill()  # it closes its pipes, and with them its ranks end
+        return max(0.0, self.plan[0][0] - time.monotonic()) if self.plan else None
+
+    def turn(self) -> None:
+        for key, _ in self.selector.select(self.run_plan()):
+            if key.data is None:
+                for number in os.read(self.wake_read, 64):
+                    if number != signal.SIGCHLD:
+                        self.on_signal(number)
+                continue
+            events = key.data.events()
+            if events is None:
+                self.agent_gone(key.data)
+            for event in events or []:
+                self.handle(key.data, event)
+
+    def catch_signals(self) -> dict[int, Any]:
+        os.set_blocking(self.wake_write, False)
+        self.selector.register(self.wake_read, selectors.EVENT_READ, None)
+        signal.set_wakeup_fd(self.wake_write, warn_on_full_buffer=False)
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        return {number: signal.signal(number, lambda *_: None) for number in numbers}
+
+    def run(self) -> int:
+        old = self.catch_signals()
+        try:
+            for host in self.job.hosts:
+                agent = AgentLink(self.job, host)
+                self.agents.append(agent)
+                self.selector.register(agent.process.stdout, selectors.EVENT_READ, agent)
+            while len(self.selector.get_map()) > 1:
+                self.turn()
+        finally:
+            self.output.close()
+            signal.set_wakeup_fd(-1)
+            for number, handler in old.items():
+                signal.signal(number, handler)
+        return self.code or 0
+
+
+def signal_name(number: int) -> str:
+    try:
+        return f"{signal.Signals(number).name} (signal {number})"
+    except ValueError:
+        return f"signal {number}"
