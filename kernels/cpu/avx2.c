@@ -26,7 +26,7 @@ static inline void load_f16(const uint16_t *p, vector_t *v)
     }
 }
 
-/* Stores whole vectors: copy_chunk reads them again, and two halves would not be forwarded to it. */
+/* Stores whole vectors: copy_chunk loads them again, and two halves would not be forwarded. */
 static inline void store_f16(uint16_t *p, const vector_t *v)
 {
     for (size_t k = 0; k < VECTORS; k += 2) {

@@ -43,14 +43,6 @@ static void copy_large(char *to, const char *from, size_t bytes)
     stream_lines(to + head, from + head, lines);
     memcpy(to + streamed, from + streamed, bytes - streamed);
 }
-#else
-#define STREAM_BYTES SIZE_MAX
-
-static void copy_large(char *to, const char *from, size_t bytes)
-{
-    memcpy(to, from, bytes);
-}
-#endif
 
 void hora_kernel_copy(void *dst, const void *src, size_t bytes)
 {
@@ -60,3 +52,12 @@ void hora_kernel_copy(void *dst, const void *src, size_t bytes)
         memcpy(dst, src, bytes);
     }
 }
+#else
+
+void hora_kernel_copy(void *dst, const void *src, size_t bytes)
+{
+    if (bytes > 0) {
+        memcpy(dst, src, bytes);
+    }
+}
+#endif

@@ -60,8 +60,8 @@ static inline float hora_f16_to_f32(uint16_t half)
     uint32_t magnitude = (uint32_t)(half & 0x7fffu) << 13;
     uint32_t normal = magnitude + (112u << 23);
     /* A subnormal is put below the leading one of 2^-14, which the subtraction takes off again. */
-    float    small = hora_f32_from_bits(magnitude + first_normal) - hora_f32_from_bits(first_normal);
-    uint32_t subnormal = hora_f32_bits(small);
+    float    lifted = hora_f32_from_bits(magnitude + first_normal);
+    uint32_t subnormal = hora_f32_bits(lifted - hora_f32_from_bits(first_normal));
     uint32_t special = magnitude | 0x7f800000u | (magnitude > 0x0f800000u ? 0x00400000u : 0);
     uint32_t bits = magnitude < 0x00800000u ? subnormal : normal;
     bits = magnitude >= 0x0f800000u ? special : bits;

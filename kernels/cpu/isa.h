@@ -14,14 +14,14 @@
 /* out[i] = in[0][i] op .. op in[ways-1][i]; 2 <= ways <= HORA_COMBINE_MAX. out may equal any in.
  * A NaN result is the one quiet NaN with sign and payload 0. */
 typedef void (*hora_combine_fn)(void *out, const void *const *in, int ways, size_t count);
-/* out[i] = in[i] * scale, in == out allowed. Floats: in their own precision, NaN as above. Integers:
- * through double, truncated toward zero, saturated, NaN to 0. */
+/* out[i] = in[i] * scale, in == out allowed. Floats: in their own precision, NaN as above.
+ * Integers: through double, truncated toward zero, saturated, NaN to 0. */
 typedef void (*hora_scale_fn)(void *out, const void *in, size_t count, double scale);
 /* out[i] = in[i] / divisor, in == out allowed; integers truncate toward zero. */
 typedef void (*hora_divide_fn)(void *out, const void *in, size_t count, uint32_t divisor);
-/* out[i] = (type)in[i]; no overlap. Rounds to nearest even. A NaN stays one, keeps its
- * sign and as many of its upper payload bits as fit, and is made quiet (but not by bfloat16 to
- * float32, which only appends zero bits). */
+/* out[i] = (type)in[i]; no overlap. Rounds to nearest even. A NaN stays one, keeps its sign
+ * and as many of its upper payload bits as fit, and is made quiet (but not by bfloat16 to float32,
+ * which only appends zero bits). */
 typedef void (*hora_cast_fn)(void *out, const void *in, size_t count);
 
 /* The whole of hora_kernel_reduce for how->op SUM, in one pass. */
@@ -29,7 +29,7 @@ typedef void (*hora_sum_fn)(const hora_reduce_t *how, void *const *dst, int ndst
                             const void *const *src, int nsrc, size_t count);
 
 typedef struct hora_isa {
-    const char *name;
+    const char     *name;
     hora_sum_fn     sum[HORA_DTYPE_COUNT]; /* float32 and the half types; NULL: use combine */
     /* NULL: no such operation, or a half type, which is widened and combined as float32. */
     hora_combine_fn combine[HORA_DTYPE_COUNT][HORA_OP_COUNT];

@@ -4,7 +4,9 @@
  *
  * Bits. A result depends only on the inputs and their order, never on the instruction set, the
  * alignment, or on how a vector was cut: element i is ((in0[i] op in1[i]) op in2[i]) ... in the
- * order given, with no contraction to fused multiply-add.
+ * order given, with no contraction to fused multiply-add. A NaN that was computed is always the
+ * quiet one without sign or payload; min counts -0 as less than +0, and so does max. All this
+ * holds in the default floating-point environment (nearest even, subnormals not flushed).
  */
 #ifndef HORA_KERNELS_CPU_KERNELS_H
 #define HORA_KERNELS_CPU_KERNELS_H
@@ -16,7 +18,8 @@
  * in order; the result is divided by divisor, then multiplied by postscale; then rounded to dtype
  * once. float16 and bfloat16 do all of it in float32, float32 in float32, float64 in float64;
  * integers combine in wrapping arithmetic, divide truncating toward zero, and go through double
- * (truncating toward zero, saturating) only where a scale is not 1. */
+ * (truncating toward zero, saturating; NaN gives 0) only where a scale is not 1. float32 and the
+ * halves use the scales rounded to float32. bool ignores divisor and scales. */
 typedef struct hora_reduce {
     hora_dtype_t dtype;
     hora_op_t    op;        /* not AVERAGE: callers pass SUM and divisor = ranks; not ADASUM */
@@ -32,18 +35,21 @@ void hora_kernel_reduce(const hora_reduce_t *how, void *const *dst, int ndst,
                         const void *const *src, int nsrc, size_t count);
 
 /* dst[i] = (dst_dtype)(src[i] * scale), i < count; scale 1.0: none. Among the float types (float16,
- * bfloat16, float32, float64) in any pair, or equal types. Rounds to nearest even, once.
- * dst == src allowed when the element sizes are equal. */
+ * bfloat16, float32, float64) in any pair, or equal types. The product is taken in float64 if
+ * either type is float64, else in float32; then it is rounded to dst_dtype, to nearest even, once.
+ * Without a scale a NaN keeps its sign and the payload bits that fit. dst == src allowed when the
+ * element sizes are equal. */
 void hora_kernel_convert(void *dst, hora_dtype_t dst_dtype, const void *src, hora_dtype_t src_dtype,
                          size_t count, double scale);
 
-/* memcpy, with streaming stores where `bytes` is so large that they win. No overlap. */
+/* memcpy, with streaming stores where `bytes` is so large that they win (and then with the fence
+ * that they need, so that a flag stored after it may announce the data). No overlap. */
 void hora_kernel_copy(void *dst, const void *src, size_t bytes);
 
 /* Name of the instruction set in use: "portable", "avx2", "avx512", "neon". */
 const char *hora_kernel_isa(void);
-/* Forces one (tests, HORA_KERNELS); false if this machine or build lacks it. Not thread-safe
- * against running kernels. NULL or "auto": the best. */
+/* Forces one (tests; HORA_KERNELS, which the caller reads); false, and no change, if this machine
+ * or build lacks it. NULL or "auto": the best. Not thread-safe against running kernels. */
 bool hora_kernel_force_isa(const char *name);
 
 #endif
