@@ -131,6 +131,9 @@ static hora_status_t get_ready(hora_comm_t *comm) {
     if (st == HORA_OK && comm->offload->mpi == NULL && comm->rank == 0)
         hora_log(HORA_LOG_WARNING, "HORA_OFFLOAD=mpi: not all ranks have the MPI plug-in and were "
                  "started by its mpirun, so hora reduces by itself");
+    if (st == HORA_OK && comm->offload->mpi != NULL && comm->rank == 0)
+        hora_log(HORA_LOG_INFO, "offload: allreduce of %d ranks by MPI_Allreduce (%s)", comm->size,
+                 comm->offload->plugin->version());
     return st;
 }
 

