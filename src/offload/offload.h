@@ -10,10 +10,10 @@
 #include "schedule/plan.h"
 #include "transport/comm.h"
 
-/* Does a blocking collective elsewhere: true, and its status in *status_p. False: it is not asked
- * for, or nobody can, and hora should do it. All members decide alike, so all must call this, for the
- * same collectives; operations that were started on comm before are completed first. Calls on one
- * communicator come one at a time. */
+/* Does a blocking collective elsewhere: true, and its status in *status_p. False: it is not
+ * asked for, or nobody can, and hora should do it. All members decide alike, so all must call
+ * this, for the same collectives; operations that were started on comm before are completed
+ * first. Calls on one communicator come one at a time. */
 bool hora_offload_try(hora_comm_t *comm, const hora_coll_t *coll, hora_status_t *status_p);
 
 /* Frees what hora_offload_try keeps in comm->offload. Before the world is left. */

@@ -1,11 +1,12 @@
 /*
- * hora_allreduce by MPI_Allreduce (offload.h). On the calling thread; comm->offload is touched by the
- * one thread that uses the communicator.
+ * hora_allreduce by MPI_Allreduce (offload.h). On the calling thread; comm->offload is touched by
+ * the one thread that uses the communicator.
  *
- * The first allreduce on a communicator makes an MPI communicator of its members, whatever transport
- * links them. Each step of that is agreed on, because MPI_Init and MPI_Comm_create_group wait for
- * all. Only what gives hora's own results is handed over: no half types, which MPI lacks; no minimum
- * or maximum of floats, since MPI's lose a NaN; no scaled integers, which hora scales in double.
+ * The first allreduce on a communicator makes an MPI communicator of its members, whatever
+ * transport links them. Each step of that is agreed on, because MPI_Init and MPI_Comm_create_group
+ * wait for all. Only what gives hora's own results is handed over: no half types, which MPI lacks;
+ * no minimum or maximum of floats, since MPI's lose a NaN; no scaled integers, which hora scales in
+ * double.
  */
 #include "offload/mpi/mpi.h"
 
@@ -162,7 +163,8 @@ static void scale(const hora_coll_t *coll, const void *in, uint32_t divisor, dou
 }
 
 /* Under world->lock where MPI allows one thread at a time. */
-static hora_status_t reduce(hora_comm_t *comm, const hora_coll_t *coll, const void *in, hora_op_t op) {
+static hora_status_t reduce(hora_comm_t *comm, const hora_coll_t *coll, const void *in,
+                            hora_op_t op) {
     struct hora_offload *self = comm->offload;
     int                  failed;
     if (!self->multiple)
@@ -172,9 +174,9 @@ static hora_status_t reduce(hora_comm_t *comm, const hora_coll_t *coll, const vo
         pthread_mutex_unlock(&comm->world->lock);
     if (!failed)
         return HORA_OK;
-    hora_status_t st = hora_fail(HORA_ERR_PEER_FAILED, "allreduce by MPI: %s", self->plugin->error());
-    hora_world_fail(comm->world, comm->channel, st, -1, hora_last_error());
-    return st;
+    hora_fail(HORA_ERR_PEER_FAILED, "allreduce by MPI: %s", self->plugin->error());
+    hora_world_fail(comm->world, comm->channel, HORA_ERR_PEER_FAILED, -1, hora_last_error());
+    return HORA_ERR_PEER_FAILED;
 }
 
 static hora_status_t allreduce(hora_comm_t *comm, const hora_coll_t *coll) {

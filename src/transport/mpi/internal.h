@@ -6,10 +6,10 @@
  * of at most HORA_MPI_BYTES_MAX, one at a time. Each link keeps one receive for packets posted.
  * Matching may move a message's body while MPI writes a part of it: then the part is copied after.
  *
- * Buffers. MPI cannot be made to forget a buffer once a peer has begun to use it. So cancel asks MPI
- * and waits, up to WITHDRAW_SECONDS, for it to let go (a peer that makes any progress helps). If
- * that fails, the transport is dead: every link fails and hora never calls MPI again in this process,
- * not even at exit, so that nothing here makes MPI touch what no longer belongs to it.
+ * Buffers. MPI cannot be made to forget a buffer once a peer has begun to use it. So cancel asks
+ * MPI and waits, up to WITHDRAW_SECONDS, for it to let go (a peer that makes any progress helps).
+ * If that fails, the transport is dead: every link fails and hora never calls MPI again in this
+ * process, not even at exit, so that nothing here makes MPI touch what no longer belongs to it.
  */
 #ifndef HORA_TRANSPORT_MPI_INTERNAL_H
 #define HORA_TRANSPORT_MPI_INTERNAL_H
@@ -52,7 +52,13 @@ typedef struct mpi_link {
     hora_match_t     match;
 } mpi_link_t;
 
-typedef enum op_kind { OP_NONE, OP_PACKET_RECV, OP_PACKET_SEND, OP_BODY_SEND, OP_BODY_RECV } op_kind_t;
+typedef enum op_kind {
+    OP_NONE,
+    OP_PACKET_RECV,
+    OP_PACKET_SEND,
+    OP_BODY_SEND,
+    OP_BODY_RECV
+} op_kind_t;
 
 /* What a slot of the plug-in is used for. */
 typedef struct mpi_op {

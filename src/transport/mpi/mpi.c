@@ -1,7 +1,7 @@
 /*
- * The mpi transport: MPI point to point through the plug-in, for where an MPI knows the network best.
- * Opening, addresses, links and closing; xfer.c moves the bytes. All of it under world->lock. open and
- * close wait for other ranks, but not for ever.
+ * The mpi transport: MPI point to point through the plug-in, for where an MPI knows the network
+ * best. Opening, addresses, links and closing; xfer.c moves the bytes. All of it under world->lock.
+ * open and close wait for other ranks, but not for ever.
  *
  * Each world has a communicator of its own, made by all ranks of the MPI job when they open it, so
  * that nothing left over from an earlier world can be taken for a message of this one.
@@ -35,8 +35,8 @@ static hora_status_t await_group(mpi_transport_t *self) {
         if (ready < 0)
             return hora_fail(HORA_ERR_PEER_FAILED, "mpi: joining: %s", self->plugin->error());
         if (hora_clock_ns() > end)
-            return hora_fail(HORA_ERR_TIMEOUT, "mpi: not all %d ranks of the MPI job have joined hora "
-                             "within %.0f s (HORA_START_TIMEOUT)", self->info.size, timeout);
+            return hora_fail(HORA_ERR_TIMEOUT, "mpi: not all %d ranks of the MPI job have joined "
+                             "hora within %.0f s (HORA_START_TIMEOUT)", self->info.size, timeout);
         nanosleep(&nap, NULL);
     }
 }
@@ -49,9 +49,9 @@ static hora_status_t start_mpi(mpi_transport_t *self) {
     if (self->plugin->init(&self->info) != 0)
         return hora_fail(HORA_ERR_UNSUPPORTED, "mpi: %s", self->plugin->error());
     if (self->info.size < world->size)
-        return hora_fail(HORA_ERR_UNSUPPORTED, "mpi: the MPI job has %d ranks, hora's has %d: start it "
-                         "with the mpirun or mpiexec of this MPI (%s)", self->info.size, world->size,
-                         self->plugin->version());
+        return hora_fail(HORA_ERR_UNSUPPORTED, "mpi: the MPI job has %d ranks, hora's has %d: "
+                         "start it with the mpirun or mpiexec of this MPI (%s)", self->info.size,
+                         world->size, self->plugin->version());
     if (self->plugin->group_open(&self->group) != 0)
         return hora_fail(HORA_ERR_PEER_FAILED, "mpi: joining: %s", self->plugin->error());
     st = await_group(self);
@@ -116,8 +116,8 @@ static hora_status_t mpi_connect(hora_transport_t *base, int peer, const void *a
         return hora_fail(HORA_ERR_PROTOCOL, "mpi: rank %d is not in this MPI job", peer);
     for (link = self->links; link != NULL; link = link->next)
         if (link->mpi_rank == rank)
-            return hora_fail(HORA_ERR_PROTOCOL, "mpi: ranks %d and %d both claim to be rank %d of the "
-                             "MPI job", link->base.peer, peer, rank);
+            return hora_fail(HORA_ERR_PROTOCOL, "mpi: ranks %d and %d both claim to be rank %d of "
+                             "the MPI job", link->base.peer, peer, rank);
     link = calloc(1, sizeof(*link));
     if (link == NULL)
         return hora_fail(HORA_ERR_NO_MEMORY, "mpi link to rank %d", peer);

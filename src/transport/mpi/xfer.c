@@ -1,7 +1,7 @@
 /*
  * The mpi transport, moving bytes: send, receive, cancel and progress. See internal.h for how a
- * message travels and who owns buffers. All of it under world->lock; nothing blocks but cancel, which
- * may for up to WITHDRAW_SECONDS.
+ * message travels and who owns buffers. All of it under world->lock; nothing blocks but cancel,
+ * which may for up to WITHDRAW_SECONDS.
  */
 #include "transport/mpi/internal.h"
 #include "util/clock.h"
@@ -32,7 +32,8 @@ void hora_mpi_die(mpi_transport_t *self, hora_status_t status, const mpi_link_t 
     if (self->dead != HORA_OK)
         return;
     if (peer != NULL)
-        self->dead = hora_fail(status, "mpi: rank %d on host %s: %s", link->base.peer, peer->host, text);
+        self->dead = hora_fail(status, "mpi: rank %d on host %s: %s", link->base.peer, peer->host,
+                               text);
     else
         self->dead = hora_fail(status, "mpi: %s", text);
     for (int slot = 0; slot < self->nops; slot++)
@@ -82,10 +83,11 @@ static size_t part_after(const mpi_transport_t *self, size_t done, size_t len) {
 
 /* ---- Sending --------------------------------------------------------------------------------- */
 
-static bool send_packet(mpi_transport_t *self, mpi_link_t *link, mpi_packet_t *packet, size_t body) {
+static bool send_packet(mpi_transport_t *self, mpi_link_t *link, mpi_packet_t *packet,
+                        size_t body) {
     mpi_op_t op = {.kind = OP_PACKET_SEND, .link = link, .packet = packet};
-    int      slot = self->plugin->send(self->group, packet, sizeof(packet->head) + body, link->mpi_rank,
-                                       TAG_PACKET);
+    int      slot = self->plugin->send(self->group, packet, sizeof(packet->head) + body,
+                                       link->mpi_rank, TAG_PACKET);
     return set_op(self, slot, op);
 }
 
@@ -205,7 +207,9 @@ static bool is_sound(const mpi_transport_t *self, const mpi_head_t *head, size_t
 static void take_message(mpi_transport_t *self, mpi_link_t *link, const mpi_packet_t *packet) {
     const mpi_head_t *head = &packet->head;
     hora_inbound_t   *inbound;
-    if (hora_match_arrive(&link->match, head->tag, head->sig, (size_t)head->len, &inbound) != HORA_OK) {
+    hora_status_t     st;
+    st = hora_match_arrive(&link->match, head->tag, head->sig, (size_t)head->len, &inbound);
+    if (st != HORA_OK) {
         hora_mpi_die(self, HORA_ERR_NO_MEMORY, link, "no memory for a message");
         return;
     }
@@ -315,7 +319,8 @@ unsigned hora_mpi_progress(hora_transport_t *transport) {
 static bool in_use(const mpi_transport_t *self, const mpi_link_t *link, unsigned mask) {
     for (int slot = 0; slot < self->nops; slot++) {
         const mpi_op_t *op = &self->ops[slot];
-        if (op->kind != OP_NONE && (mask & (1u << op->kind)) != 0 && (link == NULL || op->link == link))
+        if (op->kind != OP_NONE && (mask & (1u << op->kind)) != 0 &&
+            (link == NULL || op->link == link))
             return true;
     }
     return false;

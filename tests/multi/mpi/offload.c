@@ -63,7 +63,8 @@ static void put(void *buf, hora_dtype_t dtype, size_t i, int value) {
 
 /* Small enough that no sum or product of eight ranks leaves int8. */
 static int input(hora_dtype_t dtype, int r, size_t i) {
-    return dtype == HORA_BOOL ? (int)((i + (size_t)r) % 3 == 0) : (int)((i + (size_t)r) % 3) + (r < 2);
+    int value = (int)((i + (size_t)r) % 3);
+    return dtype == HORA_BOOL ? value == 0 : value + (r < 2);
 }
 
 static int combine(hora_dtype_t dtype, hora_op_t op, int a, int b) {
@@ -81,7 +82,8 @@ static int combine(hora_dtype_t dtype, hora_op_t op, int a, int b) {
     }
 }
 
-static void check_one(hora_comm_t *comm, hora_dtype_t dtype, hora_op_t op, size_t count, int in_place) {
+static void check_one(hora_comm_t *comm, hora_dtype_t dtype, hora_op_t op, size_t count,
+                      int in_place) {
     static double in[COUNT], out[COUNT];
     int           n = hora_comm_size(comm), me = hora_comm_rank(comm);
     for (size_t i = 0; i < count; i++)

