@@ -1,0 +1,392 @@
+"""Starting, ending and failing: what a rank's end does to the others, and which variables start it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from typing import Any
+
+import pytest
+import ranks
+
+PROMPT = 10.0  # seconds within which the other ranks must have noticed; far below HORA_TIMEOUT
+
+
+# ---- Before and without a job -----------------------------------------------------------------------
+
+
+def run_alone(program: str, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        env=ranks.clean_environment() | env,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_import_is_silent_and_needs_no_torch() -> None:
+    done = run_alone(
+        "import sys; sys.modules['torch'] = sys.modules['numpy'] = None; import hora, hora._core; "
+        "import hora.common.exceptions; print(hora.__version__)"
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.strip() == "0.1.0"
+
+
+def test_before_init() -> None:
+    done = run_alone(
+        """
+import torch, hora.torch as hvd
+assert not hvd.is_initialized()
+hvd.shutdown()
+for call in (hvd.rank, hvd.size, hvd.local_rank, hvd.local_size, hvd.cross_rank, hvd.cross_size,
+             hvd.barrier, lambda: hvd.allreduce(torch.ones(1)), hvd.mpi_threads_supported,
+             hvd.global_process_set.size, hvd.global_process_set.included):
+    try:
+        call()
+    except ValueError as error:
+        assert "not been initialized; use hvd.init()" in str(error), error
+    else:
+        raise AssertionError(call)
+"""
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_one_rank_without_a_launcher() -> None:
+    done = run_alone(
+        """
+import torch, hora.torch as hvd
+hvd.init()
+hvd.init()
+assert (hvd.rank(), hvd.size(), hvd.local_rank(), hvd.local_size()) == (0, 1, 0, 1)
+assert hvd.allreduce(torch.ones(3)).tolist() == [1, 1, 1]
+assert isinstance(hvd.mpi_built(), bool) and isinstance(hvd.nccl_built(), int)
+"""
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_init_arguments() -> None:
+    done = run_alone(
+        """
+import hora.torch as hvd
+for arguments in (dict(comm=[0, 1]), dict(comm=object()), dict(process_sets=["set"])):
+    try:
+        hvd.init(**arguments)
+    except ValueError:
+        assert not hvd.is_initialized()
+    else:
+        raise AssertionError(arguments)
+hvd.init(comm=[0], process_sets=[])
+assert hvd.size() == 1
+"""
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_rank_that_never_comes() -> None:
+    """init() fails by itself and says who is missing."""
+    program = """
+import hora.torch as hvd
+try:
+    hvd.init()
+except hvd.HorovodInternalError as error:
+    print("error:", error, error.status)
+"""
+    began = time.monotonic()
+    done = run_alone(
+        program, HORA_RANK="0", HORA_SIZE="2", HORA_START_TIMEOUT="2",
+        HORA_RENDEZVOUS=f"unix:hora-test-nobody-{os.getpid()}",
+    )  # fmt: skip
+    assert "error:" in done.stdout, done.stderr
+    assert "1" in done.stdout and time.monotonic() - began < 30
+
+
+# ---- Again and again --------------------------------------------------------------------------------
+
+
+def reinitialise() -> list[float]:
+    import hora.torch as hvd
+    import torch
+
+    seen = []
+    for turn in range(4):
+        hvd.init()
+        for i in range(turn + 1):  # unnamed operations: their numbers start afresh
+            hvd.synchronize(hvd.allreduce_async(torch.ones(2), op=hvd.Sum))
+        seen.append(hvd.allreduce(torch.full((3,), float(hvd.rank() + turn)), op=hvd.Sum)[0].item())
+        hvd.barrier()
+        hvd.shutdown()
+        hvd.shutdown()
+        assert not hvd.is_initialized()
+    return seen
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_init_again(size: int) -> None:
+    expected = [sum(r + turn for r in range(size)) for turn in range(4)]
+    assert ranks.run(reinitialise, size) == [expected] * size
+
+
+def stop_with_operations_in_flight() -> str:
+    import hora.torch as hvd
+    import torch
+
+    hvd.init()
+    if hvd.rank() == 0:
+        handle = hvd.allreduce_async(torch.ones(3), name="never")
+        pending = hvd.mpi_ops._operations[handle] if hasattr(hvd, "mpi_ops") else None
+        hvd.shutdown()
+        assert pending is not None
+        try:
+            pending[0].wait()
+        except hvd.HorovodInternalError as error:
+            return str(error)
+        return "no error"
+    time.sleep(1)
+    return "ok"
+
+
+def test_shutdown_with_operations_in_flight() -> None:
+    first, second = ranks.run(stop_with_operations_in_flight, 2)
+    assert "shut" in first and second == "ok"
+
+
+def leave_without_shutdown(kind: str) -> None:
+    import hora.torch as hvd
+    import torch
+
+    hvd.init()
+    hvd.allreduce(torch.ones(3))
+    if kind == "sys.exit":
+        sys.exit(0)
+
+
+@pytest.mark.parametrize("kind", ["return", "sys.exit"])
+def test_leaving_without_shutdown_is_in_order(kind: str) -> None:
+    outcomes = ranks.start(leave_without_shutdown, 3, kind).wait()
+    assert [o.code for o in outcomes] == [0, 0, 0], [o.output for o in outcomes]
+    assert "Traceback" not in "".join(o.output for o in outcomes)
+
+
+# ---- Failing ----------------------------------------------------------------------------------------
+
+
+def fail_in_one_rank(how: str) -> None:
+    import hora.torch as hvd
+    import torch
+
+    hvd.init()
+    hvd.allreduce(torch.ones(3))
+    if hvd.rank() == 1:
+        if how == "exception":
+            raise ArithmeticError("the loss is not a number")
+        if how == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if how == "thread":
+            thread = threading.Thread(target=lambda: [][1])
+            thread.start()
+            thread.join()
+    for _ in range(3):
+        hvd.allreduce(torch.ones(3), name="next")
+
+
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("how", ["exception", "killed", "thread"])
+def test_one_rank_fails(how: str, size: int) -> None:
+    """All others end within seconds with an error that says which rank failed and why."""
+    outcomes = ranks.start(fail_in_one_rank, size, how).wait(60)
+    reason = {"exception": "ArithmeticError: the loss is not a number", "killed": "rank 1",
+              "thread": "IndexError"}[how]  # fmt: skip
+    ended = outcomes[1].seconds
+    assert "Traceback" in outcomes[1].output or how == "killed"
+    for outcome in outcomes:
+        if outcome.rank == 1:
+            continue
+        assert outcome.code == 1, outcome.output
+        assert outcome.seconds - ended < PROMPT
+        assert "HorovodInternalError" in outcome.output
+        assert "rank 1" in outcome.output and reason in outcome.output, outcome.output
+        assert socket.gethostname().split(".")[0] in outcome.output
+
+
+def catch_failure() -> str:
+    import hora.torch as hvd
+    import torch
+
+    hvd.init()
+    if hvd.rank() == 1:
+        os._exit(3)
+    try:
+        for _ in range(1000):
+            hvd.allreduce(torch.ones(3), name="next")
+    except hvd.HorovodInternalError as error:
+        assert isinstance(error, RuntimeError) and isinstance(error.status, int)
+        text = str(error)
+    hvd.shutdown()  # and the program may go on without the job
+    assert not hvd.is_initialized()
+    return text
+
+
+def test_failure_can_be_caught() -> None:
+    outcomes = ranks.start(catch_failure, 3).wait(60)
+    assert [o.code for o in outcomes] == [0, 3, 0], [o.output for o in outcomes]
+    assert "rank 1" in outcomes[0].value and "rank 1" in outcomes[2].value
+
+
+# ---- Ctrl-C -----------------------------------------------------------------------------------------
+
+
+def block_for_ever(own_handler: bool) -> str:
+    import hora.torch as hvd
+    import torch
+
+    seen: list[int] = []
+    if own_handler:
+        signal.signal(signal.SIGINT, lambda number, frame: seen.append(number))
+    hvd.init()
+    hvd.allreduce(torch.ones(2))
+    if hvd.rank() == 0:
+        ranks.signal_file("blocked")
+        try:
+            result = hvd.allreduce(torch.ones(2), name="late", op=hvd.Sum)
+        except KeyboardInterrupt:
+            raise
+        return f"{result.tolist()} {seen}"
+    time.sleep(3 if own_handler else 0)
+    hvd.allreduce(torch.ones(2), name="late" if own_handler else "other", op=hvd.Sum)
+    return ""
+
+
+def test_keyboard_interrupt_ends_a_blocked_call() -> None:
+    job = ranks.start(block_for_ever, 2, False)
+    try:
+        job.wait_for_file("blocked")
+        time.sleep(1)
+        job.processes[0].send_signal(signal.SIGINT)
+        pressed = time.monotonic() - job.started
+        first, second = job.wait(60)
+    finally:
+        job.kill()
+    assert "KeyboardInterrupt" in first.output and first.code not in (0, None), first.output
+    assert first.seconds - pressed < PROMPT
+    assert second.code == 1 and second.seconds - pressed < PROMPT, second.output
+    assert "rank 0" in second.output and "KeyboardInterrupt" in second.output
+
+
+def test_own_handler_of_the_signal_is_left_alone() -> None:
+    job = ranks.start(block_for_ever, 2, True)
+    try:
+        job.wait_for_file("blocked")
+        time.sleep(0.5)
+        job.processes[0].send_signal(signal.SIGINT)
+        first, second = job.wait(60)
+    finally:
+        job.kill()
+    assert (first.code, second.code) == (0, 0), first.output + second.output
+    assert first.value == f"[2.0, 2.0] [{int(signal.SIGINT)}]"
+
+
+def test_keyboard_interrupt_while_starting() -> None:
+    job = ranks.start(
+        "import ranks, hora.torch as hvd; ranks.signal_file('starting'); hvd.init()",
+        1,
+        env={"HORA_SIZE": "2", "PYTHONPATH": str(ranks.HERE)},
+    )
+    try:
+        job.wait_for_file("starting")
+        time.sleep(0.5)
+        job.processes[0].send_signal(signal.SIGINT)
+        (outcome,) = job.wait(30)
+    finally:
+        job.kill()
+    assert outcome.code == -signal.SIGINT, outcome.output
+
+
+# ---- Launchers and processes ------------------------------------------------------------------------
+
+
+def who_am_i() -> tuple[int, ...]:
+    import hora.torch as hvd
+    import torch
+
+    hvd.init()
+    total = hvd.allreduce(torch.tensor([hvd.rank()]), op=hvd.Sum).item()
+    return hvd.rank(), hvd.size(), hvd.local_rank(), hvd.local_size(), total
+
+
+def test_torchrun_variables() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+
+    def variables(rank: int, size: int, meeting: str) -> dict[str, str]:
+        return {
+            "RANK": str(rank),
+            "WORLD_SIZE": str(size),
+            "LOCAL_RANK": str(rank),
+            "LOCAL_WORLD_SIZE": str(size),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+            "TORCHELASTIC_RUN_ID": meeting,
+        }
+
+    result = ranks.run(who_am_i, 3, variables=variables)
+    assert result == [(rank, 3, rank, 3, 3) for rank in range(3)]
+
+
+def use_in_forked_child() -> str:
+    import multiprocessing
+
+    import hora.torch as hvd
+    import torch
+
+    hvd.init()
+    kept = hvd.allgather(torch.ones(3))
+
+    def child(pipe: Any) -> None:
+        try:
+            assert not hvd.is_initialized()
+            assert kept.sum().item() == 3 * hvd.size()  # reading a result is fine
+            hvd.allreduce(torch.ones(2))
+        except Exception as error:
+            pipe.send(f"{type(error).__name__}: {error}")
+        else:
+            pipe.send("no error")
+
+    here, there = multiprocessing.Pipe()
+    process = multiprocessing.get_context("fork").Process(target=child, args=(there,))
+    process.start()
+    answer = here.recv() if here.poll(30) else "no answer"
+    process.join(30)
+    assert process.exitcode == 0
+    hvd.allreduce(torch.ones(2))  # the parent goes on
+    return answer
+
+
+def test_forked_child_gets_an_error() -> None:
+    for answer in ranks.run(use_in_forked_child, 2):
+        assert "fork" in answer
+
+
+def load_data_in_workers() -> float:
+    import hora.torch as hvd
+    import torch
+
+    hvd.init()
+    data = torch.utils.data.TensorDataset(torch.arange(16.0))
+    total = 0.0
+    for (part,) in torch.utils.data.DataLoader(data, batch_size=4, num_workers=2):
+        total += hvd.allreduce(part.sum(), op=hvd.Sum).item()
+    return total
+
+
+def test_data_loader_workers() -> None:
+    assert ranks.run(load_data_in_workers, 2) == [240.0, 240.0]
