@@ -26,8 +26,7 @@
 
 #include <stdlib.h>
 
-#define LEAD  2 /* receives posted ahead */
-#define SLOTS 4 /* chunks in TMP: LEAD + 1 being received or summed, the others being sent */
+#define LEAD 2 /* receives posted ahead */
 
 typedef struct ring {
     const hora_coll_t *coll;
@@ -35,6 +34,8 @@ typedef struct ring {
     size_t             chunk;
     int                left, right;
     uint32_t          *sent; /* reduce-scatter sends in order; the allgather overwrites their places */
+    size_t             slots; /* reduce-scatter: chunks in TMP */
+    uint32_t          *slot_recvs, *slot_sends; /* [slots] the transfers that use them */
 } ring_t;
 
 /* Walks the chunks of blocks first, first-1, first-2, ..., `steps` of them. */
@@ -131,23 +132,22 @@ static void scatter_run(ring_t *ring, gather_t *g) {
     cursor_t           own = cursor_at(ring, coll->rank - 1, 1);
     cursor_t           c = cursor_at(ring, coll->rank - 2, coll->size - 1), post = c;
     size_t             items = cursor_length(ring, c), posted = 0, nsent = 0;
-    uint32_t           recvs[SLOTS], sends[SLOTS] = {HORA_NO_XFER, HORA_NO_XFER, HORA_NO_XFER,
-                                                     HORA_NO_XFER};
     while (cursor_next(ring, &own))
         ring->sent[nsent++] =
             hora_plan_send(plan, ring->right, HORA_BUF_IN, own.off, own.count);
     for (size_t i = 0; cursor_next(ring, &c); i++) {
-        size_t     slot = i % SLOTS;
+        size_t     slot = i % ring->slots;
         bool       last = c.its_step == coll->size - 2;
         hora_ref_t sum;
         for (; posted <= i + LEAD && cursor_next(ring, &post); posted++) {
-            hora_plan_wait(plan, sends[posted % SLOTS]);
-            recvs[posted % SLOTS] = hora_plan_recv(plan, ring->left, HORA_BUF_TMP,
-                                                   posted % SLOTS * ring->chunk, post.count);
+            size_t next = posted % ring->slots;
+            hora_plan_wait(plan, ring->slot_sends[next]);
+            ring->slot_recvs[next] = hora_plan_recv(plan, ring->left, HORA_BUF_TMP,
+                                                    next * ring->chunk, post.count);
         }
         if (g != NULL && i + LEAD >= items && g->posted < nsent)
             gather_post(ring, g);
-        hora_plan_wait(plan, recvs[slot]);
+        hora_plan_wait(plan, ring->slot_recvs[slot]);
         sum = sum_place(ring, &c, slot);
         hora_plan_combine(plan, hora_own(HORA_BUF_TMP, slot * ring->chunk),
                           hora_own(HORA_BUF_IN, c.off), sum, c.count, last);
@@ -156,20 +156,35 @@ static void scatter_run(ring_t *ring, gather_t *g) {
                                                  c.count);
         else if (g != NULL)
             hora_plan_send(plan, ring->right, HORA_BUF_OUT, c.off, c.count);
-        sends[slot] = !last && sum.buf == HORA_BUF_TMP ? ring->sent[nsent - 1] : HORA_NO_XFER;
+        ring->slot_sends[slot] =
+            !last && sum.buf == HORA_BUF_TMP ? ring->sent[nsent - 1] : HORA_NO_XFER;
     }
-    plan->tmp = SLOTS * ring->chunk;
+    plan->tmp = ring->slots * ring->chunk;
+}
+
+/* Sums that stay in TMP until they are sent fill a whole block's chunks: the right neighbour takes
+ * them only after the block before. With fewer slots the ring would wait for itself. */
+static size_t slots_needed(const ring_t *ring) {
+    size_t longest = hora_block_longest(ring->coll);
+    if (ring->coll->kind == HORA_COLL_ALLREDUCE)
+        return LEAD + 1;
+    return (longest + ring->chunk - 1) / ring->chunk + LEAD + 1;
 }
 
 static void plan_reduction(ring_t *ring) {
     const hora_coll_t *coll = ring->coll;
     gather_t           g = gather_at_start(ring);
     size_t             nsends = cursor_length(ring, cursor_at(ring, coll->rank - 1, coll->size - 1));
-    ring->sent = malloc((nsends + 1) * sizeof(*ring->sent));
+    ring->slots = slots_needed(ring);
+    ring->sent = malloc((nsends + 2 * ring->slots) * sizeof(*ring->sent));
     if (ring->sent == NULL) {
         ring->plan->status = HORA_ERR_NO_MEMORY;
         return;
     }
+    ring->slot_recvs = ring->sent + nsends;
+    ring->slot_sends = ring->slot_recvs + ring->slots;
+    for (size_t i = 0; i < ring->slots; i++)
+        ring->slot_sends[i] = HORA_NO_XFER;
     if (coll->kind == HORA_COLL_ALLREDUCE) {
         scatter_run(ring, &g);
         gather_run(ring, &g);
