@@ -79,6 +79,25 @@ hora_status_t hora_p2p_test(hora_world_t *world, hora_xfer_t *xfer) {
     return st;
 }
 
+static int find_done(hora_xfer_t *const *xfers, int n) {
+    for (int i = 0; i < n; i++)
+        if (xfers[i] != NULL && xfers[i]->status != HORA_IN_PROGRESS)
+            return i;
+    return -1;
+}
+
+int hora_p2p_test_any(hora_world_t *world, hora_xfer_t *const *xfers, int n,
+                      hora_status_t *status_p) {
+    pthread_mutex_lock(&world->lock);
+    int i = find_done(xfers, n);
+    if (i < 0 && progress_all(world) > 0)
+        i = find_done(xfers, n);
+    if (i >= 0)
+        *status_p = xfers[i]->status;
+    pthread_mutex_unlock(&world->lock);
+    return i;
+}
+
 void hora_p2p_cancel(hora_world_t *world, hora_xfer_t *xfer) {
     pthread_mutex_lock(&world->lock);
     if (xfer->status == HORA_IN_PROGRESS) {

@@ -1,0 +1,188 @@
+/*
+ * What the files of the engine share.
+ *
+ * Threads. One thread at a time drives: it talks to the other ranks and executes. That is a thread
+ * in hora_handle_wait, or the background thread while nobody waits. `driven` (under `lock`) says
+ * that somebody does; fields marked "driver" belong to that thread, and `lock` passes them on to the
+ * next. Everything else is under `lock`, or atomic. `lock` is never held while a transport, a
+ * collective or the log is called.
+ *
+ * Nobody is forgotten: a thread that stops driving while tasks are pending wakes a waiting thread,
+ * or else the background thread (hora_engine_leave). Who enqueues wakes the driver if it sleeps on
+ * the bell, or else the background thread, unless that is about to look anyway.
+ */
+#ifndef HORA_BACKGROUND_ENGINE_H
+#define HORA_BACKGROUND_ENGINE_H
+
+#include "background/background.h"
+#include "controller/control.h"
+#include "controller/coordinator.h"
+#include "fusion/fusion.h"
+#include "transport/wait.h"
+#include "util/names.h"
+
+#include <pthread.h>
+
+typedef struct hora_record hora_record_t;
+typedef struct hora_work   hora_work_t;
+
+/* What this rank knows of a tensor's name. Kept while it has an id, a task, or an error to tell. */
+struct hora_record {
+    hora_name_t      name; /* first: the table points here */
+    hora_work_t     *work; /* in flight: enqueued and not ended */
+    hora_work_t     *sent; /* driver: the same once it has been reported; NULL otherwise */
+    uint32_t         id;   /* driver: given by the coordinator for sig; 0: none */
+    hora_signature_t sig;  /* driver */
+    hora_status_t    late_status; /* the other ranks' task of this name has failed already; or OK */
+    char            *late_text;
+};
+
+/* One task. Lives in its handle. */
+struct hora_work {
+    hora_work_t     *prev, *next; /* in queue (lock) or flight (driver) */
+    hora_handle_t   *handle;
+    hora_record_t   *record; /* NULL once ended */
+    hora_signature_t sig;
+    const void      *in;
+    void            *out;
+    int64_t          rows;     /* dimension 0 of in; 1 for a scalar */
+    size_t           count;    /* elements of in */
+    int64_t         *splits;   /* alltoall; NULL: even. Freed with the handle */
+    bool             queued;   /* in queue */
+    uint32_t         sent_id;  /* driver: reported by this id; 0: in full */
+    uint64_t         since;    /* driver: ns, when the driver first saw it */
+    uint64_t         next_ask; /* driver: ns, when to ask the coordinator what it waits for */
+    void            *data;     /* the result, where the engine allocates it */
+    int64_t         *received; /* alltoall: rows from each rank */
+    int64_t          out_rows;
+    bool             has_output; /* data, received and out_rows are set and were not taken */
+};
+
+struct hora_handle {
+    hora_engine_t *engine;
+    hora_handle_t *next_idle;
+    atomic_int     done;
+    bool           released;
+    hora_status_t  status; /* the first error */
+    char          *text;   /* of it */
+    size_t         nworks, remaining;
+    hora_work_t    works[];
+};
+
+/* A thread asleep in hora_handle_wait. */
+typedef struct hora_sleeper {
+    struct hora_sleeper *prev, *next;
+    hora_handle_t       *handle;
+    pthread_cond_t       wake;
+} hora_sleeper_t;
+
+typedef struct hora_works {
+    hora_work_t *first, *last;
+} hora_works_t;
+
+typedef enum hora_thread_state {
+    HORA_THREAD_NONE,     /* one rank: there is no thread */
+    HORA_THREAD_ASLEEP,
+    HORA_THREAD_LINGERING, /* will look again within HORA_LINGER_NS */
+    HORA_THREAD_DRIVING
+} hora_thread_state_t;
+
+struct hora_engine {
+    hora_comm_t    *comm;
+    hora_world_t   *world;
+    int             rank, size;
+    size_t          fusion_threshold;
+    uint64_t        stall_check_ns, stall_limit_ns; /* check 0: no warnings */
+    hora_engine_t  *next_poked; /* under world->poke_lock */
+
+    pthread_mutex_t lock;
+    hora_names_t    records;
+    hora_works_t    queue;   /* enqueued, not yet seen by the driver */
+    atomic_size_t   nqueued; /* written under lock */
+    atomic_size_t   pending; /* tasks enqueued and not ended; written under lock */
+    bool            driven;
+    hora_sleeper_t *sleepers;
+    atomic_int      nsleepers; /* written under lock */
+    hora_thread_state_t thread_state;
+    pthread_t       thread;
+    pthread_cond_t  thread_wake;
+    atomic_bool     poked;   /* another rank asks the coordinator to look at its messages */
+    atomic_bool     closing; /* hora_background_free has begun; written under lock */
+    pthread_cond_t  left;    /* signalled when the driver leaves while closing */
+    hora_handle_t  *idle;    /* handles of one task, for reuse */
+    size_t          nidle;
+    size_t          refs;    /* live handles, and one for the engine's owner */
+    hora_status_t   failed;  /* HORA_OK, or why the engine has ended */
+    char            failed_text[HORA_FAILURE_TEXT_MAX];
+
+    /* Driver. */
+    hora_works_t        flight; /* reported to the coordinator; oldest first */
+    hora_record_t     **by_slot;
+    size_t              nslots;
+    uint32_t            errors_seen;
+    hora_control_t     *control;     /* NULL: one rank */
+    hora_coordinator_t *coordinator; /* rank 0 of several */
+    hora_outgoing_t    *out;         /* requests that are being gathered; NULL: none */
+    hora_frame_writer_t writer;
+    uint64_t            next_check; /* ns: when a task in flight must be asked about */
+    uint64_t            poked_until; /* ns: when to give up on what a poke announced */
+    bool                fed;         /* coordinator: a request came since the last poke */
+    bool               *seen_gone;   /* coordinator: [size] */
+    hora_fusion_t       fusion;
+    hora_work_t       **batch;  /* the tasks that are executed now */
+    hora_piece_t       *pieces;
+    size_t              nbatch, batch_room;
+    size_t             *blocks; /* [4 * size] counts and offsets */
+    int64_t            *rows;   /* [size] */
+};
+
+#define HORA_LINGER_NS 100000
+
+/* work.c: tasks, records and handles. Those that end in _locked need `lock`. */
+hora_record_t *hora_record_find_locked(const hora_engine_t *engine, const char *name, size_t len);
+hora_record_t *hora_record_make_locked(hora_engine_t *engine, const char *name, size_t len);
+hora_handle_t *hora_handle_make_locked(hora_engine_t *engine, size_t nworks);
+void hora_works_append(hora_works_t *works, hora_work_t *work);
+void hora_works_remove(hora_works_t *works, hora_work_t *work);
+/* Frees the record if nothing needs it any more. */
+void hora_record_drop_locked(hora_engine_t *engine, hora_record_t *record);
+/* The task is over; its handle too if it was the last one. Driver, and the queue's owner. */
+void hora_work_end_locked(hora_engine_t *engine, hora_work_t *work, hora_status_t status,
+                          const char *text);
+/* Ends every task, now and later. The first text is kept. Driver. */
+void hora_engine_fail(hora_engine_t *engine, hora_status_t status, const char *text);
+void hora_engine_fail_queued_locked(hora_engine_t *engine);
+/* May leave engine->refs at 0: then hora_engine_destroy is due, without the lock. */
+void hora_handle_free_locked(hora_engine_t *engine, hora_handle_t *handle);
+
+/* drive.c */
+/* Drives until handle is done, or, with handle NULL, until the background thread is not needed.
+ * The caller has set `driven`. */
+void hora_engine_drive(hora_engine_t *engine, const hora_handle_t *handle);
+/* The caller has driven and stops. */
+void hora_engine_leave_locked(hora_engine_t *engine);
+/* Wakes somebody to drive if that is needed. */
+void hora_engine_pass_on_locked(hora_engine_t *engine);
+/* request.c: this rank's side of the negotiation. Driver. */
+hora_status_t hora_requests_report(hora_engine_t *engine, bool *moved_p);
+hora_status_t hora_request_resend(hora_engine_t *engine, uint32_t id);
+hora_status_t hora_requests_ask(hora_engine_t *engine, uint64_t now);
+/* Sends what has been gathered. */
+hora_status_t hora_requests_flush(hora_engine_t *engine);
+
+/* response.c: does what the coordinator says. Driver. */
+hora_status_t hora_response_handle(hora_engine_t *engine, const uint8_t *buf, size_t len);
+
+/* execute.c: executes engine->batch[0..nbatch) and ends the tasks. Driver. */
+hora_status_t hora_batch_execute(hora_engine_t *engine);
+hora_status_t hora_batch_add(hora_engine_t *engine, hora_work_t *work);
+
+/* thread.c */
+hora_status_t hora_thread_start(hora_engine_t *engine);
+/* The engine is closing; returns when the thread has ended. */
+void hora_thread_stop(hora_engine_t *engine);
+
+/* background.c: frees the memory once refs is 0. */
+void hora_engine_destroy(hora_engine_t *engine);
+
+#endif

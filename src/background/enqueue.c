@@ -1,0 +1,163 @@
+/*
+ * Enqueueing: a group of tasks becomes a handle and enters the queue (background.h). Any thread; one
+ * lock.
+ */
+#include "background/engine.h"
+
+#include <stdlib.h>
+
+static void set_signature(hora_work_t *work, const hora_task_t *task, uint64_t group_key,
+                          size_t ntasks) {
+    hora_signature_t *sig = &work->sig;
+    *sig = (hora_signature_t){.kind = (uint8_t)task->kind,
+                              .dtype = (uint8_t)task->dtype,
+                              .op = (uint8_t)task->op,
+                              .ndim = (uint8_t)task->ndim,
+                              .root = task->root,
+                              .prescale = task->prescale,
+                              .postscale = task->postscale,
+                              .group_key = group_key,
+                              .group_size = (uint32_t)ntasks};
+    if (task->ndim > 0)
+        memcpy(sig->shape, task->shape, (size_t)task->ndim * sizeof(sig->shape[0]));
+    hora_shape_count(sig->shape, 0, sig->ndim, 1, &work->count);
+    work->rows = task->ndim > 0 ? task->shape[0] : 1;
+    hora_signature_normalize(sig);
+}
+
+static hora_status_t attach_locked(hora_engine_t *engine, hora_handle_t *handle, size_t i,
+                                   const hora_task_t *task, uint64_t group_key) {
+    hora_work_t   *work = &handle->works[i];
+    size_t         len = strlen(task->name);
+    hora_record_t *record = hora_record_find_locked(engine, task->name, len);
+    if (record != NULL && record->work != NULL)
+        return HORA_ERR_DUPLICATE_NAME;
+    if (record == NULL)
+        record = hora_record_make_locked(engine, task->name, len);
+    if (record == NULL)
+        return HORA_ERR_NO_MEMORY;
+    work->handle = handle;
+    work->record = record;
+    work->in = task->in;
+    work->out = task->out;
+    set_signature(work, task, group_key, handle->nworks);
+    record->work = work;
+    if (task->nsplits == 0 || task->kind != HORA_TASK_ALLTOALL)
+        return HORA_OK;
+    work->splits = malloc((size_t)task->nsplits * sizeof(work->splits[0]));
+    if (work->splits == NULL)
+        return HORA_ERR_NO_MEMORY;
+    memcpy(work->splits, task->splits, (size_t)task->nsplits * sizeof(work->splits[0]));
+    return HORA_OK;
+}
+
+static void detach_locked(hora_engine_t *engine, hora_handle_t *handle) {
+    for (size_t i = 0; i < handle->nworks; i++) {
+        hora_record_t *record = handle->works[i].record;
+        if (record == NULL)
+            continue;
+        record->work = NULL;
+        hora_record_drop_locked(engine, record);
+    }
+    hora_handle_free_locked(engine, handle);
+}
+
+/* Equal on all ranks that group the same names, in whatever order. */
+static uint64_t key_of(const hora_task_t *tasks, size_t ntasks) {
+    uint64_t key = ntasks * 0x9e3779b97f4a7c15u;
+    if (ntasks == 1)
+        return 0;
+    for (size_t i = 0; i < ntasks; i++)
+        key += hora_name_hash(tasks[i].name, strlen(tasks[i].name));
+    return key != 0 ? key : 1;
+}
+
+/* *bad_p: the task at fault. The status has no text yet. */
+static hora_status_t attach_all_locked(hora_engine_t *engine, const hora_task_t *tasks,
+                                       size_t ntasks, hora_handle_t **handle_p, size_t *bad_p) {
+    uint64_t       key = key_of(tasks, ntasks);
+    hora_handle_t *handle = hora_handle_make_locked(engine, ntasks);
+    *bad_p = 0;
+    if (handle == NULL)
+        return HORA_ERR_NO_MEMORY;
+    for (size_t i = 0; i < ntasks; i++) {
+        hora_status_t st = attach_locked(engine, handle, i, &tasks[i], key);
+        if (st != HORA_OK) {
+            *bad_p = i;
+            detach_locked(engine, handle);
+            return st;
+        }
+    }
+    *handle_p = handle;
+    return HORA_OK;
+}
+
+/* The other ranks have failed this task already: it is over here too. */
+static void end_late_locked(hora_engine_t *engine, hora_work_t *work) {
+    hora_record_t *record = work->record;
+    hora_status_t  status = record->late_status;
+    char          *text = record->late_text;
+    record->late_status = HORA_OK;
+    record->late_text = NULL;
+    hora_work_end_locked(engine, work, status,
+                         text != NULL ? text : hora_status_message(status));
+    free(text);
+}
+
+static void queue_locked(hora_engine_t *engine, hora_handle_t *handle) {
+    size_t n = handle->nworks; /* the handle stays: nobody can release it yet */
+    for (size_t i = 0; i < n; i++) {
+        handle->works[i].queued = true;
+        hora_works_append(&engine->queue, &handle->works[i]);
+    }
+    atomic_fetch_add_explicit(&engine->pending, n, memory_order_relaxed);
+    atomic_fetch_add_explicit(&engine->nqueued, n, memory_order_release);
+    for (size_t i = 0; i < n; i++)
+        if (handle->works[i].record->late_status != HORA_OK)
+            end_late_locked(engine, &handle->works[i]);
+    if (engine->failed != HORA_OK)
+        hora_engine_fail_queued_locked(engine);
+}
+
+/* One rank: nobody to agree with. */
+static void drive_alone_locked(hora_engine_t *engine) {
+    if (engine->driven)
+        return;
+    engine->driven = true;
+    pthread_mutex_unlock(&engine->lock);
+    hora_engine_drive(engine, NULL);
+    pthread_mutex_lock(&engine->lock);
+    hora_engine_leave_locked(engine);
+}
+
+static void wake_locked(hora_engine_t *engine, unsigned flags) {
+    if (engine->size == 1)
+        drive_alone_locked(engine);
+    else if (engine->driven)
+        hora_bell_ring(engine->world->bell, engine->world->eventfd);
+    else if (!(flags & HORA_ENQUEUE_WILL_WAIT))
+        hora_engine_pass_on_locked(engine);
+}
+
+hora_status_t hora_background_enqueue(hora_engine_t *engine, const hora_task_t *tasks,
+                                      size_t ntasks, unsigned flags, hora_handle_t **handle_p) {
+    hora_status_t  st = HORA_ERR_SHUT_DOWN;
+    hora_handle_t *handle = NULL;
+    size_t         bad = 0;
+    pthread_mutex_lock(&engine->lock);
+    if (!atomic_load(&engine->closing))
+        st = attach_all_locked(engine, tasks, ntasks, &handle, &bad);
+    if (st == HORA_OK) {
+        queue_locked(engine, handle);
+        wake_locked(engine, flags);
+    }
+    pthread_mutex_unlock(&engine->lock);
+    if (st == HORA_ERR_DUPLICATE_NAME)
+        return hora_fail(st, "%s %s: a tensor of this name is already in flight",
+                         hora_kind_name(tasks[bad].kind), tasks[bad].name);
+    if (st != HORA_OK)
+        return hora_fail(st, "%s %s: %s", hora_kind_name(tasks[bad].kind), tasks[bad].name,
+                         hora_status_message(st));
+    *handle_p = handle;
+    return HORA_OK;
+}

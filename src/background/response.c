@@ -1,0 +1,163 @@
+/*
+ * Responses: does what the coordinator says, on every rank in the same order (engine.h). The driving
+ * thread. What the coordinator says is not believed: it must name tasks that are in flight here.
+ */
+#include "background/engine.h"
+
+#include "util/log.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+
+static hora_status_t malformed(const hora_engine_t *engine) {
+    return hora_fail(HORA_ERR_PROTOCOL, "rank 0 on host %s sent a malformed response",
+                     hora_comm_peer(engine->comm, 0)->host);
+}
+
+/* ---- Ids ------------------------------------------------------------------------------------ */
+
+static void forget_id_locked(hora_engine_t *engine, hora_record_t *record) {
+    if (record->id == 0)
+        return;
+    engine->by_slot[record->id & 0xffff] = NULL;
+    record->id = 0;
+}
+
+static hora_status_t reserve_slot(hora_engine_t *engine, size_t slot) {
+    size_t          n = slot + 1 > 2 * engine->nslots ? slot + 1 : 2 * engine->nslots;
+    hora_record_t **slots;
+    if (slot < engine->nslots)
+        return HORA_OK;
+    slots = realloc(engine->by_slot, n * sizeof(*slots));
+    if (slots == NULL)
+        return hora_fail(HORA_ERR_NO_MEMORY, "the engine's table of %zu names", n);
+    memset(slots + engine->nslots, 0, (n - engine->nslots) * sizeof(*slots));
+    engine->by_slot = slots;
+    engine->nslots = n;
+    return HORA_OK;
+}
+
+/* From now on `id` stands for the record's name and for the parameters that its task has. */
+static hora_status_t learn_id(hora_engine_t *engine, hora_record_t *record, uint32_t id) {
+    size_t         slot = id & 0xffff;
+    hora_record_t *before;
+    hora_status_t  st = reserve_slot(engine, slot);
+    if (st != HORA_OK)
+        return st;
+    pthread_mutex_lock(&engine->lock);
+    forget_id_locked(engine, record);
+    before = id != 0 ? engine->by_slot[slot] : NULL;
+    if (before != NULL) {
+        forget_id_locked(engine, before);
+        hora_record_drop_locked(engine, before);
+    }
+    if (id != 0)
+        engine->by_slot[slot] = record;
+    record->id = id;
+    record->sig = record->sent->sig;
+    pthread_mutex_unlock(&engine->lock);
+    return HORA_OK;
+}
+
+/* ---- Items ---------------------------------------------------------------------------------- */
+
+/* NULL unless it has been reported; only then is it this thread's. */
+static hora_record_t *find_sent(hora_engine_t *engine, const char *name, size_t name_len) {
+    pthread_mutex_lock(&engine->lock);
+    hora_record_t *record = hora_record_find_locked(engine, name, name_len);
+    if (record != NULL && record->sent == NULL)
+        record = NULL;
+    pthread_mutex_unlock(&engine->lock);
+    return record;
+}
+
+static hora_record_t *find_slot(hora_engine_t *engine, uint32_t id) {
+    size_t         slot = id & 0xffff;
+    hora_record_t *record = slot < engine->nslots ? engine->by_slot[slot] : NULL;
+    return record != NULL && record->id == id ? record : NULL;
+}
+
+static hora_status_t execute(hora_engine_t *engine, hora_item_t *item) {
+    uint32_t    id;
+    const char *name;
+    size_t      name_len;
+    while (hora_item_next_ref(item, &id, &name, &name_len)) {
+        hora_record_t *record = name_len > 0 ? find_sent(engine, name, name_len)
+                                             : find_slot(engine, id);
+        hora_status_t  st = HORA_OK;
+        if (record == NULL || record->sent == NULL)
+            return malformed(engine);
+        if (name_len > 0)
+            st = learn_id(engine, record, id);
+        if (st == HORA_OK)
+            st = hora_batch_add(engine, record->sent);
+        if (st != HORA_OK)
+            return st;
+    }
+    return hora_batch_execute(engine);
+}
+
+/* The error of a task that is not in flight here waits for it. */
+static void keep_late_locked(hora_engine_t *engine, hora_record_t *record, hora_status_t status,
+                             const char *text) {
+    record->late_status = status;
+    free(record->late_text);
+    record->late_text = strdup(text);
+}
+
+static hora_status_t take_error(hora_engine_t *engine, const hora_item_t *item) {
+    char           text[HORA_TEXT_MAX + 1];
+    hora_record_t *record;
+    hora_status_t  st = HORA_OK;
+    snprintf(text, sizeof(text), "%.*s", (int)item->text_len, item->text);
+    engine->errors_seen++;
+    pthread_mutex_lock(&engine->lock);
+    record = hora_record_find_locked(engine, item->name, item->name_len);
+    if (record == NULL)
+        record = hora_record_make_locked(engine, item->name, item->name_len);
+    if (record == NULL) {
+        st = HORA_ERR_NO_MEMORY;
+    } else {
+        forget_id_locked(engine, record);
+        if (record->work != NULL)
+            hora_work_end_locked(engine, record->work, item->status, text);
+        else
+            keep_late_locked(engine, record, item->status, text);
+    }
+    pthread_mutex_unlock(&engine->lock);
+    return st == HORA_OK ? st : hora_fail(st, "the error of %.*s", (int)item->name_len, item->name);
+}
+
+static void take_stall(hora_engine_t *engine, const hora_item_t *item) {
+    if (engine->rank == 0 || find_sent(engine, item->name, item->name_len) != NULL)
+        hora_log(HORA_LOG_WARNING, "%.*s", (int)item->text_len, item->text);
+}
+
+static hora_status_t handle_item(hora_engine_t *engine, hora_item_t *item) {
+    switch (item->type) {
+    case HORA_ITEM_EXECUTE: return execute(engine, item);
+    case HORA_ITEM_ERROR: return take_error(engine, item);
+    case HORA_ITEM_STALL: take_stall(engine, item); return HORA_OK;
+    case HORA_ITEM_RESEND:
+        if (item->rank == (uint32_t)engine->rank)
+            return hora_request_resend(engine, item->id);
+        return HORA_OK;
+    case HORA_ITEM_SHUT_DOWN:
+        return hora_fail(HORA_ERR_SHUT_DOWN, "%.*s", (int)item->text_len, item->text);
+    default: return malformed(engine);
+    }
+}
+
+hora_status_t hora_response_handle(hora_engine_t *engine, const uint8_t *buf, size_t len) {
+    hora_frame_reader_t r;
+    hora_item_t         item;
+    hora_status_t       st;
+    if (!hora_frame_open(&r, buf, len, HORA_FRAME_RESPONSES))
+        return malformed(engine);
+    while ((st = hora_frame_next(&r, engine->size, &item)) == HORA_OK) {
+        st = handle_item(engine, &item);
+        if (st != HORA_OK)
+            return st;
+    }
+    return st == HORA_IN_PROGRESS ? HORA_OK : malformed(engine);
+}

@@ -1,0 +1,115 @@
+/*
+ * The background thread: drives while tasks are pending and nobody waits for them (engine.h). It
+ * lets a moment pass before it begins, so that tensors gather and whoever is about to wait can
+ * drive itself. It sleeps without a timeout when there is nothing to do.
+ */
+#include "background/engine.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <time.h>
+
+static bool has_work_locked(const hora_engine_t *engine) {
+    if (engine->driven || engine->sleepers != NULL || atomic_load(&engine->closing))
+        return false;
+    return atomic_load(&engine->pending) > 0 || atomic_load(&engine->poked);
+}
+
+static void linger_locked(hora_engine_t *engine) {
+    struct timespec until;
+    clock_gettime(CLOCK_MONOTONIC, &until);
+    until.tv_nsec += HORA_LINGER_NS;
+    if (until.tv_nsec >= 1000000000) {
+        until.tv_nsec -= 1000000000;
+        until.tv_sec++;
+    }
+    engine->thread_state = HORA_THREAD_LINGERING;
+    while (!atomic_load(&engine->closing) &&
+           pthread_cond_timedwait(&engine->thread_wake, &engine->lock, &until) != ETIMEDOUT)
+        ;
+}
+
+static void drive_locked(hora_engine_t *engine) {
+    engine->thread_state = HORA_THREAD_DRIVING;
+    engine->driven = true;
+    pthread_mutex_unlock(&engine->lock);
+    hora_engine_drive(engine, NULL);
+    pthread_mutex_lock(&engine->lock);
+    engine->thread_state = HORA_THREAD_LINGERING; /* awake: looks for work before it sleeps */
+    hora_engine_leave_locked(engine);
+}
+
+static void *thread_main(void *arg) {
+    hora_engine_t *engine = arg;
+    pthread_setname_np(pthread_self(), "hora-engine");
+    pthread_mutex_lock(&engine->lock);
+    while (!atomic_load(&engine->closing)) {
+        if (!has_work_locked(engine)) {
+            engine->thread_state = HORA_THREAD_ASLEEP;
+            pthread_cond_wait(&engine->thread_wake, &engine->lock);
+            continue;
+        }
+        linger_locked(engine);
+        if (has_work_locked(engine))
+            drive_locked(engine);
+    }
+    pthread_mutex_unlock(&engine->lock);
+    return NULL;
+}
+
+/* On the watch thread of the world. */
+static void poked(hora_world_t *world, void *arg) {
+    (void)world;
+    for (hora_engine_t *engine = arg; engine != NULL; engine = engine->next_poked) {
+        pthread_mutex_lock(&engine->lock);
+        atomic_store(&engine->poked, true);
+        hora_engine_pass_on_locked(engine);
+        pthread_mutex_unlock(&engine->lock);
+    }
+}
+
+static void begin_listening(hora_engine_t *engine) {
+    hora_world_t *world = engine->world;
+    pthread_mutex_lock(&world->poke_lock);
+    engine->next_poked = world->poked_arg;
+    world->poked = poked;
+    world->poked_arg = engine;
+    pthread_mutex_unlock(&world->poke_lock);
+}
+
+static void end_listening(hora_engine_t *engine) {
+    hora_world_t *world = engine->world;
+    pthread_mutex_lock(&world->poke_lock);
+    if (world->poked_arg == engine) {
+        world->poked_arg = engine->next_poked;
+    } else {
+        hora_engine_t *other = world->poked_arg;
+        while (other->next_poked != engine)
+            other = other->next_poked;
+        other->next_poked = engine->next_poked;
+    }
+    pthread_mutex_unlock(&world->poke_lock);
+}
+
+hora_status_t hora_thread_start(hora_engine_t *engine) {
+    sigset_t all, before;
+    int      err;
+    sigfillset(&all);
+    engine->thread_state = HORA_THREAD_LINGERING;
+    pthread_sigmask(SIG_SETMASK, &all, &before); /* signals are for the program's own threads */
+    err = pthread_create(&engine->thread, NULL, thread_main, engine);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    if (err != 0) {
+        engine->thread_state = HORA_THREAD_NONE;
+        return hora_fail_errno(HORA_ERR_SYSTEM, err, "the engine's background thread");
+    }
+    begin_listening(engine);
+    return HORA_OK;
+}
+
+void hora_thread_stop(hora_engine_t *engine) {
+    if (engine->thread_state == HORA_THREAD_NONE)
+        return;
+    end_listening(engine);
+    pthread_join(engine->thread, NULL);
+}

@@ -1,0 +1,143 @@
+/*
+ * The coordinator's voice: what is ready is put into batches, and batches and notes into frames
+ * (coordinator.h). Pure code; the driving thread of rank 0.
+ *
+ * Fusion. Each allreduce joins the newest batch of its type, operation and scales while the batch
+ * stays within the threshold, so types that alternate still fuse. Batches are said in the order
+ * in which they were begun.
+ */
+#include "controller/round.h"
+
+#include <stdlib.h>
+
+#define OPEN_MAX     8     /* batches that still grow at one time; the oldest is closed first */
+#define BATCH_REFS   60000 /* bytes of references in a batch: it must fit one frame */
+
+/* Does the reference need the name, because the ranks do not know the id for it? */
+static bool needs_name(const hora_entry_t *e) {
+    return e->id == 0 || e->id_stale || e->sig != &e->id_sig;
+}
+
+static size_t ref_bytes(const hora_entry_t *e) {
+    return hora_frame_ref_bytes(needs_name(e) ? e->name.len : 0);
+}
+
+/* ---- Batches -------------------------------------------------------------------------------- */
+
+static void begin_batch(hora_coordinator_t *c, hora_entry_t *e) {
+    e->batch_last = e;
+    e->batch_bytes = e->bytes;
+    e->batch_refs = ref_bytes(e);
+    e->batch_count = 1;
+    e->batch_next = NULL;
+    *c->batches_tail = e;
+    c->batches_tail = &e->batch_next;
+}
+
+static void extend_batch(hora_entry_t *batch, hora_entry_t *e) {
+    batch->batch_last->next = e;
+    batch->batch_last = e;
+    batch->batch_bytes += e->bytes;
+    batch->batch_refs += ref_bytes(e);
+    batch->batch_count++;
+}
+
+static bool fits(const hora_coordinator_t *c, const hora_entry_t *batch, const hora_entry_t *e) {
+    return e->bytes <= c->options.fusion_threshold - batch->batch_bytes &&
+           batch->batch_refs + ref_bytes(e) <= BATCH_REFS;
+}
+
+static void plan(hora_coordinator_t *c) {
+    hora_entry_t *open[OPEN_MAX] = {NULL};
+    size_t        threshold = c->options.fusion_threshold, oldest = 0;
+    for (hora_entry_t *e = c->ready, *next; e != NULL; e = next) {
+        size_t i = 0;
+        next = e->next;
+        e->next = NULL;
+        if (e->sig->kind != HORA_TASK_ALLREDUCE || threshold == 0 || e->bytes > threshold) {
+            begin_batch(c, e);
+            continue;
+        }
+        while (i < OPEN_MAX && (open[i] == NULL || !hora_signature_fuses(open[i]->sig, e->sig)))
+            i++;
+        if (i < OPEN_MAX && fits(c, open[i], e)) {
+            extend_batch(open[i], e);
+            continue;
+        }
+        if (i == OPEN_MAX)
+            i = oldest++ % OPEN_MAX;
+        open[i] = e;
+        begin_batch(c, e);
+    }
+    c->ready = NULL;
+    c->ready_tail = &c->ready;
+}
+
+/* ---- Frames --------------------------------------------------------------------------------- */
+
+/* Its round is over: the ranks execute it. */
+static void say_entry(hora_coordinator_t *c, hora_frame_writer_t *w, hora_entry_t *e) {
+    bool named = needs_name(e);
+    if (e->id == 0)
+        hora_cache_assign(c, e);
+    hora_frame_put_ref(w, e->id, named ? e->name.text : NULL, e->name.len);
+    if (e->sig != &e->id_sig) {
+        e->id_sig = e->own_sig;
+        e->sig = &e->id_sig;
+    }
+    e->id_stale = false;
+    hora_entry_end_round(c, e);
+    hora_entry_drop(c, e);
+}
+
+static bool say_batch(hora_coordinator_t *c, hora_frame_writer_t *w) {
+    hora_entry_t *batch = c->batches;
+    if (!hora_frame_put_execute(w, batch->batch_count, batch->batch_refs))
+        return false;
+    c->batches = batch->batch_next;
+    if (c->batches == NULL)
+        c->batches_tail = &c->batches;
+    for (hora_entry_t *e = batch, *next; e != NULL; e = next) {
+        next = e->next;
+        say_entry(c, w, e);
+    }
+    return true;
+}
+
+static bool put_note(hora_frame_writer_t *w, const hora_note_t *note) {
+    switch (note->type) {
+    case HORA_ITEM_ERROR:
+        return hora_frame_put_error(w, note->name, note->name_len, note->status, note->text);
+    case HORA_ITEM_STALL: return hora_frame_put_stall(w, note->name, note->name_len, note->text);
+    default: return hora_frame_put_resend(w, note->rank, note->id);
+    }
+}
+
+static bool say_note(hora_coordinator_t *c, hora_frame_writer_t *w) {
+    hora_note_t *note = c->notes;
+    if (!put_note(w, note))
+        return false;
+    c->notes = note->next;
+    if (c->notes == NULL)
+        c->notes_tail = &c->notes;
+    free(note);
+    return true;
+}
+
+bool hora_coordinator_has_frame(const hora_coordinator_t *c) {
+    return c->ready != NULL || c->batches != NULL || c->notes != NULL;
+}
+
+size_t hora_coordinator_next_frame(hora_coordinator_t *c, uint8_t *buf) {
+    hora_frame_writer_t w;
+    if (c->ready != NULL)
+        plan(c);
+    if (c->notes == NULL && c->batches == NULL)
+        return 0;
+    hora_frame_begin(&w, buf, HORA_FRAME_RESPONSES, 0);
+    while (c->notes != NULL && say_note(c, &w))
+        ;
+    while (c->notes == NULL && c->batches != NULL && say_batch(c, &w))
+        ;
+    return hora_frame_end(&w);
+}

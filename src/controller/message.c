@@ -1,0 +1,414 @@
+/*
+ * Control messages (message.h). Pure code, any thread.
+ *
+ *     head      magic u32, version u16, type u16, length u32, items u32, acked u32
+ *     FULL      1, kind, dtype, op u8; ndim u8, 0 u8, name_len u16; root i32; group_size u32;
+ *               group_key u64; prescale, postscale f64; shape i64[ndim]; name
+ *     CACHED    2, 0 u8; count u16; id u32[count]
+ *     WAITED    3, 0 u8; name_len u16; waited_ms u32; name
+ *     LEFT      4, 0 u8; 0 u16
+ *     EXECUTE   16, 0 u8; count u16; count times: id u32, name_len u16, name
+ *     ERROR     17, 0 u8; name_len u16; status i32; text_len u16; name; text
+ *     STALL     18, 0 u8; name_len u16; text_len u16; name; text
+ *     RESEND    19, 0 u8; 0 u16; rank u32; id u32
+ *     SHUT_DOWN 20, 0 u8; text_len u16; text
+ */
+#include "controller/message.h"
+
+#include <endian.h>
+#include <string.h>
+
+#define MAGIC     0x61726f68u /* "hora" */
+#define COUNT_MAX 65535u
+
+/* ---- Writing -------------------------------------------------------------------------------- */
+
+static void put_u8(hora_frame_writer_t *w, unsigned v) {
+    w->buf[w->len++] = (uint8_t)v;
+}
+
+static void put_u16(hora_frame_writer_t *w, size_t v) {
+    uint16_t le = htole16((uint16_t)v);
+    memcpy(w->buf + w->len, &le, sizeof(le));
+    w->len += sizeof(le);
+}
+
+static void put_u32(hora_frame_writer_t *w, uint32_t v) {
+    uint32_t le = htole32(v);
+    memcpy(w->buf + w->len, &le, sizeof(le));
+    w->len += sizeof(le);
+}
+
+static void put_u64(hora_frame_writer_t *w, uint64_t v) {
+    uint64_t le = htole64(v);
+    memcpy(w->buf + w->len, &le, sizeof(le));
+    w->len += sizeof(le);
+}
+
+static void put_f64(hora_frame_writer_t *w, double v) {
+    uint64_t bits;
+    memcpy(&bits, &v, sizeof(bits));
+    put_u64(w, bits);
+}
+
+static void put_bytes(hora_frame_writer_t *w, const char *text, size_t len) {
+    memcpy(w->buf + w->len, text, len);
+    w->len += len;
+}
+
+static bool begin_item(hora_frame_writer_t *w, hora_item_type_t type, size_t bytes) {
+    if (bytes > HORA_FRAME_MAX - w->len)
+        return false;
+    w->items++;
+    w->open = 0;
+    put_u8(w, type);
+    return true;
+}
+
+void hora_frame_begin(hora_frame_writer_t *w, uint8_t *buf, hora_frame_type_t type,
+                      uint32_t acked) {
+    *w = (hora_frame_writer_t){.buf = buf};
+    put_u32(w, MAGIC);
+    put_u16(w, HORA_FRAME_VERSION);
+    put_u16(w, type);
+    put_u64(w, 0); /* length and items: hora_frame_end */
+    put_u32(w, acked);
+}
+
+size_t hora_frame_end(hora_frame_writer_t *w) {
+    size_t len = w->len;
+    w->len = 8;
+    put_u32(w, (uint32_t)len);
+    put_u32(w, w->items);
+    w->len = len;
+    return len;
+}
+
+bool hora_frame_put_full(hora_frame_writer_t *w, const char *name, size_t name_len,
+                         const hora_signature_t *sig) {
+    if (!begin_item(w, HORA_ITEM_FULL, 40 + (size_t)sig->ndim * 8 + name_len))
+        return false;
+    put_u8(w, sig->kind);
+    put_u8(w, sig->dtype);
+    put_u8(w, sig->op);
+    put_u8(w, sig->ndim);
+    put_u8(w, 0);
+    put_u16(w, name_len);
+    put_u32(w, (uint32_t)sig->root);
+    put_u32(w, sig->group_size);
+    put_u64(w, sig->group_key);
+    put_f64(w, sig->prescale);
+    put_f64(w, sig->postscale);
+    for (int i = 0; i < sig->ndim; i++)
+        put_u64(w, (uint64_t)sig->shape[i]);
+    put_bytes(w, name, name_len);
+    return true;
+}
+
+/* Ids one after the other share an item. */
+bool hora_frame_put_cached(hora_frame_writer_t *w, uint32_t id) {
+    uint16_t count = 0;
+    if (w->open != 0) {
+        memcpy(&count, w->buf + w->open, sizeof(count));
+        count = le16toh(count);
+    }
+    if (w->open == 0 || count == COUNT_MAX) {
+        if (!begin_item(w, HORA_ITEM_CACHED, 8))
+            return false;
+        put_u8(w, 0);
+        w->open = w->len;
+        put_u16(w, 0);
+        count = 0;
+    } else if (HORA_FRAME_MAX - w->len < 4) {
+        return false;
+    }
+    put_u32(w, id);
+    count = htole16((uint16_t)(count + 1));
+    memcpy(w->buf + w->open, &count, sizeof(count));
+    return true;
+}
+
+bool hora_frame_put_waited(hora_frame_writer_t *w, const char *name, size_t name_len,
+                           uint32_t waited_ms) {
+    if (!begin_item(w, HORA_ITEM_WAITED, 8 + name_len))
+        return false;
+    put_u8(w, 0);
+    put_u16(w, name_len);
+    put_u32(w, waited_ms);
+    put_bytes(w, name, name_len);
+    return true;
+}
+
+bool hora_frame_put_left(hora_frame_writer_t *w) {
+    if (!begin_item(w, HORA_ITEM_LEFT, 4))
+        return false;
+    put_u8(w, 0);
+    put_u16(w, 0);
+    return true;
+}
+
+bool hora_frame_put_execute(hora_frame_writer_t *w, uint32_t nrefs, size_t bytes) {
+    if (nrefs > COUNT_MAX || bytes > HORA_FRAME_MAX ||
+        !begin_item(w, HORA_ITEM_EXECUTE, 4 + bytes))
+        return false;
+    put_u8(w, 0);
+    put_u16(w, nrefs);
+    return true;
+}
+
+void hora_frame_put_ref(hora_frame_writer_t *w, uint32_t id, const char *name, size_t name_len) {
+    put_u32(w, id);
+    put_u16(w, name != NULL ? name_len : 0);
+    if (name != NULL)
+        put_bytes(w, name, name_len);
+}
+
+static size_t text_length(const char *text) {
+    return strnlen(text, HORA_TEXT_MAX);
+}
+
+bool hora_frame_put_error(hora_frame_writer_t *w, const char *name, size_t name_len,
+                          hora_status_t status, const char *text) {
+    size_t text_len = text_length(text);
+    if (!begin_item(w, HORA_ITEM_ERROR, 10 + name_len + text_len))
+        return false;
+    put_u8(w, 0);
+    put_u16(w, name_len);
+    put_u32(w, (uint32_t)status);
+    put_u16(w, text_len);
+    put_bytes(w, name, name_len);
+    put_bytes(w, text, text_len);
+    return true;
+}
+
+bool hora_frame_put_stall(hora_frame_writer_t *w, const char *name, size_t name_len,
+                          const char *text) {
+    size_t text_len = text_length(text);
+    if (!begin_item(w, HORA_ITEM_STALL, 6 + name_len + text_len))
+        return false;
+    put_u8(w, 0);
+    put_u16(w, name_len);
+    put_u16(w, text_len);
+    put_bytes(w, name, name_len);
+    put_bytes(w, text, text_len);
+    return true;
+}
+
+bool hora_frame_put_resend(hora_frame_writer_t *w, uint32_t rank, uint32_t id) {
+    if (!begin_item(w, HORA_ITEM_RESEND, 12))
+        return false;
+    put_u8(w, 0);
+    put_u16(w, 0);
+    put_u32(w, rank);
+    put_u32(w, id);
+    return true;
+}
+
+bool hora_frame_put_shut_down(hora_frame_writer_t *w, const char *text) {
+    size_t text_len = text_length(text);
+    if (!begin_item(w, HORA_ITEM_SHUT_DOWN, 4 + text_len))
+        return false;
+    put_u8(w, 0);
+    put_u16(w, text_len);
+    put_bytes(w, text, text_len);
+    return true;
+}
+
+/* ---- Reading -------------------------------------------------------------------------------- */
+
+/* The next `len` bytes, or NULL if the frame has fewer. */
+static const uint8_t *take(hora_frame_reader_t *r, size_t len) {
+    const uint8_t *p = r->buf + r->off;
+    if (len > r->limit - r->off)
+        return NULL;
+    r->off += len;
+    return p;
+}
+
+static uint16_t get_u16(const uint8_t *p) {
+    uint16_t le;
+    memcpy(&le, p, sizeof(le));
+    return le16toh(le);
+}
+
+static uint32_t get_u32(const uint8_t *p) {
+    uint32_t le;
+    memcpy(&le, p, sizeof(le));
+    return le32toh(le);
+}
+
+static uint64_t get_u64(const uint8_t *p) {
+    uint64_t le;
+    memcpy(&le, p, sizeof(le));
+    return le64toh(le);
+}
+
+static double get_f64(const uint8_t *p) {
+    uint64_t bits = get_u64(p);
+    double   v;
+    memcpy(&v, &bits, sizeof(v));
+    return v;
+}
+
+static bool take_name(hora_frame_reader_t *r, size_t len, hora_item_t *item) {
+    const uint8_t *p = take(r, len);
+    if (p == NULL || len == 0 || len > HORA_NAME_MAX || memchr(p, '\0', len) != NULL)
+        return false;
+    item->name = (const char *)p;
+    item->name_len = len;
+    return true;
+}
+
+static bool take_text(hora_frame_reader_t *r, size_t len, hora_item_t *item) {
+    const uint8_t *p = take(r, len);
+    if (p == NULL || len > HORA_TEXT_MAX || memchr(p, '\0', len) != NULL)
+        return false;
+    item->text = (const char *)p;
+    item->text_len = len;
+    return true;
+}
+
+bool hora_frame_open(hora_frame_reader_t *r, const void *buf, size_t len, hora_frame_type_t type) {
+    const uint8_t *p = buf;
+    if (len < HORA_FRAME_HEAD || len > HORA_FRAME_MAX || get_u32(p) != MAGIC ||
+        get_u16(p + 4) != HORA_FRAME_VERSION || get_u16(p + 6) != (unsigned)type ||
+        get_u32(p + 8) != len)
+        return false;
+    *r = (hora_frame_reader_t){p, HORA_FRAME_HEAD, len, get_u32(p + 12), get_u32(p + 16), type};
+    return true;
+}
+
+static bool read_full(hora_frame_reader_t *r, int size, hora_item_t *item) {
+    hora_signature_t *sig = &item->sig;
+    const uint8_t    *p = take(r, 39);
+    size_t            name_len;
+    if (p == NULL || p[3] > HORA_MAX_DIMS || p[4] != 0)
+        return false;
+    sig->kind = p[0];
+    sig->dtype = p[1];
+    sig->op = p[2];
+    sig->ndim = p[3];
+    name_len = get_u16(p + 5);
+    sig->root = (int32_t)get_u32(p + 7);
+    sig->group_size = get_u32(p + 11);
+    sig->group_key = get_u64(p + 15);
+    sig->prescale = get_f64(p + 23);
+    sig->postscale = get_f64(p + 31);
+    for (int i = 0; i < sig->ndim; i++) {
+        if ((p = take(r, 8)) == NULL)
+            return false;
+        sig->shape[i] = (int64_t)get_u64(p);
+    }
+    return hora_signature_is_sane(sig, size) && take_name(r, name_len, item);
+}
+
+static bool read_cached(hora_frame_reader_t *r, hora_item_t *item) {
+    const uint8_t *p = take(r, 3);
+    if (p == NULL || p[0] != 0)
+        return false;
+    item->count = get_u16(p + 1);
+    item->refs = take(r, (size_t)item->count * 4);
+    return item->count > 0 && item->refs != NULL;
+}
+
+static bool read_waited(hora_frame_reader_t *r, hora_item_t *item) {
+    const uint8_t *p = take(r, 7);
+    if (p == NULL || p[0] != 0)
+        return false;
+    item->waited_ms = get_u32(p + 3);
+    return take_name(r, get_u16(p + 1), item);
+}
+
+static bool read_left(hora_frame_reader_t *r) {
+    const uint8_t *p = take(r, 3);
+    return p != NULL && p[0] == 0 && get_u16(p + 1) == 0;
+}
+
+static bool read_execute(hora_frame_reader_t *r, hora_item_t *item) {
+    const uint8_t *p = take(r, 3);
+    hora_item_t    ignored;
+    if (p == NULL || p[0] != 0)
+        return false;
+    item->count = get_u16(p + 1);
+    item->refs = r->buf + r->off;
+    for (uint32_t i = 0; i < item->count; i++) {
+        if ((p = take(r, 6)) == NULL)
+            return false;
+        if (get_u16(p + 4) > 0 ? !take_name(r, get_u16(p + 4), &ignored) : get_u32(p) == 0)
+            return false;
+    }
+    return item->count > 0;
+}
+
+static bool read_error(hora_frame_reader_t *r, hora_item_t *item) {
+    const uint8_t *p = take(r, 9);
+    if (p == NULL || p[0] != 0)
+        return false;
+    item->status = (hora_status_t)(int32_t)get_u32(p + 3);
+    return item->status < 0 && item->status >= HORA_ERR_INTERNAL &&
+           take_name(r, get_u16(p + 1), item) && take_text(r, get_u16(p + 7), item);
+}
+
+static bool read_stall(hora_frame_reader_t *r, hora_item_t *item) {
+    const uint8_t *p = take(r, 5);
+    return p != NULL && p[0] == 0 && take_name(r, get_u16(p + 1), item) &&
+           take_text(r, get_u16(p + 3), item);
+}
+
+static bool read_resend(hora_frame_reader_t *r, int size, hora_item_t *item) {
+    const uint8_t *p = take(r, 11);
+    if (p == NULL || p[0] != 0 || get_u16(p + 1) != 0)
+        return false;
+    item->rank = get_u32(p + 3);
+    item->id = get_u32(p + 7);
+    return item->rank < (uint32_t)size;
+}
+
+static bool read_shut_down(hora_frame_reader_t *r, hora_item_t *item) {
+    const uint8_t *p = take(r, 3);
+    return p != NULL && p[0] == 0 && take_text(r, get_u16(p + 1), item);
+}
+
+static bool read_item(hora_frame_reader_t *r, int size, hora_item_t *item) {
+    bool requests = r->type == HORA_FRAME_REQUESTS;
+    switch (item->type) {
+    case HORA_ITEM_FULL: return requests && read_full(r, size, item);
+    case HORA_ITEM_CACHED: return requests && read_cached(r, item);
+    case HORA_ITEM_WAITED: return requests && read_waited(r, item);
+    case HORA_ITEM_LEFT: return requests && read_left(r);
+    case HORA_ITEM_EXECUTE: return !requests && read_execute(r, item);
+    case HORA_ITEM_ERROR: return !requests && read_error(r, item);
+    case HORA_ITEM_STALL: return !requests && read_stall(r, item);
+    case HORA_ITEM_RESEND: return !requests && read_resend(r, size, item);
+    case HORA_ITEM_SHUT_DOWN: return !requests && read_shut_down(r, item);
+    }
+    return false;
+}
+
+hora_status_t hora_frame_next(hora_frame_reader_t *r, int size, hora_item_t *item_p) {
+    const uint8_t *type;
+    if (r->items == 0)
+        return r->off == r->limit ? HORA_IN_PROGRESS : HORA_ERR_PROTOCOL;
+    type = take(r, 1);
+    if (type == NULL)
+        return HORA_ERR_PROTOCOL;
+    r->items--;
+    item_p->type = (hora_item_type_t)*type;
+    return read_item(r, size, item_p) ? HORA_OK : HORA_ERR_PROTOCOL;
+}
+
+uint32_t hora_item_id(const hora_item_t *item, uint32_t i) {
+    return get_u32(item->refs + (size_t)i * 4);
+}
+
+bool hora_item_next_ref(hora_item_t *item, uint32_t *id_p, const char **name_p,
+                        size_t *name_len_p) {
+    if (item->count == 0)
+        return false;
+    *id_p = get_u32(item->refs);
+    *name_len_p = get_u16(item->refs + 4);
+    *name_p = (const char *)item->refs + 6;
+    item->refs += 6 + *name_len_p;
+    item->count--;
+    return true;
+}

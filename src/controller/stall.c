@@ -1,0 +1,87 @@
+/*
+ * Tensors that wait too long: whom they wait for, in words (coordinator.h). Pure code; the driving
+ * thread of rank 0. The times come from the ranks that wait, so a coordinator that sleeps meanwhile
+ * loses nothing.
+ */
+#include "controller/round.h"
+
+#include "util/clock.h"
+#include "util/log.h"
+
+#include <stdio.h>
+
+#define RANKS_NAMED   8 /* of a list of ranks; of the others the number is given */
+#define TENSORS_NAMED 8 /* warned of at one time */
+
+/* "rank 2 (hostB)" or "ranks 2 (hostB), 3 (hostB) and 5 more": the ranks that have, or have not,
+ * reported the entry. */
+static void list_ranks(const hora_coordinator_t *c, const hora_entry_t *e, bool reported,
+                       char *text, size_t len) {
+    int    total = reported ? (int)e->nready : c->options.size - (int)e->nready, named = 0;
+    size_t n = (size_t)snprintf(text, len, total == 1 ? "rank" : "ranks");
+    for (int r = 0; r < c->options.size && named < RANKS_NAMED && n < len; r++)
+        if (hora_entry_reported(e, r) == reported)
+            n += (size_t)snprintf(text + n, len - n, "%s %d (%.64s)", named++ > 0 ? "," : "", r,
+                                  c->options.host(c->options.host_arg, r));
+    if (total > named && n < len)
+        snprintf(text + n, len - n, " and %d more", total - named);
+}
+
+/* The tensor that holds up the group of `e`, or e itself. */
+static hora_entry_t *culprit(hora_entry_t *e) {
+    if (!e->complete || e->group == NULL)
+        return e;
+    for (hora_entry_t *m = e->group->first; m != NULL; m = m->group_next)
+        if (!m->complete)
+            return m;
+    return e;
+}
+
+static void describe(const hora_coordinator_t *c, hora_entry_t *e, double seconds, char *text,
+                     size_t len) {
+    char                missing[384], ready[192];
+    const hora_entry_t *m = culprit(e);
+    const char         *kind = hora_kind_name(e->sig->kind);
+    if (m->complete) {
+        snprintf(text, len, "%s %.150s: waited %.1f s; no rank has enqueued all of its group of %u",
+                 kind, e->name.text, seconds, e->sig->group_size);
+        return;
+    }
+    list_ranks(c, m, false, missing, sizeof(missing));
+    list_ranks(c, m, true, ready, sizeof(ready));
+    if (m == e)
+        snprintf(text, len, "%s %.150s: waited %.1f s for %s; ready: %s", kind, e->name.text,
+                 seconds, missing, ready);
+    else
+        snprintf(text, len, "%s %.150s: waited %.1f s for %.150s of its group, which is missing on "
+                 "%s; ready: %s", kind, e->name.text, seconds, m->name.text, missing, ready);
+}
+
+/* Every waiting rank asks, for every task of a group; one answer in each interval serves all. */
+static bool should_warn(hora_coordinator_t *c, hora_entry_t *m, uint64_t now) {
+    uint64_t interval = c->options.stall_check_ns / 2;
+    if (interval == 0 || (m->warned_at != 0 && now - m->warned_at < interval))
+        return false;
+    if (now - c->warned_since >= interval) {
+        c->warned_since = now;
+        c->warned = 0;
+    }
+    m->warned_at = now;
+    return c->warned++ < TENSORS_NAMED;
+}
+
+hora_status_t hora_coordinator_waited(hora_coordinator_t *c, const char *name, size_t name_len,
+                                      uint64_t waited_ns, uint64_t now) {
+    hora_entry_t *e = hora_entry_find(c, hora_name_hash(name, name_len), name, name_len);
+    char          text[HORA_TEXT_MAX];
+    if (e == NULL || e->nready == 0 || e->is_listed)
+        return HORA_OK; /* it has been executed, or has failed, meanwhile */
+    describe(c, e, hora_clock_seconds(waited_ns), text, sizeof(text));
+    if (waited_ns >= c->options.stall_limit_ns)
+        return hora_round_fail(c, e, HORA_ERR_TIMEOUT, text);
+    if (!should_warn(c, culprit(e), now))
+        return HORA_OK;
+    if (c->warned == TENSORS_NAMED)
+        strncat(text, "; more tensors wait and are not listed", sizeof(text) - strlen(text) - 1);
+    return hora_note_add(c, HORA_ITEM_STALL, e, text, NULL);
+}

@@ -1,0 +1,71 @@
+/*
+ * The fusion buffer (fusion.h). Runs on the engine's driving thread; no lock. Pieces follow each
+ * other without gaps: all have the same element type, so each stays aligned to its elements.
+ */
+#include "fusion/fusion.h"
+
+#include "transport/shm/arena.h"
+
+#include <kernels/cpu/kernels.h>
+#include <stdlib.h>
+
+#define BYTES_MIN 65536
+#define ALIGNMENT 64
+
+void hora_fusion_init(hora_fusion_t *fusion, hora_world_t *world) {
+    *fusion = (hora_fusion_t){.world = world};
+}
+
+void hora_fusion_destroy(hora_fusion_t *fusion) {
+    if (fusion->in_arena)
+        hora_arena_free(fusion->world->arena, fusion->data);
+    else
+        free(fusion->data);
+    hora_fusion_init(fusion, fusion->world);
+}
+
+static size_t grown(size_t bytes, size_t most) {
+    size_t room = BYTES_MIN;
+    if (bytes >= most)
+        return (bytes + ALIGNMENT - 1) & ~(size_t)(ALIGNMENT - 1);
+    while (room < bytes)
+        room *= 2;
+    if (room > most)
+        room = most;
+    return (room + ALIGNMENT - 1) & ~(size_t)(ALIGNMENT - 1);
+}
+
+hora_status_t hora_fusion_reserve(hora_fusion_t *fusion, size_t bytes, size_t most) {
+    hora_world_t *world = fusion->world;
+    size_t        room;
+    void         *data = NULL;
+    if (bytes <= fusion->bytes)
+        return HORA_OK;
+    room = grown(bytes, most);
+    hora_fusion_destroy(fusion);
+    fusion->in_arena =
+        world->arena != NULL && hora_arena_alloc(world->arena, room, &data) == HORA_OK;
+    if (!fusion->in_arena)
+        data = aligned_alloc(ALIGNMENT, room);
+    if (data == NULL)
+        return hora_fail(HORA_ERR_NO_MEMORY, "a fusion buffer of %zu bytes", room);
+    fusion->data = data;
+    fusion->bytes = room;
+    return HORA_OK;
+}
+
+void hora_fusion_pack(hora_fusion_t *fusion, const hora_piece_t *pieces, size_t n) {
+    uint8_t *at = fusion->data;
+    for (size_t i = 0; i < n; i++) {
+        hora_kernel_copy(at, pieces[i].in, pieces[i].bytes);
+        at += pieces[i].bytes;
+    }
+}
+
+void hora_fusion_unpack(const hora_fusion_t *fusion, const hora_piece_t *pieces, size_t n) {
+    const uint8_t *at = fusion->data;
+    for (size_t i = 0; i < n; i++) {
+        hora_kernel_copy(pieces[i].out, at, pieces[i].bytes);
+        at += pieces[i].bytes;
+    }
+}

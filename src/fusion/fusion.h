@@ -1,0 +1,37 @@
+/*
+ * Fusion: many small tensors as one large one. The buffer lies in the arena where there is one, so
+ * that packing is the copy-in of the shared-memory algorithms. Only the engine's driving thread
+ * uses it.
+ */
+#ifndef HORA_FUSION_FUSION_H
+#define HORA_FUSION_FUSION_H
+
+#include "transport/world.h"
+
+/* One tensor of a fused operation. */
+typedef struct hora_piece {
+    const void *in;
+    void       *out;
+    size_t      bytes; /* a multiple of the element's size; 0: in and out may be NULL */
+} hora_piece_t;
+
+typedef struct hora_fusion {
+    hora_world_t *world;
+    uint8_t      *data; /* 64-byte aligned; NULL while nothing was fused */
+    size_t        bytes;
+    bool          in_arena;
+} hora_fusion_t;
+
+void hora_fusion_init(hora_fusion_t *fusion, hora_world_t *world);
+void hora_fusion_destroy(hora_fusion_t *fusion);
+
+/* Makes room for `bytes`; the content is lost when the buffer grows. Grows by doubling, not beyond
+ * `most` (or bytes, if that is more). HORA_ERR_NO_MEMORY names the size. */
+hora_status_t hora_fusion_reserve(hora_fusion_t *fusion, size_t bytes, size_t most);
+
+/* Copies the pieces into the buffer, one after the other; it has room for them. */
+void hora_fusion_pack(hora_fusion_t *fusion, const hora_piece_t *pieces, size_t n);
+/* Copies them from the buffer to where they belong. */
+void hora_fusion_unpack(const hora_fusion_t *fusion, const hora_piece_t *pieces, size_t n);
+
+#endif
