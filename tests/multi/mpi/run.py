@@ -50,6 +50,16 @@ def build_plugin(mpi: Mpi, out: Path) -> None:
         raise Failure(f"building the plug-in: {done.stderr[-800:]}")
 
 
+def build_embedded(mpi: Mpi, build: Path, out: Path) -> None:
+    """Builds the program that uses MPI itself."""
+    command = [str(mpi.folder / "mpicc"), "-std=gnu11", "-O1", "-Wall", "-Wextra",
+               f"-I{ROOT / 'include'}", str(ROOT / "tests/multi/mpi/embedded.c"), "-o", str(out),
+               f"-L{build / 'src'}", "-lhora", f"-Wl,-rpath,{build / 'src'}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    if done.returncode:
+        raise Failure(f"building embedded.c: {done.stderr[-800:]}")
+
+
 def version(mpi: Mpi) -> str:
     """What mpirun says that it is: two words for the line of the result."""
     text = subprocess.run([str(mpi.folder / "mpirun"), "--version"], capture_output=True, text=True,
@@ -127,6 +137,12 @@ def check(mpi: Mpi, build: Path, work: Path, verbose: bool) -> None:
             expect(text, "by MPI_Allreduce", "offload")
         say(f"allreduces, {nranks} ranks, {env.get('HORA_TRANSPORT', 'auto')}, "
             f"offload {env.get('HORA_OFFLOAD', 'none')}")
+    embedded = work / "embedded"
+    build_embedded(mpi, build, embedded)
+    for level in ("threads", "single"):
+        text = launch(mpi, 3, [str(embedded), level], over_mpi)
+        expect(text, "PASS embedded", "embedded")
+        say(f"in a program that uses MPI itself: {level}")
     hora_check, hora_perf = build / "benchmarks/hora-check", build / "benchmarks/hora-perf"
     if hora_check.exists():
         text = launch(mpi, 3, [str(hora_check), "--transport", "mpi"], base)
