@@ -1,0 +1,239 @@
+/*
+ * Joining and leaving a job: the phases in order. Runs on the calling thread.
+ *
+ *     launcher   who am I, and how many are we?
+ *     place      where do we meet?
+ *     gate       meet; prove that we belong together (handshake, proof)      -> star
+ *     roster     who is on which host?
+ *     local      ranks of one host pass arenas
+ *     links      open transports, exchange addresses, connect
+ *     watch      see who dies, from here on
+ *
+ * From the roster on, a rank that fails tells the others, and every rank's join fails with its text.
+ * The last allgather is a barrier: a join succeeds on all ranks or on none (but for a rank that dies
+ * right then, which the watch reports).
+ */
+#include "bootstrap/bootstrap.h"
+
+#include "bootstrap/gate.h"
+#include "bootstrap/launcher.h"
+#include "bootstrap/links.h"
+#include "bootstrap/local.h"
+#include "bootstrap/place.h"
+#include "bootstrap/roster.h"
+#include "bootstrap/star.h"
+#include "bootstrap/watch.h"
+#include "transport/shm/arena.h"
+#include "transport/wait.h"
+#include "util/fork.h"
+#include "util/log.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+typedef struct joining {
+    hora_world_t   *world;
+    hora_job_t      job;
+    hora_settings_t settings;
+    hora_meeting_t  meeting;
+    hora_star_t     star;
+    hora_local_t    local;
+    hora_card_t    *cards;
+    bool            share; /* memory, among the ranks of a host */
+} joining_t;
+
+static hora_status_t copy_option(const char *option, const char *what, char *field) {
+    if (option == NULL)
+        return HORA_OK;
+    if (strlen(option) >= HORA_SETTING_STRING_MAX)
+        return hora_fail(HORA_ERR_INVALID_ARGUMENT, "options->%s is longer than %d characters", what,
+                         HORA_SETTING_STRING_MAX - 1);
+    strcpy(field, option); /* the length was checked above */
+    return HORA_OK;
+}
+
+/* Settings, and the options on top of them. */
+static hora_status_t read_settings(const hora_comm_options_t *options, joining_t *j) {
+    hora_settings_t *s = &j->settings;
+    hora_status_t    st = hora_settings_load(s);
+    if (st == HORA_OK)
+        st = copy_option(options->rendezvous, "rendezvous", s->rendezvous);
+    if (st == HORA_OK)
+        st = copy_option(options->transport, "transport", s->transport);
+    if (st == HORA_OK)
+        st = hora_links_check(s->transport, &j->share);
+    if (st == HORA_OK && strlen(s->secret) > HORA_SECRET_MAX)
+        st = hora_fail(HORA_ERR_INVALID_ARGUMENT, "HORA_SECRET is longer than %u characters",
+                       HORA_SECRET_MAX);
+    if (st != HORA_OK)
+        return st;
+    if (options->start_timeout > 0)
+        s->start_timeout = options->start_timeout;
+    if (options->timeout > 0)
+        s->timeout = options->timeout;
+    return HORA_OK;
+}
+
+/* Leaves the star; one rank alone has no need to meet. */
+static hora_status_t meet(joining_t *j) {
+    hora_env_t      env = hora_env_process();
+    hora_meeting_t *m = &j->meeting;
+    hora_status_t   st;
+    if (j->job.size == 1)
+        return HORA_OK;
+    st = hora_place_find(&env, &j->job, j->settings.rendezvous, &m->place);
+    if (st == HORA_OK)
+        st = hora_place_count(&m->place, j->job.rank);
+    if (st == HORA_OK && j->settings.secret[0] != '\0' && !m->place.local)
+        st = hora_proof_available();
+    if (st != HORA_OK)
+        return st;
+    m->interface = j->settings.interface;
+    m->wide = j->job.local_size != j->job.size;
+    m->patience = j->settings.start_timeout;
+    m->ticket = (hora_ticket_t){.key = m->place.key, .rank = j->job.rank, .size = j->job.size,
+                                .local = m->place.local, .secret = j->settings.secret,
+                                .place = m->place.text};
+    hora_host_name(&j->settings, m->ticket.host);
+    return j->job.rank == 0 ? hora_gate_keep(m, &j->star) : hora_gate_knock(m, &j->star);
+}
+
+/* The transports look at the rendezvous to choose an interface. */
+static void settle_settings(joining_t *j) {
+    hora_settings_t *s = &j->world->settings;
+    *s = j->settings;
+    if (s->rendezvous[0] == '\0' && !j->meeting.place.local && j->job.size > 1)
+        snprintf(s->rendezvous, sizeof(s->rendezvous), "tcp:%.200s:%d", j->meeting.place.host,
+                 j->meeting.place.port);
+}
+
+static hora_status_t exchange_cards(joining_t *j) {
+    hora_card_t   card;
+    hora_status_t st = HORA_OK;
+    memset(&card, 0, sizeof(card));
+    card.pid = (uint32_t)getpid();
+    hora_host_name(&j->settings, card.host);
+    card.host_id = hora_host_identity(card.host);
+    snprintf(card.transport, sizeof(card.transport), "%s", j->settings.transport);
+    if (j->job.size > 1) {
+        st = hora_local_open(&j->local);
+        snprintf(card.socket, sizeof(card.socket), "%s", j->local.name);
+        if (st == HORA_OK)
+            st = hora_roster_exchange(j->world, &j->star, &card, &j->cards);
+    } else {
+        hora_roster_fill(j->world, &card);
+    }
+    return st;
+}
+
+static hora_status_t link_up(joining_t *j) {
+    hora_blob_t  *blobs = NULL;
+    hora_status_t st = exchange_cards(j);
+    if (st == HORA_OK)
+        st = hora_local_exchange(&j->local, j->world, &j->star, j->cards, j->meeting.place.key,
+                                 j->share);
+    if (st == HORA_OK)
+        st = hora_links_open(j->world, &j->star);
+    if (st == HORA_OK && j->job.size > 1)
+        st = hora_star_allgather(&j->star, "", 0, "all linked up", &blobs);
+    free(blobs);
+    return st;
+}
+
+static void log_joined(const joining_t *j) {
+    const hora_world_t *w = j->world;
+    char                links[128];
+    hora_links_describe(w, links, sizeof(links));
+    hora_log(HORA_LOG_INFO, "joined as rank %d of %d (by %s), %d on this host %s, met at %s (from "
+             "%s), links: %s, %s%s", w->rank, w->size, j->job.name, w->local_size,
+             w->peers[w->rank].host, w->size > 1 ? j->meeting.place.text : "none",
+             w->size > 1 ? j->meeting.place.why : "one rank", links,
+             w->arena != NULL ? "shared-memory arena" : "no arena",
+             w->settings.interface[0] ? ", interface as set" : "");
+    if (j->job.local_size > 0 &&
+        (j->job.local_rank != w->local_rank || j->job.local_size != w->local_size))
+        hora_log(HORA_LOG_INFO, "the launcher calls this local rank %d of %d, by host name and "
+                 "namespaces it is %d of %d", j->job.local_rank, j->job.local_size, w->local_rank,
+                 w->local_size);
+}
+
+/* What the phases up to the links made. */
+static void undo(joining_t *j) {
+    hora_world_t *world = j->world;
+    if (world != NULL) {
+        hora_links_close(world);
+        hora_local_unshare(world);
+    }
+    hora_local_close(&j->local);
+    hora_star_destroy(&j->star);
+    hora_world_destroy(world);
+}
+
+/* Unless they know it, because they told me. */
+static void tell_others(joining_t *j, hora_status_t status) {
+    char text[HORA_FAIL_MAX];
+    if (j->star.failed)
+        return;
+    snprintf(text, sizeof(text), "rank %d on host %s cannot join: %.1800s", j->job.rank,
+             j->meeting.ticket.host, hora_last_error());
+    hora_star_fail(&j->star, status, text);
+}
+
+static hora_status_t join(joining_t *j) {
+    hora_watch_t *watch;
+    hora_status_t st = meet(j);
+    if (st != HORA_OK)
+        return st; /* the gate has told the others */
+    st = hora_world_create(j->job.rank, j->job.size, &j->world);
+    if (st == HORA_OK) {
+        settle_settings(j);
+        st = link_up(j);
+    }
+    if (st == HORA_OK)
+        st = hora_watch_start(j->world, &j->star, &j->local, &watch);
+    if (st != HORA_OK) {
+        tell_others(j, st);
+        return st;
+    }
+    hora_wait_setup(j->world);
+    log_joined(j);
+    return HORA_OK;
+}
+
+hora_status_t hora_bootstrap_join(const hora_comm_options_t *options, hora_world_t **world_p) {
+    joining_t     j;
+    hora_env_t    env = hora_env_process();
+    hora_status_t st;
+    memset(&j, 0, sizeof(j));
+    j.local.listener = -1;
+    hora_fork_watch();
+    st = read_settings(options, &j);
+    if (st == HORA_OK)
+        st = hora_launcher_detect(&env, options->rank, options->nranks, &j.job);
+    if (st != HORA_OK)
+        return st;
+    hora_log_set_rank(j.job.rank);
+    st = hora_star_init(&j.star, j.job.rank, j.job.size, j.settings.start_timeout);
+    if (st != HORA_OK)
+        return st;
+    st = join(&j);
+    free(j.cards);
+    if (st != HORA_OK) {
+        undo(&j);
+        return st;
+    }
+    *world_p = j.world;
+    return HORA_OK;
+}
+
+/* Queued bytes first, then the goodbye: who has heard it may stop waiting for bytes. */
+void hora_bootstrap_leave(hora_world_t *world) {
+    if (world == NULL || world->fork_generation != hora_fork_generation)
+        return;
+    hora_links_close(world);
+    hora_watch_stop(world->bootstrap);
+    hora_local_unshare(world);
+    hora_world_destroy(world);
+}
