@@ -23,7 +23,7 @@ static const char *const names[] = {"error", "warning", "info", "debug", "trace"
 bool hora_log_setup(const char *level, bool hide_time) {
     hide_times = hide_time;
     if (strcasecmp(level, "off") == 0 || strcasecmp(level, "fatal") == 0) {
-        hora_log_threshold = (hora_log_level_t)-1;
+        hora_log_threshold = HORA_LOG_OFF;
         return true;
     }
     if (strcasecmp(level, "warn") == 0)

@@ -7,6 +7,7 @@
 #include <stdbool.h>
 
 typedef enum hora_log_level {
+    HORA_LOG_OFF = -1,    /* as a threshold: nothing is logged */
     HORA_LOG_ERROR = 0,   /* the job cannot go on */
     HORA_LOG_WARNING = 1, /* something that a user should look at */
     HORA_LOG_INFO = 2,    /* once per job or per error: what was chosen and why */
