@@ -16,8 +16,9 @@
 #include <string.h>
 #include <unistd.h>
 
-#define PAUSE_FIRST_NS 1000000u
-#define PAUSE_MOST_NS  20000000u
+#define PAUSE_FIRST_NS    1000000u
+#define PAUSE_MOST_NS     20000000u
+#define PAUSE_STRANGER_NS 250000000u /* somebody else is there, or our secrets differ */
 
 typedef struct knock {
     hora_meeting_t *meeting;
@@ -196,6 +197,8 @@ hora_status_t hora_gate_knock(hora_meeting_t *meeting, hora_star_t *star) {
             break;
         if (hora_clock_ns() >= k.deadline)
             return give_up(&k);
+        if (k.status == HORA_ERR_AUTHENTICATION)
+            pause = PAUSE_STRANGER_NS;
         struct timespec nap = {0, (long)pause};
         nanosleep(&nap, NULL);
         pause = pause * 3 / 2 < PAUSE_MOST_NS ? pause * 3 / 2 : PAUSE_MOST_NS;

@@ -1,0 +1,374 @@
+/*
+ * Joining and leaving: numbers of ranks, transports, hosts, repetition without leaks; and every way
+ * in which a join must fail, with the text that says so.
+ */
+#include "ranks.h"
+
+#include "bootstrap/bootstrap.h"
+#include "bootstrap/gate.h"
+#include "bootstrap/proof.h"
+#include "transport/transport.h"
+#include "util/fork.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+/* ---- that it works ----------------------------------------------------------------------------- */
+
+static void check_world(hora_world_t *w, int rank, int size) {
+    rank_check(w->rank == rank && w->size == size);
+    rank_check(w->local_rank == rank && w->local_size == size);
+    rank_check(w->cross_rank == 0 && w->cross_size == 1);
+    rank_check(w->arena != NULL && w->bell != w->private_bell);
+    rank_check(w->ntransports == (size > 1)); /* shm, and no tcp that nobody needs */
+    for (int r = 0; r < size; r++) {
+        const hora_peer_t *p = &w->peers[r];
+        rank_check(p->local == r && p->local_rank == r && p->cross_rank == 0);
+        rank_check(p->host[0] != '\0' && p->pid > 0 && !p->gone);
+        rank_check(p->bell != NULL && p->eventfd >= 0);
+        rank_check((p->link == NULL) == (r == rank));
+        rank_check(r == rank || strcmp(p->link->transport->ops->name, "shm") == 0);
+    }
+    rank_check(w->announce != NULL && w->poke != NULL);
+}
+
+static void join_and_leave(int rank, int size, report_t *report) {
+    holdings_t    before = holdings_now(), after;
+    hora_world_t *w = ranks_join(rank, size, report);
+    rank_check(w != NULL);
+    check_world(w, rank, size);
+    ranks_meet(1, size);
+    hora_bootstrap_leave(w);
+    after = holdings_now();
+    rank_check(after.fds == before.fds && after.threads == before.threads);
+}
+
+static void test_join(void **state) {
+    (void)state;
+    static const int sizes[] = {1, 2, 3, 8};
+    for (size_t i = 0; i < sizeof(sizes) / sizeof(sizes[0]); i++) {
+        ranks_run(sizes[i], false, join_and_leave);
+        ranks_run(sizes[i], true, join_and_leave);
+    }
+}
+
+static void join_often(int rank, int size, report_t *report) {
+    holdings_t before = {0, 0, 0}, after;
+    for (int i = 0; i < 200; i++) {
+        hora_world_t *w = ranks_join(rank, size, report);
+        rank_check(w != NULL);
+        hora_bootstrap_leave(w); /* without meeting: the quick are a joining ahead of the slow */
+        if (i == 20)
+            before = holdings_now();
+    }
+    after = holdings_now();
+    rank_check(after.fds == before.fds && after.threads == before.threads);
+    rank_check(after.maps <= before.maps + 2);
+}
+
+static void test_join_often(void **state) {
+    (void)state;
+    ranks_run(1, false, join_often);
+    ranks_run(3, false, join_often);
+    ranks_run(2, true, join_often);
+}
+
+/* Ranks 0 and 2 on one pretended host, 1 and 3 on another. */
+static void join_hosts(int rank, int size, report_t *report) {
+    hora_world_t *w;
+    setenv("HORA_HOSTNAME", rank % 2 ? "odd" : "even", 1);
+    w = ranks_join(rank, size, report);
+    rank_check(w != NULL);
+    rank_check(w->local_size == 2 && w->local_rank == rank / 2);
+    rank_check(w->cross_size == 2 && w->cross_rank == rank % 2);
+    rank_check(w->arena != NULL);
+    for (int r = 0; r < size; r++) {
+        const hora_peer_t *p = &w->peers[r];
+        bool               near = r % 2 == rank % 2;
+        rank_check(strcmp(p->host, r % 2 ? "odd" : "even") == 0);
+        rank_check(p->cross_rank == r % 2 && p->local_rank == r / 2);
+        rank_check(p->local == (near ? r / 2 : -1) && (p->bell != NULL) == near);
+        rank_check(r == rank ||
+                   strcmp(p->link->transport->ops->name, near ? "shm" : "tcp") == 0);
+    }
+    ranks_meet(1, size);
+    hora_bootstrap_leave(w);
+}
+
+static void test_hosts(void **state) {
+    (void)state;
+    ranks_run(4, true, join_hosts);
+    ranks_run(4, false, join_hosts);
+}
+
+static void join_tcp(int rank, int size, report_t *report) {
+    hora_world_t *w;
+    setenv("HORA_TRANSPORT", "tcp", 1);
+    w = ranks_join(rank, size, report);
+    rank_check(w != NULL);
+    rank_check(w->arena == NULL && w->bell == w->private_bell && w->local_size == size);
+    for (int r = 0; r < size; r++) {
+        rank_check(w->peers[r].bell == NULL && w->peers[r].eventfd == -1);
+        rank_check(r == rank || strcmp(w->peers[r].link->transport->ops->name, "tcp") == 0);
+    }
+    ranks_meet(1, size);
+    hora_bootstrap_leave(w);
+}
+
+static void test_forced_tcp(void **state) {
+    (void)state;
+    ranks_run(1, false, join_tcp);
+    ranks_run(3, false, join_tcp);
+}
+
+/* Rank 1 may make no files: no arena anywhere on the host, and tcp instead. */
+static void join_without_arena(int rank, int size, report_t *report) {
+    struct rlimit none = {0, 0};
+    hora_world_t *w;
+    signal(SIGXFSZ, SIG_IGN);
+    if (rank == 1)
+        rank_check(setrlimit(RLIMIT_FSIZE, &none) == 0);
+    w = ranks_join(rank, size, report);
+    rank_check(w != NULL);
+    rank_check(w->arena == NULL && w->bell == w->private_bell);
+    for (int r = 0; r < size; r++) {
+        rank_check(w->peers[r].bell == NULL && w->peers[r].eventfd == -1);
+        rank_check(r == rank || strcmp(w->peers[r].link->transport->ops->name, "tcp") == 0);
+    }
+    ranks_meet(1, size);
+    hora_bootstrap_leave(w);
+}
+
+static void test_no_arena(void **state) {
+    (void)state;
+    ranks_run(3, false, join_without_arena);
+}
+
+static void join_with_secret(int rank, int size, report_t *report) {
+    hora_world_t *w;
+    setenv("HORA_SECRET", "open sesame", 1);
+    w = ranks_join(rank, size, report);
+    rank_check(w != NULL);
+    ranks_meet(1, size);
+    hora_bootstrap_leave(w);
+}
+
+static void test_secret(void **state) {
+    (void)state;
+    ranks_run(3, false, join_with_secret);
+    if (hora_proof_available() == HORA_OK)
+        ranks_run(3, true, join_with_secret);
+}
+
+/* The world is not the child's. */
+static void join_and_fork(int rank, int size, report_t *report) {
+    hora_world_t *w = ranks_join(rank, size, report);
+    int           how;
+    rank_check(w != NULL);
+    pid_t child = fork();
+    if (child == 0) {
+        hora_bootstrap_leave(w); /* does nothing */
+        _exit(0);
+    }
+    rank_check(waitpid(child, &how, 0) == child && how == 0);
+    ranks_meet(1, size);
+    rank_check(atomic_load(&w->failure.raised) == 0 && !w->peers[(rank + 1) % size].gone);
+    ranks_meet(2, size);
+    hora_bootstrap_leave(w);
+}
+
+static void test_fork(void **state) {
+    (void)state;
+    ranks_run(3, false, join_and_fork);
+}
+
+/* ---- that it fails, and says why --------------------------------------------------------------- */
+
+static void only_join(int rank, int size, report_t *report) {
+    hora_world_t *w = ranks_join(rank, size, report);
+    if (w != NULL)
+        hora_bootstrap_leave(w);
+}
+
+static void expect(int rank, hora_status_t status, const char *text) {
+    const report_t *r = &board->reports[rank];
+    if (r->status != (int)status || (text != NULL && strstr(r->text, text) == NULL))
+        print_error("rank %d: %s \"%s\", not %s \"%s\"\n", rank, hora_status_name(r->status), r->text,
+                    hora_status_name(status), text ? text : "");
+    assert_int_equal(r->status, status);
+    assert_true(text == NULL || strstr(r->text, text) != NULL);
+}
+
+static void missing_rank(bool tcp) {
+    int pids[3];
+    ranks_prepare(tcp);
+    pids[0] = ranks_start(0, 5, only_join);
+    pids[1] = ranks_start(1, 5, only_join);
+    pids[2] = ranks_start(3, 5, only_join);
+    ranks_wait(pids, 3, -1);
+    for (int r = 0; r < 4; r += r + 1) { /* 0, 1, 3 */
+        expect(r, HORA_ERR_TIMEOUT, "ranks 2 and 4 of 5 did not appear at");
+        expect(r, HORA_ERR_TIMEOUT, place);
+        assert_true(board->reports[r].seconds > 0.9 && board->reports[r].seconds < 3);
+    }
+}
+
+static void test_missing(void **state) {
+    (void)state;
+    int pid;
+    start_timeout = 1;
+    missing_rank(false);
+    missing_rank(true);
+    for (int tcp = 0; tcp < 2; tcp++) {
+        ranks_prepare(tcp);
+        pid = ranks_start(1, 2, only_join);
+        ranks_wait(&pid, 1, -1);
+        expect(1, HORA_ERR_TIMEOUT, "rank 0 did not appear at");
+        expect(1, HORA_ERR_TIMEOUT, "nobody listens there");
+    }
+    start_timeout = 20;
+}
+
+static void wrong_secret(int rank, int size, report_t *report) {
+    if (rank == 1)
+        setenv("HORA_SECRET", "wrong", 1);
+    else if (rank == 2)
+        unsetenv("HORA_SECRET");
+    only_join(rank, size, report);
+}
+
+static void test_wrong_secret(void **state) {
+    (void)state;
+    start_timeout = 1.5;
+    setenv("HORA_SECRET", "right", 1);
+    for (int tcp = 0; tcp < (hora_proof_available() == HORA_OK ? 2 : 1); tcp++) {
+        ranks_run(4, tcp, wrong_secret);
+        expect(0, HORA_ERR_TIMEOUT, "ranks 1 and 2 of 4 did not appear");
+        expect(0, HORA_ERR_TIMEOUT, "HORA_SECRET");
+        expect(1, HORA_ERR_AUTHENTICATION, "HORA_SECRET");
+        expect(2, HORA_ERR_AUTHENTICATION, "HORA_SECRET");
+        expect(3, HORA_ERR_TIMEOUT, "ranks 1 and 2 of 4 did not appear");
+        for (int r = 0; r < 4; r++) {
+            assert_null(strstr(board->reports[r].text, "right"));
+            assert_null(strstr(board->reports[r].text, "wrong"));
+        }
+    }
+    unsetenv("HORA_SECRET");
+    start_timeout = 20;
+}
+
+static void claim_rank_1(int rank, int size, report_t *report) {
+    if (rank == 2) {
+        nap(0.3);
+        rank = 1;
+    }
+    only_join(rank, size, report);
+}
+
+static void test_duplicate(void **state) {
+    (void)state;
+    ranks_run(3, false, claim_rank_1);
+    for (int r = 0; r < 3; r++) {
+        expect(r, HORA_ERR_MISMATCH, "two processes say that they are rank 1: one on host");
+        assert_true(board->reports[r].seconds < 5);
+    }
+}
+
+static void claim_size(int rank, int size, report_t *report) {
+    if (rank == 2)
+        nap(0.3);
+    only_join(rank, rank == 2 ? size + 1 : size, report);
+}
+
+static void test_other_size(void **state) {
+    (void)state;
+    ranks_run(3, true, claim_size);
+    for (int r = 0; r < 3; r++)
+        expect(r, HORA_ERR_MISMATCH, "was started for 4 ranks, rank 0 on host");
+}
+
+static void claim_transport(int rank, int size, report_t *report) {
+    setenv("HORA_TRANSPORT", rank == 2 ? "tcp" : "auto", 1);
+    only_join(rank, size, report);
+}
+
+static void test_other_transport(void **state) {
+    (void)state;
+    ranks_run(3, false, claim_transport);
+    for (int r = 0; r < 3; r++)
+        expect(r, HORA_ERR_MISMATCH, "\"tcp\"");
+}
+
+static void shm_between_hosts(int rank, int size, report_t *report) {
+    setenv("HORA_TRANSPORT", "shm", 1);
+    setenv("HORA_HOSTNAME", rank == 2 ? "far" : "near", 1);
+    only_join(rank, size, report);
+}
+
+static void test_shm_between_hosts(void **state) {
+    (void)state;
+    ranks_run(3, false, shm_between_hosts);
+    for (int r = 0; r < 3; r++)
+        expect(r, HORA_ERR_UNSUPPORTED, "shm does not reach");
+}
+
+static void test_bad_settings(void **state) {
+    (void)state;
+    hora_comm_options_t options = HORA_COMM_OPTIONS_INIT;
+    hora_world_t       *world = NULL;
+    options.rank = 0;
+    options.nranks = 2;
+    options.transport = "pigeon";
+    assert_int_equal(hora_bootstrap_join(&options, &world), HORA_ERR_INVALID_ARGUMENT);
+    assert_non_null(strstr(hora_last_error(), "pigeon"));
+    options.transport = NULL;
+    options.rendezvous = "over there";
+    assert_int_equal(hora_bootstrap_join(&options, &world), HORA_ERR_INVALID_ARGUMENT);
+    assert_non_null(strstr(hora_last_error(), "over there"));
+    options.rendezvous = "tcp:192.0.2.1:4444"; /* no address of this host */
+    assert_int_equal(hora_bootstrap_join(&options, &world), HORA_ERR_SYSTEM);
+    assert_non_null(strstr(hora_last_error(), "192.0.2.1:4444"));
+    assert_non_null(strstr(hora_last_error(), "HORA_INTERFACE"));
+    options.rendezvous = "tcp:127.0.0.1:4444";
+    setenv("HORA_INTERFACE", "nosuch0", 1);
+    assert_int_equal(hora_bootstrap_join(&options, &world), HORA_ERR_INVALID_ARGUMENT);
+    assert_non_null(strstr(hora_last_error(), "nosuch0"));
+    unsetenv("HORA_INTERFACE");
+    char secret[200];
+    memset(secret, 's', sizeof(secret));
+    secret[199] = '\0';
+    setenv("HORA_SECRET", secret, 1);
+    assert_int_equal(hora_bootstrap_join(&options, &world), HORA_ERR_INVALID_ARGUMENT);
+    assert_null(strstr(hora_last_error(), "ssss"));
+    unsetenv("HORA_SECRET");
+    assert_null(world);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_join),
+        cmocka_unit_test(test_join_often),
+        cmocka_unit_test(test_hosts),
+        cmocka_unit_test(test_forced_tcp),
+        cmocka_unit_test(test_no_arena),
+        cmocka_unit_test(test_secret),
+        cmocka_unit_test(test_fork),
+        cmocka_unit_test(test_missing),
+        cmocka_unit_test(test_wrong_secret),
+        cmocka_unit_test(test_duplicate),
+        cmocka_unit_test(test_other_size),
+        cmocka_unit_test(test_other_transport),
+        cmocka_unit_test(test_shm_between_hosts),
+        cmocka_unit_test(test_bad_settings),
+    };
+    if (getenv("HORA_LOG_LEVEL") == NULL)
+        setenv("HORA_LOG_LEVEL", "off", 1); /* the failures are meant */
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
