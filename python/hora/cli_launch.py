@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import re
 import selectors
 import shlex
 import signal
@@ -52,8 +51,6 @@ class Output:
     """Lines of all ranks on our own streams, whole, each with "[rank]<stream>:" before it, and in
     DIR/rank.N/stdout and stderr where a directory was asked for."""
 
-    LINE = re.compile(rb"[^\r\n]*(?:\r\n|\n|\r)")
-
     def __init__(self, job: Job) -> None:
         self.job = job
         self.partial: dict[tuple[int, str], bytes] = {}
@@ -72,13 +69,9 @@ class Output:
             if not self.job.prefix:
                 return  # -q with a directory: files only
         data = self.partial.pop((rank, stream), b"") + data
-        end = 0
-        lines = []
-        for match in self.LINE.finditer(data):
-            lines.append(match[0])
-            end = match.end()
-        if end < len(data):
-            self.partial[rank, stream] = data[end:]
+        lines = data.splitlines(keepends=True)  # at \n, \r (progress bars) and \r\n
+        if lines and not lines[-1].endswith((b"\n", b"\r")):
+            self.partial[rank, stream] = lines.pop()
         self.write(rank, stream, lines)
 
     def write(self, rank: int, stream: str, lines: list[bytes]) -> None:
@@ -148,8 +141,8 @@ class AgentLink:
             assert self.process.stdin is not None
             self.process.stdin.write(data)
             self.process.stdin.flush()
-        except OSError:
-            pass  # its end of the pipe tells the main loop
+        except (OSError, ValueError):
+            pass  # it is gone; the end of its output tells the main loop
 
     def signal(self, number: int) -> None:
         self.send(b"signal %d\n" % number)

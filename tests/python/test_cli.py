@@ -1,0 +1,101 @@
+"""The `hora` command apart from `hora run` (test_run.py)."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hora import cli, cli_hosts
+
+
+def hora(*args: str, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "hora", *args], capture_output=True, text=True,
+                          timeout=120, env={**os.environ, **env}, check=False)
+
+
+@pytest.mark.parametrize("args", [["--help"], ["run", "--help"], ["info", "--help"],
+                                  ["perf", "--help"], ["check", "--help"]])
+def test_help_everywhere(args: list[str]) -> None:
+    done = hora(*args)
+    assert done.returncode == 0, done.stderr
+    assert "usage: hora" in done.stdout
+
+
+def test_no_command_prints_help() -> None:
+    assert hora().returncode == 2
+
+
+def test_version() -> None:
+    import hora as package
+
+    done = hora("--version")
+    assert done.stdout == f"hora {package.__version__}\n"
+
+
+def test_info() -> None:
+    done = hora("info", HORA_SECRET="not for the eyes", HORA_ALGO="ring")
+    assert done.returncode == 0
+    assert " shm " in done.stdout and " tcp " in done.stdout
+    assert "HORA_ALGO=ring" in done.stdout
+    assert "eyes" not in done.stdout
+
+
+def test_info_without_utf8() -> None:
+    done = hora("info", PYTHONIOENCODING="ascii")
+    assert done.returncode == 0
+    assert "yes shm" in done.stdout
+
+
+def test_info_json() -> None:
+    info = json.loads(hora("info", "--json", HORA_SECRET="not for the eyes").stdout)
+    assert {row["name"] for row in info["backends"]} >= {"shm", "tcp"}
+    assert all(row["available"] or row["detail"] for row in info["backends"])
+    assert info["usable_cores"] == len(os.sched_getaffinity(0))
+    assert "eyes" not in json.dumps(info)
+
+
+def test_info_names_the_launcher() -> None:
+    info = json.loads(hora("info", "--json", RANK="0", WORLD_SIZE="1", LOCAL_RANK="0").stdout)
+    assert info["launcher"] == "torchrun"
+
+
+def test_tool_from_bin_dir(tmp_path: Path) -> None:
+    tool = tmp_path / "hora-perf"
+    tool.write_text("#!/bin/sh\necho mine \"$@\"\n")
+    tool.chmod(0o755)
+    assert hora("perf", "-np", "2", HORA_BIN_DIR=str(tmp_path)).stdout == "mine -np 2\n"
+
+
+def test_tool_that_is_missing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+                              tmp_path: Path) -> None:
+    monkeypatch.setattr(cli, "find_tool", lambda name: None)
+    assert cli.run_tool("hora-perf", []) == 127
+    assert "HORA_BIN_DIR" in capsys.readouterr().err
+
+
+def test_hosts() -> None:
+    hosts = cli_hosts.parse_hosts("a:2,b,[::2]:3,a:1")
+    assert [(host.name, host.slots) for host in hosts] == [("a", 3), ("b", 1), ("::2", 3)]
+    used = cli_hosts.assign(hosts, 4)
+    assert [host.ranks for host in used] == [[0, 1, 2], [3]]
+    with pytest.raises(cli_hosts.HostError, match="-np 8"):
+        cli_hosts.assign(hosts, 8)
+
+
+@pytest.mark.parametrize("text", ["a:0", "a:b", "a b", "[::1"])
+def test_hosts_that_are_none(text: str) -> None:
+    with pytest.raises(cli_hosts.HostError):
+        cli_hosts.parse_hosts(text)
+
+
+def test_ranks_across_hosts() -> None:
+    hosts = [cli_hosts.Host("localhost", 2, [0, 1]), cli_hosts.Host("127.0.0.2", 1, [2])]
+    env = cli_hosts.rank_environments(hosts, "s" * 64)
+    cross = [(e["HORA_LOCAL_RANK"], e["HORA_CROSS_RANK"], e["HORA_CROSS_SIZE"]) for e in env.values()]
+    assert cross == [("0", "0", "2"), ("1", "0", "1"), ("0", "1", "2")]
+    assert len({e["HORA_RENDEZVOUS"] for e in env.values()}) == 1
