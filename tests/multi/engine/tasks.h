@@ -1,0 +1,37 @@
+/*
+ * Tasks for tests of the engine: tensors whose values and results are known on every rank.
+ */
+#ifndef TESTS_MULTI_ENGINE_TASKS_H
+#define TESTS_MULTI_ENGINE_TASKS_H
+
+#include <hora/hora.h>
+
+#include "harness.h"
+
+typedef struct tensor {
+    char           name[128];
+    hora_task_t    task;
+    int64_t        shape[2];
+    int64_t        splits[64];
+    void          *in, *out;
+    size_t         count; /* elements of in */
+    hora_handle_t *handle;
+} tensor_t;
+
+/* A tensor of kind with `rows` rows of `row` elements, filled for this rank. */
+void tensor_make(tensor_t *t, hora_comm_t *comm, hora_task_kind_t kind, hora_dtype_t dtype,
+                 const char *name, int64_t rows, int64_t row);
+/* Fills in and out again. */
+void tensor_fill(tensor_t *t, hora_comm_t *comm);
+void tensor_free(tensor_t *t);
+
+void tensor_enqueue(hora_engine_t *engine, tensor_t *t, unsigned flags);
+/* Waits, checks the result, releases. */
+void tensor_finish(tensor_t *t, hora_comm_t *comm);
+/* Checks the result of task `index` of a done handle. */
+void tensor_check(tensor_t *t, hora_comm_t *comm, hora_handle_t *handle, size_t index);
+
+/* An allreduce of `count` floats that must work. */
+void engine_must_work(hora_engine_t *engine, hora_comm_t *comm, const char *name, int64_t count);
+
+#endif
