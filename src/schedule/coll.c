@@ -92,7 +92,7 @@ uint32_t hora_coll_sig_with(uint32_t sig, uint64_t value) {
 }
 
 /* "allreduce(sum, float32)" */
-static const char *describe(uint32_t sig, char *text, size_t size) {
+static void describe(uint32_t sig, char *text, size_t size) {
     hora_coll_kind_t kind = (hora_coll_kind_t)(sig >> 28);
     const char      *dtype = hora_dtype_name((hora_dtype_t)(sig >> 20 & 15));
     if (kind == HORA_COLL_BARRIER)
@@ -102,28 +102,28 @@ static const char *describe(uint32_t sig, char *text, size_t size) {
                  hora_op_name((hora_op_t)(sig >> 24 & 15)), dtype);
     else
         snprintf(text, size, "%s(%s)", hora_coll_name(kind), dtype);
-    return text;
 }
 
 hora_status_t hora_coll_mismatch(hora_comm_t *comm, const hora_coll_t *coll, int rank,
                                  uint32_t sig) {
     uint32_t    own = hora_coll_sig(coll);
-    char        mine[64], theirs[64];
+    char        mine[64], theirs[64], name[80] = "";
     const char *host = hora_comm_peer(comm, comm->rank)->host;
     const char *peer_host = hora_comm_peer(comm, rank)->host;
-    const char *quote = coll->name ? "'" : "", *name = coll->name ? coll->name : "";
+    describe(own, mine, sizeof(mine));
+    describe(sig, theirs, sizeof(theirs));
+    if (coll->name != NULL && coll->name[0] != 0)
+        snprintf(name, sizeof(name), " '%.70s'", coll->name);
     if ((own ^ sig) & ~HASH_MASK)
         return hora_fail(HORA_ERR_MISMATCH,
-                         "operations do not match: rank %d on host %s called %s %s%s%s, but rank %d "
-                         "on host %s called %s",
-                         comm->rank, host, describe(own, mine, sizeof(mine)), quote, name, quote,
-                         rank, peer_host, describe(sig, theirs, sizeof(theirs)));
+                         "operations do not match: rank %d on host %s called %s%s, but rank %d on "
+                         "host %s called %s",
+                         comm->rank, host, mine, name, rank, peer_host, theirs);
     return hora_fail(HORA_ERR_MISMATCH,
                      "operations do not match: rank %d on host %s and rank %d on host %s both "
-                     "called %s %s%s%s, but with different counts or roots, or different HORA_* "
+                     "called %s%s, but with different counts or roots, or with different HORA_* "
                      "settings",
-                     comm->rank, host, rank, peer_host, describe(own, mine, sizeof(mine)), quote,
-                     name, quote);
+                     comm->rank, host, rank, peer_host, mine, name);
 }
 
 hora_status_t hora_coll_fail(hora_comm_t *comm, hora_status_t status) {
@@ -131,8 +131,11 @@ hora_status_t hora_coll_fail(hora_comm_t *comm, hora_status_t status) {
     hora_status_t st = hora_failure_check(&comm->failure);
     if (st != HORA_OK)
         return st;
-    snprintf(text, sizeof(text), "%s (on rank %d, host %s)", hora_last_error(), comm->rank,
-             hora_comm_peer(comm, comm->rank)->host);
+    if (status == HORA_ERR_MISMATCH) /* it names both sides */
+        snprintf(text, sizeof(text), "%s", hora_last_error());
+    else
+        snprintf(text, sizeof(text), "%s (found by rank %d on host %s)", hora_last_error(),
+                 comm->rank, hora_comm_peer(comm, comm->rank)->host);
     hora_world_fail(comm->world, comm->channel, status, comm->world_ranks[comm->rank], text);
     st = hora_failure_check(&comm->failure);
     return st != HORA_OK ? st : hora_fail_again(status, text);

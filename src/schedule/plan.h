@@ -35,7 +35,8 @@ typedef struct hora_coll {
     hora_dtype_t     dtype;
     hora_op_t        op;
     int              rank, size, root;
-    size_t           count;   /* per rank and block; allreduce, reduce, broadcast: the vector */
+    size_t           count;   /* per rank and block; allreduce, reduce, broadcast: the vector;
+                                 barrier: 0 */
     const void      *in;
     void            *out;     /* may equal in (see hora.h for what in place means to each kind) */
     const size_t    *counts;  /* reduce_scatter, allgather: block sizes. alltoall: send counts */

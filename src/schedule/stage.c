@@ -72,18 +72,18 @@ static size_t input_span(const hora_coll_t *coll) {
     return span;
 }
 
-/* Brings a block of the input to dst, widened or prescaled or as it is. */
-static void bring(const hora_exec_t *exec, uint8_t *dst, size_t off, size_t count) {
+/* Brings a block of the input to dst, widened or scaled or as it is. */
+static void bring(const hora_exec_t *exec, uint8_t *dst, size_t off, size_t count, double factor) {
     const hora_coll_t *coll = &exec->coll;
     size_t             elem = hora_dtype_size(coll->dtype);
     const void        *src = (const uint8_t *)coll->in + off * elem;
-    hora_reduce_t      scale = {coll->dtype, HORA_SUM, 1, coll->prescale, 1.0};
+    hora_reduce_t      scale = {coll->dtype, HORA_SUM, 1, factor, 1.0};
     void              *place = dst + off * (exec->widened ? sizeof(float) : elem);
     if (count == 0)
         return;
     if (exec->widened)
-        hora_kernel_convert(place, HORA_FLOAT32, src, coll->dtype, count, coll->prescale);
-    else if (hora_coll_reduces(coll->kind) && coll->prescale != 1.0)
+        hora_kernel_convert(place, HORA_FLOAT32, src, coll->dtype, count, factor);
+    else if (factor != 1.0)
         hora_kernel_reduce(&scale, &place, 1, &src, 1, count);
     else
         memcpy(place, src, count * elem);
@@ -123,7 +123,7 @@ hora_status_t hora_stage_in(hora_exec_t *exec) {
         staged = exec->work;
     }
     for (int i = 0; input_block(coll, i, &off, &count); i++)
-        bring(exec, staged, off, count);
+        bring(exec, staged, off, count, scales ? coll->prescale : 1.0);
     use_staged(exec, staged);
     if (scales)
         exec->how.prescale = 1.0;
