@@ -166,6 +166,30 @@ static bool read_by_capsule(PyObject *object, core_array_t *array_p) {
     return true;
 }
 
+/* Sparse, quantised, on the meta device, ...: the library's exception, of whatever type and with
+ * its C++ stack trace, becomes a ValueError with its first line. */
+static void raise_unreadable(void) {
+    PyObject *type, *value, *trace, *text = NULL;
+    PyErr_Fetch(&type, &value, &trace);
+    if (value)
+        text = PyObject_Str(value);
+    const char *line = text ? PyUnicode_AsUTF8AndSize(text, NULL) : NULL;
+    if (!line) {
+        PyErr_Clear();
+        line = "";
+    }
+    char reason[200];
+    size_t length = strcspn(line, "\n");
+    length = length < sizeof(reason) ? length : sizeof(reason) - 1;
+    memcpy(reason, line, length);
+    reason[length] = 0;
+    PyErr_Format(PyExc_ValueError, "Tensor type is not supported: %s", reason);
+    Py_XDECREF(text);
+    Py_XDECREF(trace);
+    Py_XDECREF(value);
+    Py_XDECREF(type);
+}
+
 bool core_array_read(PyObject *object, core_array_t *array_p) {
     const DLPackExchangeAPI *api = find_api(Py_TYPE(object));
     array_p->api = api;
@@ -175,8 +199,7 @@ bool core_array_read(PyObject *object, core_array_t *array_p) {
         return read_by_capsule(object, array_p);
     DLTensor tensor;
     if (api->dltensor_from_py_object_no_sync(object, &tensor) != 0) {
-        if (!PyErr_Occurred())
-            PyErr_SetString(PyExc_BufferError, "the array could not be read through DLPack");
+        raise_unreadable();
         return false;
     }
     return fill_array(&tensor, array_p);

@@ -6,6 +6,7 @@ ends or takes too long, so that nothing is left behind.
 
 from __future__ import annotations
 
+import importlib
 import os
 import pickle
 import secrets
@@ -165,7 +166,7 @@ def run_cases(names: list[str], module: str) -> dict[str, str | None]:
     """On a rank: runs the cases in order. The first failure ends the job, and the rest is not run."""
     import hora.torch as hvd
 
-    space = vars(sys.modules[module])
+    space = vars(importlib.import_module(module))
     results: dict[str, str | None] = {}
     hvd.init()
     for name in names:
@@ -184,7 +185,6 @@ def launch_cases(module: Any, size: int, **options: Any) -> dict[str, list[str]]
     """Runs a module's cases on `size` ranks. Returns the complaints for each case."""
     names = case_names(module)
     job = start(run_cases, size, names, module.__name__, **options)
-    # run_cases lives here, the cases in their module; the worker must have imported both.
     outcomes = job.wait()
     complaints: dict[str, list[str]] = {}
     for name in names:
@@ -205,11 +205,7 @@ def main() -> None:
     sys.path.insert(0, str(HERE))
     folder = Path(os.environ["HORA_TEST_FOLDER"])
     module, name, args = pickle.loads((folder / "call").read_bytes())
-    import importlib
-
-    for needed in (module, *[arg for arg in args if isinstance(arg, str)]):
-        importlib.import_module(needed)
-    value = getattr(sys.modules[module], name)(*args)
+    value = getattr(importlib.import_module(module), name)(*args)
     rank = os.environ["HORA_TEST_RANK"]
     (folder / f"{rank}.pickle").write_bytes(pickle.dumps(value))
 

@@ -391,7 +391,7 @@ def case_arguments(hvd: Any) -> None:
 
     named = list(model.named_parameters())
     fails(ValueError, lambda: wrap(named_parameters=model.parameters()), "sequence of tuples")
-    fails(ValueError, lambda: wrap(named_parameters=named + named[:1]), "first.weight")
+    fails(ValueError, lambda: wrap(named_parameters=named + named[:1]), named[0][0])
     fails(ValueError, lambda: wrap(named_parameters=named[1:]), "were not named")
     fails(ValueError, lambda: wrap(groups=-1), "groups")
     fails(ValueError, lambda: wrap(groups=[[model.fixed], [model.fixed]]), "once")

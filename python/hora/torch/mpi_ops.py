@@ -407,7 +407,7 @@ def sparse_allreduce_async(
         what = synchronize(values)
         if op == Average:
             what = what / process_set.size()
-        return torch.sparse_coo_tensor(where, what, tensor.shape).coalesce()
+        return torch.sparse_coo_tensor(where, what, tensor.shape, check_invariants=False).coalesce()
 
     return finish
 
