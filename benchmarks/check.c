@@ -176,13 +176,14 @@ static void check_forked(check_context_t *context, ranks_end_t *ends) {
 
 /* ---- Reporting ----------------------------------------------------------------------------- */
 
-static void print_failures(const check_rank_t *ranks, int nranks) {
+static void print_failures(const check_options_t *o, const check_rank_t *ranks, int nranks) {
     for (int r = 0; r < nranks; r++) {
+        int rank = o->nranks > 0 ? r : ranks[r].rank;
         long shown = ranks[r].failures < CHECK_TEXTS ? ranks[r].failures : CHECK_TEXTS;
         for (int i = 0; i < shown; i++)
-            printf("FAIL: rank %d: %s\n", r, ranks[r].texts[i]);
+            printf("FAIL: rank %d: %s\n", rank, ranks[r].texts[i]);
         if (ranks[r].failures > shown)
-            printf("FAIL: rank %d: and %ld more\n", r, ranks[r].failures - shown);
+            printf("FAIL: rank %d: and %ld more\n", rank, ranks[r].failures - shown);
     }
 }
 
@@ -234,6 +235,12 @@ static void print_not_checked(const check_options_t *o, const board_t *board) {
     }
 }
 
+/* Of the transport that was checked last. */
+static void print_rounds(const check_options_t *o, const board_t *board) {
+    for (int k = 0; k < CHECK_ROUNDS && o->verbose && board->ranks[0].rank == 0; k++)
+        check_print_round(&board->ranks[0], k, board->transports[board->transport].name);
+}
+
 static int report(const check_options_t *o, const board_t *board, int nranks, const char *names,
                   double seconds) {
     long failures = 0;
@@ -244,7 +251,7 @@ static int report(const check_options_t *o, const board_t *board, int nranks, co
         return 1;
     if (o->json != NULL && strcmp(o->json, "-") == 0)
         return !passed;
-    print_failures(board->ranks, nranks);
+    print_failures(o, board->ranks, nranks);
     if (o->verbose || o->transport != NULL)
         print_not_checked(o, board);
     if (board->ranks[0].calls == 0 && failures == 0)
@@ -278,22 +285,42 @@ static int run_forked(check_context_t *context, char *names, size_t names_size) 
         board->transport = i;
         check_forked(context, ends);
         add_name(names, names_size, board->transports[i].name);
-        for (int k = 0; k < CHECK_ROUNDS && o->verbose; k++)
-            check_print_round(&board->ranks[0], k, board->transports[i].name);
+        print_rounds(o, board);
     }
     free(ends);
     return 0;
 }
 
+/* Ranks on several hosts share no memory, but "auto" then uses both transports: check it instead.
+ * Returns false, with the failure noted, when the ranks do not find each other. */
+static bool look_around(board_t *board) {
+    hora_comm_t *comm;
+    check_rank_t *mine = &board->ranks[0];
+    if (hora_comm_create(NULL, &comm) != HORA_OK) {
+        mine->failures = 1;
+        snprintf(mine->texts[0], CHECK_TEXT_MAX, "start: %s", hora_last_error());
+        return false;
+    }
+    mine->rank = hora_comm_rank(comm);
+    bool several = hora_comm_local_size(comm) < hora_comm_size(comm);
+    for (int i = 0; i < board->ntransports && several; i++)
+        if (strcmp(board->transports[i].name, "shm") == 0)
+            snprintf(board->transports[i].name, sizeof(board->transports[i].name), "auto");
+    return hora_comm_free(comm) == HORA_OK;
+}
+
 static void run_launched(check_context_t *context, char *names, size_t names_size) {
     board_t *board = context->board;
     list_transports(board);
+    if (!look_around(board))
+        return;
     for (int i = 0; i < board->ntransports; i++) {
         if (!is_wanted(context->options, &board->transports[i]))
             continue;
         board->transport = i;
         if (check_main(0, 0, context) != 0)
             return;
+        print_rounds(context->options, board);
         add_name(names, names_size, board->transports[i].name);
     }
 }

@@ -139,7 +139,7 @@ int check_transport(const char *transport, const char *only, bool own_rendezvous
         round_t r = {.transport = transport, .algo = algos[i], .result = result, .salt = salt};
         bool arena_only = i == 1 || i == 2;
         if ((only != NULL && strcmp(only, algos[i]) != 0) ||
-            (arena_only && strcmp(transport, "shm") != 0))
+            (arena_only && strcmp(transport, "shm") != 0 && strcmp(transport, "auto") != 0))
             continue;
         double begin = now();
         long before = result->calls;
