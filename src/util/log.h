@@ -30,7 +30,7 @@ void hora_log_write(hora_log_level_t level, const char *format, ...)
 /* A macro so that the arguments of a line that is not wanted are never computed. */
 #define hora_log(level, ...)                                                                      \
     do {                                                                                          \
-        if ((level) <= hora_log_threshold)
+        if ((level) <= hora_log_threshold)                                                        \
             hora_log_write((level), __VA_ARGS__);                                                 \
     } while (0)
 
