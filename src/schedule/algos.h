@@ -73,8 +73,8 @@ hora_status_t hora_coll_fail(hora_comm_t *comm, hora_status_t status);
 /* Chooses the algorithm; the same on all members, because it looks only at what is equal on all.
  * Never NULL. */
 const hora_algo_t *hora_select(const hora_comm_t *comm, const hora_coll_t *coll);
-/* Must run.c sum the halves of coll as float32, because the algorithm does not sum in rank order and
- * would round at each step? */
+/* Must run.c sum the halves of coll as float32, because the algorithm does not sum in rank order
+ * and would round at each step? */
 bool hora_select_widens(const hora_algo_t *algo, const hora_coll_t *coll);
 
 #endif

@@ -136,7 +136,7 @@ hora_status_t hora_coll_fail(hora_comm_t *comm, hora_status_t status) {
     else
         snprintf(text, sizeof(text), "%s (found by rank %d on host %s)", hora_last_error(),
                  comm->rank, hora_comm_peer(comm, comm->rank)->host);
-    hora_world_fail(comm->world, comm->channel, status, comm->world_ranks[comm->rank], text);
+    hora_world_fail(comm->world, comm->channel, status, -1, text);
     st = hora_failure_check(&comm->failure);
     return st != HORA_OK ? st : hora_fail_again(status, text);
 }

@@ -1,6 +1,6 @@
 /*
- * The door into schedules (exec.h): the queue of operations of a communicator, waiting for them, and
- * the executions that are kept for the next call. On the thread that uses the communicator.
+ * The door into schedules (exec.h): the queue of operations of a communicator, waiting for them,
+ * and the executions that are kept for the next call. On the thread that uses the communicator.
  *
  * Invariants:
  *   - comm->first .. last are the operations in flight, in the order of their start; only the first
@@ -21,7 +21,7 @@
 #include <string.h>
 
 #define IDLE_MAX     8
-#define STALE_EVENTS 1024 /* events without news for this call before the failure flag is looked at */
+#define STALE_EVENTS 1024 /* events without news for this call before a look at the failure flag */
 #define POLL_TURNS   64   /* turns between looks at the transports while waiting for a phase */
 
 /* ---- executions and their memory ---- */
@@ -240,9 +240,10 @@ static hora_status_t check_stuck(hora_exec_t *exec) {
     if (exec->blocked_since == 0)
         exec->blocked_since = now;
     if (now - exec->blocked_since > hora_clock_from_seconds(timeout))
-        return hora_fail(HORA_ERR_TIMEOUT, "%s: waited %.1f s for rank %d on host %s (HORA_TIMEOUT)",
-                         exec->what, hora_clock_seconds(now - exec->blocked_since),
-                         exec->blocked_rank, peer->host);
+        return hora_fail(HORA_ERR_TIMEOUT, "%s: waited %.1f s for rank %d on host %s "
+                         "(HORA_TIMEOUT)", exec->what,
+                         hora_clock_seconds(now - exec->blocked_since), exec->blocked_rank,
+                         peer->host);
     if (!atomic_load(&peer->gone))
         return HORA_OK;
     if (!exec->blocked_gone) { /* what it sent before it left may have arrived since */

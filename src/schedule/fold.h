@@ -20,7 +20,7 @@ typedef struct hora_fold {
     int                extra;  /* pairs */
     int                ranks;  /* 2^k */
     int                number; /* mine; -1: I sit out */
-    hora_buf_t         acc;    /* where my partial sum is: IN before the first reduction, then OUT */
+    hora_buf_t         acc;    /* where my sum is: IN before the first reduction, then OUT */
 } hora_fold_t;
 
 hora_fold_t hora_fold_init(const hora_coll_t *coll, const hora_plan_hint_t *hint,

@@ -33,7 +33,7 @@ typedef struct ring {
     hora_plan_t       *plan;
     size_t             chunk;
     int                left, right;
-    uint32_t          *sent; /* reduce-scatter sends in order; the allgather overwrites their places */
+    uint32_t          *sent; /* reduce-scatter sends in order; the allgather reuses their places */
     size_t             slots; /* reduce-scatter: chunks in TMP */
     uint32_t          *slot_recvs, *slot_sends; /* [slots] the transfers that use them */
 } ring_t;
@@ -174,7 +174,7 @@ static size_t slots_needed(const ring_t *ring) {
 static void plan_reduction(ring_t *ring) {
     const hora_coll_t *coll = ring->coll;
     gather_t           g = gather_at_start(ring);
-    size_t             nsends = cursor_length(ring, cursor_at(ring, coll->rank - 1, coll->size - 1));
+    size_t             nsends = cursor_length(ring, g.post);
     ring->slots = slots_needed(ring);
     ring->sent = malloc((nsends + 2 * ring->slots) * sizeof(*ring->sent));
     if (ring->sent == NULL) {

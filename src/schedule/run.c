@@ -161,7 +161,7 @@ static hora_status_t blocked_on_phase(hora_exec_t *exec, uint64_t phase, int ran
     return HORA_IN_PROGRESS;
 }
 
-/* Waits until all members have signalled `phase`; the first one of a call must show my signature. */
+/* Waits until all members have signalled `phase`; a call's first one must show my signature. */
 static hora_status_t await_phase(hora_exec_t *exec, uint64_t phase) {
     hora_pads_t *pads = exec->comm->pads;
     for (; exec->next_rank < exec->comm->size; exec->next_rank++) {
@@ -257,15 +257,16 @@ static void start_xfer(hora_exec_t *exec, const hora_step_t *step) {
 
 /* Puts a transfer's failure into words. The communicator's own failure, where there is one, says
  * more. */
-static hora_status_t xfer_failed(hora_exec_t *exec, const hora_exec_xfer_t *x, hora_status_t status) {
+static hora_status_t xfer_failed(hora_exec_t *exec, const hora_exec_xfer_t *x,
+                                 hora_status_t status) {
     hora_status_t st = hora_failure_check(&exec->comm->failure);
     if (st != HORA_OK)
         return st;
     if (status == HORA_ERR_MISMATCH)
         return hora_coll_mismatch(exec->comm, &exec->coll, x->peer, x->xfer.sig);
-    return hora_fail(status, "%s: transfer of %zu bytes with rank %d on host %s, step %zu of %zu: %s",
-                     exec->what, x->xfer.len, x->peer, hora_comm_peer(exec->comm, x->peer)->host,
-                     exec->pc, exec->plan.nsteps, hora_status_message(status));
+    return hora_fail(status, "%s: transfer of %zu bytes with rank %d on host %s, step %zu of %zu: "
+                     "%s", exec->what, x->xfer.len, x->peer,
+                     hora_comm_peer(exec->comm, x->peer)->host, exec->pc, exec->plan.nsteps, hora_status_message(status));
 }
 
 static hora_status_t wait_xfer(hora_exec_t *exec, uint32_t number) {

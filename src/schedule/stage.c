@@ -1,6 +1,6 @@
 /*
- * What happens to buffers before and after a plan: conversion of halves, prescale, unusual overlaps;
- * and collectives of a single rank. Runs on the thread that uses the communicator.
+ * What happens to buffers before and after a plan: conversion of halves, prescale, unusual
+ * overlaps; and collectives of a single rank. Runs on the thread that uses the communicator.
  *
  * Invariant: the caller's input is never written, its output only within the result.
  */

@@ -135,7 +135,9 @@ static double cost_tree(const hora_coll_t *coll, size_t elem_size, double a, dou
     double depth = hora_log2_ceil(coll->size);
     if (coll->kind == HORA_COLL_BROADCAST)
         return depth * (a + n * b);
-    return depth * (a + n * (b + g)) + (coll->kind == HORA_COLL_ALLREDUCE ? depth * (a + n * b) : 0);
+    if (coll->kind == HORA_COLL_REDUCE)
+        return depth * (a + n * (b + g));
+    return depth * (2 * a + n * (2 * b + g));
 }
 
 const hora_algo_t hora_algo_tree = {

@@ -1,6 +1,6 @@
 /*
- * The simulator (sim.h). One thread. Memory of a rank is one block per buffer, so that places can be
- * compared by address, whatever in place form is used.
+ * The simulator (sim.h). One thread. Memory of a rank is one block per buffer, so that places can
+ * be compared by address, whatever in place form is used.
  */
 #include "sim.h"
 
@@ -182,8 +182,8 @@ static bool deliver(sim_t *sim, int to, int from) {
         return false;
     r = &sim->ranks[to].xfers[q->recvs[q->taken]];
     if (m->bytes != r->bytes) {
-        fault(sim, to, "a message of %zu bytes from rank %d where %zu were expected", m->bytes, from,
-              r->bytes);
+        fault(sim, to, "a message of %zu bytes from rank %d where %zu were expected", m->bytes,
+              from, r->bytes);
         return false;
     }
     memcpy(r->at, m->kept != NULL ? m->kept : sim->ranks[from].xfers[m->xfer].at, m->bytes);

@@ -17,8 +17,8 @@ static uint32_t scramble(uint32_t x) {
 
 /* Element i of the vector of `rank`. */
 static double value(const sim_case_t *what, int rank, int call, size_t i) {
-    uint32_t r = scramble((uint32_t)i * 2654435761u + (uint32_t)rank * 40503u + (uint32_t)call * 977u +
-                          what->seed);
+    uint32_t r = scramble((uint32_t)i * 2654435761u + (uint32_t)rank * 40503u +
+                          (uint32_t)call * 977u + what->seed);
     if (what->integers)
         return (double)(r % 13) - 6;
     return ((double)(r >> 8) / (1 << 23) - 1.0) * (double)(1 << (r & 7));

@@ -1,6 +1,6 @@
 /*
- * Ranks as threads of one process: each has a world of its own, with a real arena, shm links and (if
- * asked for) pads. For tests of what executes plans.
+ * Ranks as threads of one process: each has a world of its own, with a real arena, shm links and
+ * (if asked for) pads. For tests of what executes plans.
  */
 #ifndef HORA_TESTS_SCHEDULE_TEAM_H
 #define HORA_TESTS_SCHEDULE_TEAM_H

@@ -103,7 +103,8 @@ static void plans__work_from_every_root_in_and_out_of_place(void **state) {
             for (int size = 2; size <= 9; size++)
                 for (int root = 0; root < (has_root((hora_coll_kind_t)kind) ? size : 1); root++)
                     for (int place = 0; place < 2; place++) {
-                        sim_case_t what = basic(hora_algo_list[i], (hora_coll_kind_t)kind, size, 37);
+                        sim_case_t what = basic(hora_algo_list[i], (hora_coll_kind_t)kind, size,
+                                                37);
                         what.root = root;
                         what.chunk = 8;
                         what.in_place = place && kind != HORA_COLL_ALLTOALL;

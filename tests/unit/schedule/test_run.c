@@ -33,8 +33,8 @@ typedef struct job {
 static sim_case_t basic(const hora_algo_t *algo, hora_coll_kind_t kind, int size, size_t count) {
     return (sim_case_t){.algo = algo, .kind = kind, .dtype = HORA_FLOAT32, .op = HORA_SUM,
                         .size = size,
-                        .count = kind == HORA_COLL_BARRIER ? 0 : count, .integers = true, .prescale = 1.0,
-                        .postscale = 1.0};
+                        .count = kind == HORA_COLL_BARRIER ? 0 : count, .integers = true,
+                        .prescale = 1.0, .postscale = 1.0};
 }
 
 /* Buffers in `mem` (NULL: own memory), 2 * (in + out) elements. */
@@ -259,7 +259,7 @@ static void started_calls(member_t *m) {
             return;
         }
     }
-    /* Some ranks wait for the last one first, some poll it, some make a blocking call in between. */
+    /* Some ranks poll the last one first, the others wait for it. */
     if (m->rank % 2 == 0)
         while (hora_exec_progress(execs[N - 1]) == HORA_IN_PROGRESS)
             usleep(10);

@@ -163,7 +163,7 @@ static void select__all_members_choose_alike(void **state) {
     }
 }
 
-static void signature__says_what_it_was_and_changes_with_all_that_matters(void **state) {
+static void signature__changes_with_all_that_matters(void **state) {
     hora_coll_t a = call(HORA_COLL_REDUCE, 10), b = a;
     uint32_t    even;
     (void)state;
@@ -192,7 +192,7 @@ int main(void) {
         cmocka_unit_test_setup(select__does_as_it_is_told_where_that_is_possible, fresh),
         cmocka_unit_test_setup(select__halves_cost_double_where_they_are_widened, fresh),
         cmocka_unit_test_setup(select__all_members_choose_alike, fresh),
-        cmocka_unit_test_setup(signature__says_what_it_was_and_changes_with_all_that_matters, fresh),
+        cmocka_unit_test_setup(signature__changes_with_all_that_matters, fresh),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
