@@ -13,10 +13,10 @@
 #include <time.h>
 #include <unistd.h>
 
-hora_log_level_t hora_log_threshold = HORA_LOG_WARNING;
+_Atomic hora_log_level_t hora_log_threshold = HORA_LOG_WARNING;
 
-static bool       hide_times;
-static atomic_int own_rank = -1;
+static atomic_bool hide_times;
+static atomic_int  own_rank = -1;
 
 static const char *const names[] = {"error", "warning", "info", "debug", "trace"};
 

@@ -4,6 +4,7 @@
 #ifndef HORA_UTIL_LOG_H
 #define HORA_UTIL_LOG_H
 
+#include <stdatomic.h>
 #include <stdbool.h>
 
 typedef enum hora_log_level {
@@ -15,7 +16,7 @@ typedef enum hora_log_level {
     HORA_LOG_TRACE = 4    /* once per message or step */
 } hora_log_level_t;
 
-extern hora_log_level_t hora_log_threshold; /* set by hora_log_setup; read without a lock */
+extern _Atomic hora_log_level_t hora_log_threshold; /* set by hora_log_setup */
 
 /* Sets level ("error", "warning", "info", "debug", "trace", "off" or Horovod's "fatal") and whether
  * lines carry the time. Returns false, and changes nothing, for an unknown name. */
@@ -30,7 +31,7 @@ void hora_log_write(hora_log_level_t level, const char *format, ...)
 /* A macro so that the arguments of a line that is not wanted are never computed. */
 #define hora_log(level, ...)                                                                      \
     do {                                                                                          \
-        if ((level) <= hora_log_threshold)                                                        \
+        if ((level) <= atomic_load_explicit(&hora_log_threshold, memory_order_relaxed))           \
             hora_log_write((level), __VA_ARGS__);                                                 \
     } while (0)
 
