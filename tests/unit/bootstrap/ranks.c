@@ -17,6 +17,8 @@
 #include <time.h>
 #include <unistd.h>
 
+extern void __lsan_do_leak_check(void) __attribute__((weak)); /* in a build with AddressSanitizer */
+
 board_t *board;
 char     place[128];
 double   start_timeout = 20;
@@ -56,6 +58,8 @@ int ranks_start(int rank, int size, rank_fn fn) {
         alarm(60);
         fn(rank, size, report);
         report->done = 1;
+        if (__lsan_do_leak_check != NULL)
+            __lsan_do_leak_check(); /* _exit would skip it */
         fflush(NULL);
         _exit(0);
     }
@@ -127,14 +131,38 @@ static int count_entries(const char *path) {
     return n;
 }
 
+/* Sanitizers have threads of their own, so threads are told by their names. */
+static void count_threads(holdings_t *h) {
+    char           path[300], line[256];
+    struct dirent *entry;
+    DIR           *dir = opendir("/proc/self/task");
+    while (dir != NULL && (entry = readdir(dir)) != NULL) {
+        int  sleeps = 0;
+        bool ours = false;
+        snprintf(path, sizeof(path), "/proc/self/task/%s/status", entry->d_name);
+        FILE *status = fopen(path, "re");
+        while (status != NULL && fgets(line, sizeof(line), status) != NULL) {
+            ours |= strncmp(line, "Name:\thora-", 11) == 0;
+            sscanf(line, "voluntary_ctxt_switches: %d", &sleeps);
+        }
+        if (status != NULL)
+            fclose(status);
+        h->threads += ours;
+        h->sleeps += ours ? sleeps : 0;
+    }
+    if (dir != NULL)
+        closedir(dir);
+}
+
 holdings_t holdings_now(void) {
-    holdings_t h = {count_entries("/proc/self/fd"), count_entries("/proc/self/task"), 0};
+    holdings_t h = {count_entries("/proc/self/fd"), 0, 0, 0};
     char       line[512];
     FILE      *maps = fopen("/proc/self/maps", "re");
     while (maps != NULL && fgets(line, sizeof(line), maps) != NULL)
-        h.maps++;
+        h.arenas += strstr(line, "memfd:hora") != NULL;
     if (maps != NULL)
         fclose(maps);
+    count_threads(&h);
     return h;
 }
 

@@ -52,9 +52,9 @@ void ranks_meet(int nth, int count);
 /* Waits up to `seconds` for the world's failure; reports it. */
 void ranks_await_failure(hora_world_t *world, double seconds, report_t *report);
 
-/* Descriptors, threads and mappings of this process. */
+/* Descriptors, mapped arenas, and hora's threads of this process; and how often those slept. */
 typedef struct holdings {
-    int fds, threads, maps;
+    int fds, arenas, threads, sleeps;
 } holdings_t;
 holdings_t holdings_now(void);
 
