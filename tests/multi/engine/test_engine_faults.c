@@ -247,7 +247,8 @@ static void leave_main(hora_comm_t *comm, int rank, int size, void *arg) {
             hora_status_t st = hora_handle_wait(t.handle);
             harness_check(st == HORA_ERR_PEER_FAILED || st == HORA_ERR_SHUT_DOWN, "%s: %s",
                           hora_status_name(st), hora_last_error());
-            expect_text(t.name, who);
+            /* After the first, rank 0 may be through and have freed its engine too. */
+            expect_text(t.name, i > 0 && st == HORA_ERR_SHUT_DOWN ? "rank 0 " : who);
             harness_check(harness_now() - begin < 1.0, "it took %.1f s", harness_now() - begin);
             hora_handle_release(t.handle);
             tensor_free(&t);

@@ -8,6 +8,16 @@
 
 #include "fusion/fusion.h"
 
+/* Under the sanitizers, too, an allocation that cannot be must return NULL. */
+const char *__asan_default_options(void);
+const char *__tsan_default_options(void);
+const char *__asan_default_options(void) {
+    return "allocator_may_return_null=1";
+}
+const char *__tsan_default_options(void) {
+    return "allocator_may_return_null=1";
+}
+
 static hora_world_t world; /* without an arena */
 
 static void grows_up_to_the_threshold(void **state) {
