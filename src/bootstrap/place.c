@@ -183,7 +183,7 @@ static void find_on_host(const hora_env_t *env, const hora_job_t *job, hora_plac
     describe_job(env, job, text, sizeof(text), &everywhere);
     place->local = true;
     place->key = hora_hash_text(hora_hash_text(HORA_HASH_START, text), job->name);
-    place->why = everywhere ? "the job's number from its launcher" : "the parent process";
+    place->why = everywhere ? "the launcher's job number" : "the parent process";
     snprintf(place->name, sizeof(place->name), "hora-%u-%016llx", (unsigned)geteuid(),
              (unsigned long long)place->key);
     snprintf(place->text, sizeof(place->text), "unix:%s", place->name);
