@@ -8,10 +8,12 @@
 #include "controller/control.h"
 
 #include "transport/p2p.h"
+#include "transport/wait.h"
 
 #include <stdlib.h>
 
-#define CONTROL_TAG 0
+#define CONTROL_TAG   0
+#define CAUSE_SECONDS 0.5
 
 struct hora_outgoing {
     hora_outgoing_t *next;
@@ -211,6 +213,21 @@ hora_status_t hora_control_flush(hora_control_t *control, double timeout) {
 
 /* ---- Receiving ------------------------------------------------------------------------------ */
 
+/* A link may break before this rank hears why: that a third rank died, say, and the peer ended for
+ * it. That news is on its way, and is what the user needs to know. */
+static hora_status_t link_failed(hora_control_t *control, int rank, hora_status_t status) {
+    hora_waiter_t w;
+    hora_status_t st;
+    hora_waiter_begin(&w, control->comm, CAUSE_SECONDS, "engine, control message");
+    while ((st = hora_waiter_turn(&w, rank)) == HORA_OK)
+        ;
+    hora_waiter_end(&w);
+    if (st != HORA_ERR_TIMEOUT)
+        return st;
+    return hora_fail(status, "engine, control message from rank %d on host %s: %s", rank,
+                     hora_comm_peer(control->comm, rank)->host, hora_status_message(status));
+}
+
 hora_status_t hora_control_receive(hora_control_t *control, int *from_p, const uint8_t **buf_p,
                                    size_t *len_p) {
     hora_status_t    st = HORA_IN_PROGRESS;
@@ -228,8 +245,7 @@ hora_status_t hora_control_receive(hora_control_t *control, int *from_p, const u
     control->posted[i] = NULL;
     *from_p = in->rank;
     if (st != HORA_OK)
-        return hora_fail(st, "engine, control message from rank %d on host %s: %s", in->rank,
-                         hora_comm_peer(control->comm, in->rank)->host, hora_status_message(st));
+        return link_failed(control, in->rank, st);
     *buf_p = in->buf;
     *len_p = in->xfer.moved;
     return HORA_OK;

@@ -30,7 +30,8 @@ void hora_control_send(hora_control_t *control, hora_outgoing_t *out, size_t len
 hora_status_t hora_control_flush(hora_control_t *control, double timeout);
 
 /* A frame that has come: *from_p, and *buf_p until hora_control_release of that rank.
- * HORA_IN_PROGRESS: none. An error names the rank. Does not block. */
+ * HORA_IN_PROGRESS: none. Does not block, but for a moment when the link to *from_p has broken, to
+ * learn why; the error then says it. */
 hora_status_t hora_control_receive(hora_control_t *control, int *from_p, const uint8_t **buf_p,
                                    size_t *len_p);
 /* The frame has been read; receives the next one from that rank. */
