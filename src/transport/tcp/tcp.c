@@ -8,6 +8,7 @@
 #include "util/log.h"
 
 #include <errno.h>
+#include <net/if.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
@@ -291,6 +292,11 @@ static hora_status_t tcp_connect(hora_transport_t *base, int peer, const void *a
     hora_tcp_link_t *link = hora_tcp_link_get(self, peer);
     if (link == NULL)
         return hora_fail(HORA_ERR_NO_MEMORY, "no memory for the link to rank %d", peer);
+    if (address.sa.ss_family == AF_INET6) {
+        struct sockaddr_in6 *to = (struct sockaddr_in6 *)&address.sa;
+        if (IN6_IS_ADDR_LINKLOCAL(&to->sin6_addr)) /* means nothing without an interface: mine */
+            to->sin6_scope_id = if_nametoindex(self->interface.name);
+    }
     link->address = address;
     *link_p = &link->base;
     return HORA_OK;

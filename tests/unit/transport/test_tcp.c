@@ -784,6 +784,57 @@ static void test_malformed_pieces(void **state) {
     }
 }
 
+static uint32_t random_next(uint32_t *seed) {
+    *seed = *seed * 1664525u + 1013904223u;
+    return *seed >> 8;
+}
+
+/* A stream of frames with some bytes changed: either it still makes sense, or the link fails; bytes
+ * never land outside a receive's buffer. */
+static void test_mutated_streams(void **state) {
+    enum { ROUNDS = 200, FRAMES = 12 };
+    uint32_t seed = 2024;
+    (void)state;
+    for (int round = 0; round < ROUNDS; round++) {
+        uint8_t          stream[HORA_TCP_HELLO_SIZE + FRAMES * (HORA_TCP_HEADER_SIZE + 40)];
+        uint8_t          out[FRAMES][72];
+        hora_xfer_t      r[FRAMES];
+        hora_tcp_hello_t hello;
+        size_t           end = HORA_TCP_HELLO_SIZE;
+        pair_open(1);
+        hello_of(&A, &hello);
+        hora_tcp_hello_encode(&hello, stream);
+        memset(out, 0xcc, sizeof(out));
+        for (uint32_t i = 0; i < FRAMES; i++) {
+            hora_tcp_header_t h = {i % 3, i, 40, 0, 40, 0};
+            hora_tcp_header_encode(&h, stream + end);
+            memset(stream + end + HORA_TCP_HEADER_SIZE, (int)i, 40);
+            end += HORA_TCP_HEADER_SIZE + 40;
+            r[i] = xfer(out[i], 40, i % 3);
+            if (random_next(&seed) % 2)
+                ops->recv(A.link, &r[i]);
+            else
+                r[i].status = HORA_OK;
+        }
+        for (uint32_t n = random_next(&seed) % 4; n > 0; n--) {
+            size_t at = HORA_TCP_HELLO_SIZE + random_next(&seed) % (end - HORA_TCP_HELLO_SIZE);
+            stream[at] = (uint8_t)(random_next(&seed) % 3 ? stream[at] ^ (1u << random_next(&seed) % 8)
+                                                          : random_next(&seed));
+        }
+        int fd = stranger(&A);
+        put(fd, stream, end - random_next(&seed) % 50);
+        close(fd);
+        for (int i = 0; i < FRAMES; i++) {
+            finish(&r[i]); /* the connection has ended, so each does, too */
+            assert_int_not_equal(r[i].status, HORA_IN_PROGRESS);
+            for (int k = 40; k < 72; k++)
+                assert_int_equal(out[i][k], 0xcc);
+        }
+        side_close(&A);
+        side_close(&B);
+    }
+}
+
 /* Pieces in odd order over two connections make a whole. */
 static void test_pieces_out_of_order(void **state) {
     uint8_t          bytes[HORA_TCP_HEADER_SIZE], hello_bytes[HORA_TCP_HELLO_SIZE], body[100], got[101];
@@ -969,6 +1020,7 @@ int main(void) {
         ONE(test_slow_hello),
         PLAIN(test_malformed_frames),
         PLAIN(test_malformed_pieces),
+        PLAIN(test_mutated_streams),
         ONE(test_pieces_out_of_order),
         ONE(test_addresses),
         PLAIN(test_interfaces),
