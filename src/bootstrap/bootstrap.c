@@ -9,9 +9,9 @@
  *     links      open transports, exchange addresses, connect
  *     watch      see who dies, from here on
  *
- * From the roster on, a rank that fails tells the others, and every rank's join fails with its text.
- * The last allgather is a barrier: a join succeeds on all ranks or on none (but for a rank that dies
- * right then, which the watch reports).
+ * From the roster on, a rank that fails tells the others, and every rank's join fails with its
+ * text. The last allgather is a barrier: a join succeeds on all ranks or on none (but for a rank
+ * that dies right then, which the watch reports).
  */
 #include "bootstrap/bootstrap.h"
 
@@ -48,8 +48,8 @@ static hora_status_t copy_option(const char *option, const char *what, char *fie
     if (option == NULL)
         return HORA_OK;
     if (strlen(option) >= HORA_SETTING_STRING_MAX)
-        return hora_fail(HORA_ERR_INVALID_ARGUMENT, "options->%s is longer than %d characters", what,
-                         HORA_SETTING_STRING_MAX - 1);
+        return hora_fail(HORA_ERR_INVALID_ARGUMENT, "options->%s is longer than %d characters",
+                         what, HORA_SETTING_STRING_MAX - 1);
     strcpy(field, option); /* the length was checked above */
     return HORA_OK;
 }

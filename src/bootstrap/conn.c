@@ -1,6 +1,6 @@
 /*
- * Control connections (conn.h). Invariants: the magic and the length are checked before a payload is
- * read, and memory for it grows only with bytes that have come.
+ * Control connections (conn.h). Invariants: the magic and the length are checked before a payload
+ * is read, and memory for it grows only with bytes that have come.
  */
 #include "bootstrap/conn.h"
 

@@ -75,7 +75,8 @@ typedef enum hora_io {
     HORA_IO_TIMEOUT
 } hora_io_t;
 
-/* The same, waiting until it is done or hora_clock_ns() reaches the deadline. A frame of any length. */
+/* The same, waiting until it is done or hora_clock_ns() reaches the deadline. A frame of any
+ * length. */
 hora_io_t hora_conn_send(hora_conn_t *conn, uint16_t type, const void *payload, size_t len,
                          uint64_t deadline);
 hora_io_t hora_conn_receive(hora_conn_t *conn, hora_frame_t *frame_p, uint64_t deadline);

@@ -22,7 +22,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-/* ---- unix -------------------------------------------------------------------------------------- */
+/* ---- unix ------------------------------------------------------------------------------------ */
 
 static socklen_t unix_address(const char *name, struct sockaddr_un *sa) {
     size_t len = strnlen(name, sizeof(sa->sun_path) - 1);
@@ -68,7 +68,7 @@ bool hora_unix_same_user(int fd) {
     return getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &cred, &len) == 0 && cred.uid == geteuid();
 }
 
-/* ---- addresses --------------------------------------------------------------------------------- */
+/* ---- addresses ------------------------------------------------------------------------------- */
 
 static bool is_loopback(const struct sockaddr *sa) {
     if (sa->sa_family == AF_INET)
@@ -122,7 +122,7 @@ static struct addrinfo *resolve(const char *host, int flags, int *err_p) {
     return *err_p == 0 ? list : NULL;
 }
 
-/* ---- TCP, rank 0 ------------------------------------------------------------------------------- */
+/* ---- TCP, rank 0 ----------------------------------------------------------------------------- */
 
 static int listen_at(const hora_endpoint_t *at) {
     int on = 1, fd = socket(at->sa.ss_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
@@ -150,7 +150,8 @@ static int listen_in_range(hora_endpoint_t *at, const hora_place_t *place, int *
 /* A name such as "node7" that /etc/hosts maps to 127.0.1.1: nobody else could reach that. */
 static void widen(const hora_place_t *place, hora_endpoint_t *at) {
     hora_log(HORA_LOG_WARNING, "%s is a loopback address on rank 0's host, and the job may have "
-             "other hosts: listening on all interfaces; set HORA_INTERFACE to choose one", place->host);
+             "other hosts: listening on all interfaces; set HORA_INTERFACE to choose one",
+                 place->host);
     memset(&at->sa, 0, sizeof(at->sa));
     at->sa.ss_family = AF_INET;
     at->len = sizeof(struct sockaddr_in);
@@ -202,8 +203,8 @@ hora_status_t hora_net_listen(hora_place_t *place, const char *interface, bool w
                          "port", place->text, place->nports > 1 ? "the ports from it on are all"
                                                                 : "the port is");
     if (fd < 0)
-        return hora_fail_errno(HORA_ERR_SYSTEM, errno, "rank 0 cannot listen at %s (from %s; if this "
-                               "is not an address of rank 0's host, set HORA_INTERFACE)",
+        return hora_fail_errno(HORA_ERR_SYSTEM, errno, "rank 0 cannot listen at %s (from %s; if "
+                               "this is not an address of rank 0's host, set HORA_INTERFACE)",
                                place->text, place->why);
     place->port = port;
     place->nports = 1;
@@ -212,7 +213,7 @@ hora_status_t hora_net_listen(hora_place_t *place, const char *interface, bool w
     return HORA_OK;
 }
 
-/* ---- TCP, the others --------------------------------------------------------------------------- */
+/* ---- TCP, the others ------------------------------------------------------------------------- */
 
 hora_status_t hora_net_resolve(const hora_place_t *place, hora_endpoint_t **list_p, size_t *count_p,
                                const char **why_p) {

@@ -185,7 +185,7 @@ static void hear_admitted(gate_t *gate, int rank) {
     end_job(gate, status, text);
 }
 
-/* ---- visitors come and go ---------------------------------------------------------------------- */
+/* ---- visitors come and go -------------------------------------------------------------------- */
 
 static visitor_t *free_place(gate_t *gate, uint64_t now) {
     visitor_t *oldest = NULL;

@@ -63,7 +63,8 @@ bool hora_hello_decode(const hora_frame_t *frame, hora_hello_t *hello_p) {
     return true;
 }
 
-static hora_verdict_t refuse(hora_verdict_t verdict, hora_status_t status, hora_status_t *status_p) {
+static hora_verdict_t refuse(hora_verdict_t verdict, hora_status_t status,
+                             hora_status_t *status_p) {
     *status_p = status;
     return verdict;
 }
@@ -85,18 +86,20 @@ hora_verdict_t hora_hello_judge(const hora_ticket_t *ticket, const hora_hello_t 
         return refuse(worst, HORA_ERR_MISMATCH, status_p);
     }
     if (hello->has_secret != secret) {
-        snprintf(text, size, "rank %d on host %s has %s secret and rank 0 on host %s has %s: set the "
-                 "same HORA_SECRET on all ranks", hello->rank, hello->host,
+        snprintf(text, size, "rank %d on host %s has %s secret and rank 0 on host %s has %s: set "
+                 "the same HORA_SECRET on all ranks", hello->rank, hello->host,
                  hello->has_secret ? "a" : "no", ticket->host, secret ? "one" : "none");
         return refuse(HORA_VERDICT_REFUSED, HORA_ERR_AUTHENTICATION, status_p);
     }
     if (hello->size != ticket->size) {
-        snprintf(text, size, "rank %d on host %s was started for %d ranks, rank 0 on host %s for %d",
+        snprintf(text, size,
+                 "rank %d on host %s was started for %d ranks, rank 0 on host %s for %d",
                  hello->rank, hello->host, hello->size, ticket->host, ticket->size);
         return refuse(worst, HORA_ERR_MISMATCH, status_p);
     }
     if (hello->rank < 1 || hello->rank >= ticket->size) {
-        snprintf(text, size, "host %s has a rank %d in a job of %d ranks whose rank 0 is on host %s",
+        snprintf(text, size,
+                 "host %s has a rank %d in a job of %d ranks whose rank 0 is on host %s",
                  hello->host, hello->rank, ticket->size, ticket->host);
         return refuse(worst, HORA_ERR_MISMATCH, status_p);
     }

@@ -1,8 +1,9 @@
 /*
  * The other ranks at the gate (gate.h), on the joining thread.
  *
- * Rank 0 may not be there yet, and someone else may be: until the proof is sent, whatever goes wrong
- * means "look again", at the next address or a little later. After it only rank 0's word counts.
+ * Rank 0 may not be there yet, and someone else may be: until the proof is sent, whatever goes
+ * wrong means "look again", at the next address or a little later. After it only rank 0's word
+ * counts.
  */
 #include "bootstrap/endpoint.h"
 #include "bootstrap/gate.h"
@@ -68,8 +69,8 @@ static outcome_t greet(knock_t *k, hora_conn_t *conn, const uint8_t *hello, hora
     if (frame->type == HORA_FRAME_FAIL)
         return heard_failure(k, frame);
     if (!hora_challenge_check(ticket, hello, frame))
-        return again(k, HORA_ERR_AUTHENTICATION, "what answers there did not prove the job's secret: "
-                     "set the same HORA_SECRET on all ranks");
+        return again(k, HORA_ERR_AUTHENTICATION, "what answers there did not prove the job's "
+                     "secret: set the same HORA_SECRET on all ranks");
     return IN;
 }
 
@@ -89,11 +90,11 @@ static outcome_t await_welcome(knock_t *k, hora_conn_t *conn) {
         return IN;
     }
     if (io == HORA_IO_TIMEOUT)
-        return out(k, hora_fail(HORA_ERR_TIMEOUT, "rank 0 at %s let this rank in but was silent for "
-                                "%g s", m->place.text, m->patience + 5));
+        return out(k, hora_fail(HORA_ERR_TIMEOUT, "rank 0 at %s let this rank in but was silent "
+                                "for %g s", m->place.text, m->patience + 5));
     if (io == HORA_IO_END)
-        return out(k, hora_fail(HORA_ERR_PEER_FAILED, "rank 0 at %s died while the job was starting",
-                                m->place.text));
+        return out(k, hora_fail(HORA_ERR_PEER_FAILED,
+                                "rank 0 at %s died while the job was starting", m->place.text));
     return out(k, hora_fail(HORA_ERR_PROTOCOL, "rank 0 at %s sent a malformed message",
                             m->place.text));
 }
@@ -146,8 +147,8 @@ static outcome_t try_local(knock_t *k) {
     return fd >= 0 ? try_socket(k, fd) : failed_connect(k);
 }
 
-/* Tries every address once. A host that drops packets would cost the full time for each port, so the
- * ports after the first are given less. */
+/* Tries every address once. A host that drops packets would cost the full time for each port, so
+ * the ports after the first are given less. */
 static outcome_t try_addresses(knock_t *k) {
     hora_meeting_t  *m = k->meeting;
     hora_endpoint_t *list;
@@ -180,8 +181,8 @@ static hora_status_t give_up(const knock_t *k) {
     hora_status_t status = k->status == HORA_ERR_AUTHENTICATION ? k->status : HORA_ERR_TIMEOUT;
     return hora_fail(status, "rank 0 did not appear at %s (from %s) within %g s: %s%s",
                      m->place.text, m->place.why, m->patience, k->reason,
-                     m->place.local ? "; if the ranks are on several hosts or in several containers, "
-                                      "set HORA_RENDEZVOUS=tcp:HOST:PORT" : "");
+                     m->place.local ? "; if the ranks are on several hosts or in several "
+                                      "containers, set HORA_RENDEZVOUS=tcp:HOST:PORT" : "");
 }
 
 hora_status_t hora_gate_knock(hora_meeting_t *meeting, hora_star_t *star) {

@@ -121,8 +121,8 @@ static hora_status_t read_slurm_local_size(const hora_env_t *env, const family_t
     job->local_size = hora_slurm_tasks_on_node(text, node);
     if (job->local_size < 1)
         return hora_fail(HORA_ERR_INVALID_ARGUMENT,
-                         "%s=\"%s\" has no number of tasks for SLURM_NODEID=%d", f->vars[LOCAL_SIZE],
-                         text, node);
+                         "%s=\"%s\" has no number of tasks for SLURM_NODEID=%d",
+                         f->vars[LOCAL_SIZE], text, node);
     return HORA_OK;
 }
 

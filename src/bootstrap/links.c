@@ -93,12 +93,12 @@ static hora_status_t unreachable(const hora_world_t *world, int peer) {
     const hora_peer_t *me = &world->peers[world->rank], *other = &world->peers[peer];
     const char        *setting = world->settings.transport;
     if (is(setting, "shm"))
-        return hora_fail(HORA_ERR_UNSUPPORTED, "shm does not reach from rank %d on host %s to rank %d "
-                         "on host %s: %s; set HORA_TRANSPORT=auto", world->rank, me->host, peer,
-                         other->host, other->local < 0 ? "they do not share a host"
+        return hora_fail(HORA_ERR_UNSUPPORTED, "shm does not reach from rank %d on host %s to "
+                         "rank %d on host %s: %s; set HORA_TRANSPORT=auto", world->rank, me->host,
+                         peer, other->host, other->local < 0 ? "they do not share a host"
                                                        : "there is no shared memory");
-    return hora_fail(HORA_ERR_UNSUPPORTED, "no transport reaches from rank %d on host %s to rank %d "
-                     "on host %s (HORA_TRANSPORT=%s)", world->rank, me->host, peer, other->host,
+    return hora_fail(HORA_ERR_UNSUPPORTED, "no transport reaches from rank %d on host %s to rank "
+                     "%d on host %s (HORA_TRANSPORT=%s)", world->rank, me->host, peer, other->host,
                      setting);
 }
 

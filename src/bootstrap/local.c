@@ -1,9 +1,9 @@
 /*
  * The ranks of one host meet (local.h). Runs on the thread that joins.
  *
- * Each rank listens at an abstract socket with a random name of its own, which it told in its roster
- * card. It connects to the local ranks below it and is called by those above it. Each side of each
- * socket sends one offer, with its eventfd and, if it has one, the memfd of its arena:
+ * Each rank listens at an abstract socket with a random name of its own, which it told in its
+ * roster card. It connects to the local ranks below it and is called by those above it. Each side
+ * of each socket sends one offer, with its eventfd and, if it has one, the memfd of its arena:
  *
  *     rank 2 -- offer + 2 fds --> rank 0        rank 0 -- offer + 2 fds --> rank 2
  *
@@ -75,7 +75,7 @@ void hora_local_close(hora_local_t *local) {
     local->listener = -1;
 }
 
-/* ---- offers ------------------------------------------------------------------------------------ */
+/* ---- offers ---------------------------------------------------------------------------------- */
 
 static bool send_offer(const table_t *t, int fd) {
     uint8_t       bytes[OFFER_BYTES] = {0};
@@ -164,7 +164,7 @@ static int receive_offer(const table_t *t, seat_t *seat, int *rank_p) {
     return -1;
 }
 
-/* ---- meeting ----------------------------------------------------------------------------------- */
+/* ---- meeting --------------------------------------------------------------------------------- */
 
 static void empty_seat(seat_t *seat) {
     if (seat->fd >= 0)
@@ -254,8 +254,8 @@ static int offers_missing(const table_t *t) {
 static hora_status_t too_late(const table_t *t, double patience) {
     for (int i = 0; i < t->npeers; i++)
         if (!t->seats[i].received)
-            return hora_fail(HORA_ERR_TIMEOUT, "no answer from rank %d on host %s within %g s while "
-                             "the ranks of the host were linking up", t->seats[i].rank,
+            return hora_fail(HORA_ERR_TIMEOUT, "no answer from rank %d on host %s within %g s "
+                             "while the ranks of the host were linking up", t->seats[i].rank,
                              t->world->peers[t->seats[i].rank].host, patience);
     return HORA_OK;
 }
@@ -284,7 +284,7 @@ static hora_status_t meet(table_t *t, const hora_card_t *cards, double patience)
     return st;
 }
 
-/* ---- arenas ------------------------------------------------------------------------------------ */
+/* ---- arenas ---------------------------------------------------------------------------------- */
 
 static void say(char *reason, const char *format, const char *text) {
     if (reason[0] == '\0')
@@ -363,7 +363,8 @@ static hora_status_t agree(table_t *t, hora_star_t *star, bool share, const char
     return HORA_OK;
 }
 
-static hora_status_t table_init(table_t *t, hora_local_t *local, hora_world_t *world, uint64_t key) {
+static hora_status_t table_init(table_t *t, hora_local_t *local, hora_world_t *world,
+                                uint64_t key) {
     memset(t, 0, sizeof(*t));
     t->world = world;
     t->local = local;

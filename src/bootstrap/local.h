@@ -20,8 +20,8 @@ typedef struct hora_local {
 hora_status_t hora_local_open(hora_local_t *local);
 
 /* Connects the ranks of this host and passes arenas among them, unless `share` is false. On return
- * either every rank of the host has world->arena with all arenas mapped, bells and eventfds, or none
- * has, which was said in a warning. Collective over the world. key: of the job. */
+ * either every rank of the host has world->arena with all arenas mapped, bells and eventfds, or
+ * none has, which was said in a warning. Collective over the world. key: of the job. */
 hora_status_t hora_local_exchange(hora_local_t *local, hora_world_t *world, hora_star_t *star,
                                   const hora_card_t *cards, uint64_t key, bool share);
 

@@ -154,7 +154,8 @@ static hora_status_t find_between_hosts(const hora_env_t *env, const hora_job_t 
     if (master != NULL) {
         if (port_text != NULL && !parse_port(port_text, &port))
             return hora_fail(HORA_ERR_INVALID_ARGUMENT,
-                             "MASTER_PORT=\"%s\" is not understood; expected 1 to 65535", port_text);
+                             "MASTER_PORT=\"%s\" is not understood; expected 1 to 65535",
+                             port_text);
         if (!set_host(place, master, strlen(master)))
             return hora_fail(HORA_ERR_INVALID_ARGUMENT, "MASTER_ADDR=\"%s\" is too long", master);
         if (port_text != NULL && port < 65535)

@@ -7,8 +7,9 @@
 
 hora_status_t hora_proof_available(void) {
     return hora_fail(HORA_ERR_UNSUPPORTED,
-                     "HORA_SECRET is set and the ranks meet over TCP, but this hora was built without "
-                     "libsodium and cannot prove the secret: install libsodium-dev and rebuild");
+                     "HORA_SECRET is set and the ranks meet over TCP, but this hora was built "
+                     "without libsodium and cannot prove the secret: install libsodium-dev and "
+                     "rebuild");
 }
 
 void hora_proof_make(const char *secret, const void *bytes, size_t len,

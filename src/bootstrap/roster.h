@@ -20,16 +20,17 @@ typedef struct hora_card {
 
 /* The host name that this rank goes by: HORA_HOSTNAME or the system's. */
 void hora_host_name(const hora_settings_t *settings, char host_p[HORA_HOST_MAX]);
-/* One number for this boot of this host under this name, its network and IPC namespaces and my user:
- * what ranks must have in common to meet at an abstract socket and trust each other's memory. */
+/* One number for this boot of this host under this name, its network and IPC namespaces and my
+ * user: what ranks must have in common to meet at an abstract socket and trust each other's
+ * memory. */
 uint64_t hora_host_identity(const char *host);
 
 /* Bytes of a card; bytes_p has room for HORA_BLOB_MAX. */
 size_t hora_card_encode(const hora_card_t *card, uint8_t *bytes_p);
 bool   hora_card_decode(const void *bytes, size_t len, hora_card_t *card_p);
 
-/* Exchanges the cards and fills in hosts, pids, local and cross ranks of all peers and of the world.
- * Collective. The caller frees *cards_p, [size]. */
+/* Exchanges the cards and fills in hosts, pids, local and cross ranks of all peers and of the
+ * world. Collective. The caller frees *cards_p, [size]. */
 hora_status_t hora_roster_exchange(hora_world_t *world, hora_star_t *star, const hora_card_t *mine,
                                    hora_card_t **cards_p);
 

@@ -100,7 +100,7 @@ static hora_status_t unexpected(hora_star_t *star, int i, const hora_frame_t *fr
     return spread(star, status, text);
 }
 
-/* ---- rank 0 ------------------------------------------------------------------------------------ */
+/* ---- rank 0 ---------------------------------------------------------------------------------- */
 
 typedef struct parts {
     uint8_t *bytes; /* [size][HORA_BLOB_MAX] */
@@ -147,7 +147,8 @@ static hora_status_t take_part(hora_star_t *star, parts_t *parts, int i, const c
 static hora_status_t late(hora_star_t *star, const parts_t *parts, const char *phase) {
     char ranks[256], text[512];
     hora_ranks_write(parts->have, star->size, 0, ranks, sizeof(ranks));
-    snprintf(text, sizeof(text), "no answer from rank %s within %g s while the job was starting (%s)",
+    snprintf(text, sizeof(text),
+             "no answer from rank %s within %g s while the job was starting (%s)",
              ranks, star->patience, phase);
     return spread(star, HORA_ERR_TIMEOUT, text);
 }
@@ -177,8 +178,8 @@ static hora_status_t collect(hora_star_t *star, parts_t *parts, const char *phas
 }
 
 /* Many may be slow to read: each gets what it takes, and nobody waits for another. */
-static hora_status_t distribute(hora_star_t *star, const uint8_t *all, size_t len, const char *phase,
-                                uint64_t deadline) {
+static hora_status_t distribute(hora_star_t *star, const uint8_t *all, size_t len,
+                                const char *phase, uint64_t deadline) {
     for (int i = 1; i < star->size; i++) {
         hora_io_t io = hora_conn_send(&star->conns[i], HORA_FRAME_BLOBS, all, len, deadline);
         if (io != HORA_IO_OK)
@@ -222,7 +223,7 @@ static hora_status_t gather_and_send(hora_star_t *star, const void *blob, size_t
     return HORA_OK;
 }
 
-/* ---- the others -------------------------------------------------------------------------------- */
+/* ---- the others ------------------------------------------------------------------------------ */
 
 /* Rank 0 finds out first who is late or dead, and says so; hence the longer patience here. */
 static hora_status_t send_and_receive(hora_star_t *star, const void *blob, size_t len,
@@ -266,15 +267,16 @@ static hora_status_t split(const hora_star_t *star, const uint8_t *all, size_t l
     }
     if (w.bad || w.off != w.limit) {
         free(blobs);
-        return hora_fail(HORA_ERR_PROTOCOL, "malformed message from rank 0 on host %s while the job "
-                         "was starting (%s)", star->rank == 0 ? "(this)" : star->hosts[0], phase);
+        return hora_fail(HORA_ERR_PROTOCOL, "malformed message from rank 0 on host %s while the "
+                         "job was starting (%s)", star->rank == 0 ? "(this)" : star->hosts[0],
+                         phase);
     }
     *blobs_p = blobs;
     return HORA_OK;
 }
 
-hora_status_t hora_star_allgather(hora_star_t *star, const void *blob, size_t len, const char *phase,
-                                  hora_blob_t **blobs_p) {
+hora_status_t hora_star_allgather(hora_star_t *star, const void *blob, size_t len,
+                                  const char *phase, hora_blob_t **blobs_p) {
     uint8_t      *all = NULL;
     size_t        all_len = 0;
     hora_status_t st;

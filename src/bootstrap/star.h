@@ -1,6 +1,7 @@
 /*
  * The star: a control connection between rank 0 and every other rank, from the rendezvous until the
- * job is left. During the join it carries allgathers, on the joining thread; then the watch owns it.
+ * job is left. During the join it carries allgathers, on the joining thread; then the watch owns
+ * it.
  */
 #ifndef HORA_BOOTSTRAP_STAR_H
 #define HORA_BOOTSTRAP_STAR_H
@@ -31,13 +32,14 @@ typedef struct hora_blob {
     uint32_t       len;
 } hora_blob_t;
 
-/* Every rank hands in a blob of at most HORA_BLOB_MAX bytes and receives all of them, in rank order.
- * Collective. The caller frees *blobs_p, which holds the bytes too. If a rank fails meanwhile
- * (hora_star_fail) or dies, every rank returns that error. phase: for messages ("the arenas"). */
-hora_status_t hora_star_allgather(hora_star_t *star, const void *blob, size_t len, const char *phase,
-                                  hora_blob_t **blobs_p);
+/* Every rank hands in a blob of at most HORA_BLOB_MAX bytes and receives all of them, in rank
+ * order. Collective. The caller frees *blobs_p, which holds the bytes too. If a rank fails
+ * meanwhile (hora_star_fail) or dies, every rank returns that error. phase: for messages ("the
+ * arenas"). */
+hora_status_t hora_star_allgather(hora_star_t *star, const void *blob, size_t len,
+                                  const char *phase, hora_blob_t **blobs_p);
 
-/* Tells the other ranks that this one cannot go on; their next or present allgather fails with it. */
+/* Tells the other ranks that this one cannot go on: their present or next allgather fails. */
 void hora_star_fail(hora_star_t *star, hora_status_t status, const char *text);
 
 /* Writes "2", "2 and 5" or "2, 5 and 7" for the ranks whose flag is `value`; the first sixteen. */

@@ -1,19 +1,20 @@
 /*
  * The watch (watch.h). One thread; everything in hora_watch but the commands is its own.
  *
- *                rank 0                      Each rank keeps a connection to rank 0, and one to each
- *              /   |    \                    rank of its host. What a rank has to say it tells rank 0,
- *        rank 1 rank 2  rank 3               who tells all, and its neighbours, who then know it even
- *          \______/                          when rank 0 has left or is dead.
+ *              rank 0             Each rank keeps a connection to rank 0, and one to each rank of
+ *            /   |    \           its host. What a rank has to say it tells rank 0, who tells all,
+ *      rank 1 rank 2  rank 3      and its neighbours, who then know it even when rank 0 has left or
+ *        \______/                 is dead.
  *
  * A connection that ends without a goodbye means that the rank is dead. What it said before counts
  * first, so when a rank dies of another's death the first death is the one that is reported.
  *
- * Sends never block: a rank that does not read gets what fits, and loses the rest. Receivers sort out
- * what comes twice: each rank dies or leaves once, and a communicator fails once.
+ * Sends never block: a rank that does not read gets what fits, and loses the rest. Receivers sort
+ * out what comes twice: each rank dies or leaves once, and a communicator fails once.
  *
- * fork(): the child would hold the connections open when this process dies, and nobody would see it.
- * So a handler closes them in the child. It needs the list of watches, which a fork therefore locks.
+ * fork(): the child would hold the connections open when this process dies, and nobody would see
+ * it. So a handler closes them in the child. It needs the list of watches, which a fork therefore
+ * locks.
  */
 #include "bootstrap/watch.h"
 
@@ -65,7 +66,7 @@ struct hora_watch {
 static hora_watch_t   *watches;
 static pthread_mutex_t watches_lock = PTHREAD_MUTEX_INITIALIZER;
 
-/* ---- speaking ---------------------------------------------------------------------------------- */
+/* ---- speaking -------------------------------------------------------------------------------- */
 
 static void say(hora_conn_t *conn, uint16_t type, const void *bytes, size_t len) {
     if (conn->fd < 0)
@@ -100,7 +101,7 @@ static size_t rank_encode(uint8_t *bytes, int rank) {
     return w.off;
 }
 
-/* ---- what happened to a rank ------------------------------------------------------------------- */
+/* ---- what happened to a rank ----------------------------------------------------------------- */
 
 static void rank_died(hora_watch_t *w, int rank, const char *how) {
     char    text[256];
@@ -150,7 +151,7 @@ static void poke(hora_watch_t *w, int rank) {
         say(conn, HORA_FRAME_POKE, bytes, rank_encode(bytes, rank));
 }
 
-/* ---- hearing ----------------------------------------------------------------------------------- */
+/* ---- hearing --------------------------------------------------------------------------------- */
 
 static bool heard_abort(hora_watch_t *w, hora_conn_t *conn, const hora_frame_t *frame) {
     hora_wire_t wire = hora_wire_over(frame->payload, frame->len);
@@ -220,7 +221,7 @@ static void listen_to(hora_watch_t *w, hora_conn_t *conn) {
     }
 }
 
-/* ---- the thread -------------------------------------------------------------------------------- */
+/* ---- the thread ------------------------------------------------------------------------------ */
 
 static bool take_commands(hora_watch_t *w, command_t **list_p) {
     uint64_t count;
@@ -303,7 +304,7 @@ static void *watch_main(void *arg) {
     return NULL;
 }
 
-/* ---- what other threads call ------------------------------------------------------------------- */
+/* ---- what other threads call ----------------------------------------------------------------- */
 
 static void order(hora_watch_t *w, command_t *c) {
     uint64_t one = 1;
@@ -344,7 +345,7 @@ static void watch_poke(hora_world_t *world, int rank) {
     order(watch_of(world), c);
 }
 
-/* ---- fork -------------------------------------------------------------------------------------- */
+/* ---- fork ------------------------------------------------------------------------------------ */
 
 static void before_fork(void) {
     pthread_mutex_lock(&watches_lock);
@@ -387,7 +388,7 @@ static void delist(hora_watch_t *w) {
     pthread_mutex_unlock(&watches_lock);
 }
 
-/* ---- beginning and end ------------------------------------------------------------------------- */
+/* ---- beginning and end ----------------------------------------------------------------------- */
 
 static void watch_free(hora_watch_t *w) {
     command_t *list = w->first;

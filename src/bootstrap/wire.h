@@ -89,7 +89,7 @@ void hora_wire_get_text(hora_wire_t *w, char *text, size_t size);
 /* Replaces in place what is not printable UTF-8 by '?'. */
 void hora_text_sanitise(char *text);
 
-/* FNV-1a. To tell jobs and hosts apart, not a protection. Pass HORA_HASH_START or a former result. */
+/* FNV-1a. Tells jobs and hosts apart, protects nothing. Pass HORA_HASH_START or a former result. */
 #define HORA_HASH_START 0xcbf29ce484222325u
 uint64_t hora_hash_bytes(uint64_t hash, const void *bytes, size_t len);
 static inline uint64_t hora_hash_text(uint64_t hash, const char *text) {

@@ -41,7 +41,8 @@ static int free_port(void) {
 void ranks_prepare(bool tcp) {
     static int run;
     if (board == NULL)
-        board = mmap(NULL, sizeof(*board), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+        board = mmap(NULL, sizeof(*board), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1,
+                     0);
     assert_ptr_not_equal(board, MAP_FAILED);
     memset(board, 0, sizeof(*board));
     if (tcp)

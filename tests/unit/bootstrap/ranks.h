@@ -39,8 +39,8 @@ typedef void (*rank_fn)(int rank, int size, report_t *report);
 void ranks_prepare(bool tcp);
 /* Starts one rank; returns its process number. */
 int ranks_start(int rank, int size, rank_fn fn);
-/* Waits for the processes; killed: index of the one that must die of SIGKILL, or -1. The others must
- * have returned from their function. */
+/* Waits for the processes; killed: index of the one that must die of SIGKILL, or -1. The others
+ * must have returned from their function. */
 void ranks_wait(const int *pids, int count, int killed);
 /* prepare, start all, wait. */
 void ranks_run(int size, bool tcp, rank_fn fn);

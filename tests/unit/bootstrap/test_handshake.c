@@ -29,8 +29,8 @@ static hora_frame_t frame_of(uint16_t type, void *bytes, size_t len) {
     return f;
 }
 
-static hora_verdict_t judge(const hora_ticket_t *mine, const hora_ticket_t *theirs, uint16_t version,
-                            hora_status_t *status, char *text) {
+static hora_verdict_t judge(const hora_ticket_t *mine, const hora_ticket_t *theirs,
+                            uint16_t version, hora_status_t *status, char *text) {
     uint8_t      bytes[HORA_HELLO_BYTES];
     hora_hello_t hello;
     hora_frame_t f = frame_of(HORA_FRAME_HELLO, bytes, sizeof(bytes));
@@ -220,7 +220,7 @@ static void test_wire(void **state) {
     assert_int_equal(hora_wire_get_u32(&w), 0);
 }
 
-/* ---- frames -------------------------------------------------------------------------------------- */
+/* ---- frames ---------------------------------------------------------------------------------- */
 
 static void test_frames(void **state) {
     (void)state;
@@ -281,7 +281,7 @@ static void test_frames_malformed(void **state) {
     }
 }
 
-/* ---- roster -------------------------------------------------------------------------------------- */
+/* ---- roster ---------------------------------------------------------------------------------- */
 
 static void test_roster(void **state) {
     (void)state;
@@ -311,7 +311,8 @@ static void test_roster(void **state) {
 
 static void test_card(void **state) {
     (void)state;
-    hora_card_t card = {.pid = 9, .host_id = 1u << 31, .host = "h", .socket = "s", .transport = "shm"};
+    hora_card_t card = {.pid = 9, .host_id = 1u << 31, .host = "h", .socket = "s",
+                        .transport = "shm"};
     hora_card_t back;
     uint8_t     bytes[HORA_BLOB_MAX];
     size_t      len = hora_card_encode(&card, bytes);

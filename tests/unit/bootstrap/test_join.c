@@ -20,7 +20,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-/* ---- that it works ----------------------------------------------------------------------------- */
+/* ---- that it works --------------------------------------------------------------------------- */
 
 static void check_world(hora_world_t *w, int rank, int size) {
     rank_check(w->rank == rank && w->size == size);
@@ -190,7 +190,7 @@ static void test_fork(void **state) {
     ranks_run(3, false, join_and_fork);
 }
 
-/* ---- that it fails, and says why --------------------------------------------------------------- */
+/* ---- that it fails, and says why ------------------------------------------------------------- */
 
 static void only_join(int rank, int size, report_t *report) {
     hora_world_t *w = ranks_join(rank, size, report);
@@ -201,8 +201,8 @@ static void only_join(int rank, int size, report_t *report) {
 static void expect(int rank, hora_status_t status, const char *text) {
     const report_t *r = &board->reports[rank];
     if (r->status != (int)status || (text != NULL && strstr(r->text, text) == NULL))
-        print_error("rank %d: %s \"%s\", not %s \"%s\"\n", rank, hora_status_name(r->status), r->text,
-                    hora_status_name(status), text ? text : "");
+        print_error("rank %d: %s \"%s\", not %s \"%s\"\n", rank, hora_status_name(r->status),
+                    r->text, hora_status_name(status), text ? text : "");
     assert_int_equal(r->status, status);
     assert_true(text == NULL || strstr(r->text, text) != NULL);
 }

@@ -17,7 +17,7 @@ static const char *lookup(void *arg, const char *name) {
     static unsigned turn;
     char           *value = values[turn++ % 64];
     size_t      len = strlen(name);
-    for (const char *p = arg; p != NULL && *p != '\0'; p = strchr(p, ' ') ? strchr(p, ' ') + 1 : NULL)
+    for (const char *p = arg; *p != '\0'; p += strcspn(p, " "), p += *p == ' ')
         if (strncmp(p, name, len) == 0 && p[len] == '=') {
             size_t n = strcspn(p + len + 1, " ");
             memcpy(value, p + len + 1, n);
@@ -33,7 +33,8 @@ static hora_status_t detect(const char *text, hora_job_t *job) {
     return hora_launcher_detect(&env, -1, -1, job);
 }
 
-static void expect(const char *text, hora_family_t family, int rank, int size, int lrank, int lsize) {
+static void expect(const char *text, hora_family_t family, int rank, int size, int lrank,
+                   int lsize) {
     hora_job_t job;
     assert_int_equal(detect(text, &job), HORA_OK);
     assert_int_equal(job.family, family);
@@ -88,7 +89,7 @@ static void test_order(void **state) {
     expect("RANK=1 WORLD_SIZE=2 " OMPI, HORA_FAMILY_OPENMPI, 3, 8, 1, 2); /* those count nodes */
     expect("HORA_RANK=1 " OMPI, HORA_FAMILY_OPENMPI, 3, 8, 1, 2);
     expect("PMI_RANK=0 PMI_SIZE=9 " SLURM, HORA_FAMILY_SLURM, 5, 7, 1, 2); /* srun --mpi=pmi2 */
-    expect("SLURM_PROCID=0 SLURM_LOCALID=0", HORA_FAMILY_ALONE, 0, 1, 0, 1); /* in an sbatch script */
+    expect("SLURM_PROCID=0 SLURM_LOCALID=0", HORA_FAMILY_ALONE, 0, 1, 0, 1); /* in sbatch */
     expect("RANK=0 WORLD_SIZE=1", HORA_FAMILY_ALONE, 0, 1, 0, 1);
 }
 
@@ -106,7 +107,8 @@ static void test_bad_values(void **state) {
     expect_error("HORA_RANK=0", "HORA_RANK", "HORA_SIZE is not");
     expect_error("RANK=0 WORLD_SIZE=2", "WORLD_SIZE", "LOCAL_RANK is not");
     expect_error("SLURM_PROCID=0 SLURM_STEP_NUM_TASKS=2 SLURM_LOCALID=0 "
-                 "SLURM_STEP_TASKS_PER_NODE=2(x SLURM_NODEID=0", "SLURM_STEP_TASKS_PER_NODE", "2(x");
+                 "SLURM_STEP_TASKS_PER_NODE=2(x SLURM_NODEID=0", "SLURM_STEP_TASKS_PER_NODE",
+                 "2(x");
 }
 
 static void test_options(void **state) {
@@ -159,7 +161,7 @@ static void test_slurm_hosts(void **state) {
     expect_host("a-name-that-is-too-long", NULL);
 }
 
-/* ---- place --------------------------------------------------------------------------------------- */
+/* ---- place ----------------------------------------------------------------------------------- */
 
 static hora_status_t find(const char *text, const char *rendezvous, hora_place_t *place) {
     hora_env_t env = {lookup, (void *)(uintptr_t)text};
@@ -218,14 +220,15 @@ static void test_places_between_hosts(void **state) {
     assert_string_equal(p.host, "10.0.0.4");
     assert_int_equal(find(OMPI, NULL, &p), HORA_ERR_INVALID_ARGUMENT);
     assert_non_null(strstr(hora_last_error(), "HORA_RENDEZVOUS=tcp:HOST:PORT"));
-    assert_int_equal(find(OMPI " MASTER_ADDR=h MASTER_PORT=x", NULL, &p), HORA_ERR_INVALID_ARGUMENT);
+    assert_int_equal(find(OMPI " MASTER_ADDR=h MASTER_PORT=x", NULL, &p),
+                     HORA_ERR_INVALID_ARGUMENT);
     assert_non_null(strstr(hora_last_error(), "MASTER_PORT=\"x\""));
 }
 
 static void test_bad_places(void **state) {
     (void)state;
-    static const char *const bad[] = {"unix:", "abc", "tcp:", "tcp:h", "tcp:h:", "tcp::80", "tcp:h:0",
-                                      "tcp:h:65536", "tcp:h:8x", "udp:h:80"};
+    static const char *const bad[] = {"unix:", "abc", "tcp:", "tcp:h", "tcp:h:", "tcp::80",
+                                      "tcp:h:0", "tcp:h:65536", "tcp:h:8x", "udp:h:80"};
     hora_place_t p;
     char         name[160] = "unix:";
     for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {

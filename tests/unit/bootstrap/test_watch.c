@@ -31,7 +31,7 @@ static hora_world_t *join(int rank, int size, report_t *report) {
     return w;
 }
 
-/* ---- death ------------------------------------------------------------------------------------- */
+/* ---- death ----------------------------------------------------------------------------------- */
 
 static void see_death(int rank, int size, report_t *report) {
     hora_world_t *w = join(rank, size, report);
@@ -94,7 +94,7 @@ static void test_death_with_children(void **state) {
     two_hosts = with_child = false;
 }
 
-/* ---- departure --------------------------------------------------------------------------------- */
+/* ---- departure ------------------------------------------------------------------------------- */
 
 static bool await_gone(hora_world_t *w, int rank) {
     for (int i = 0; i < 1000 && !atomic_load(&w->peers[rank].gone); i++)
@@ -156,13 +156,14 @@ static void test_death_without_rank_0(void **state) {
     }
 }
 
-/* ---- aborts and pokes -------------------------------------------------------------------------- */
+/* ---- aborts and pokes ------------------------------------------------------------------------ */
 
 static void hear_abort(int rank, int size, report_t *report) {
     hora_world_t *w = join(rank, size, report);
     ranks_meet(1, size);
     if (rank == 3)
-        hora_world_fail(w, HORA_CHANNEL_ALL, HORA_ERR_ABORTED, 3, "rank 3 aborted: bad\n\x1b[31mnews");
+        hora_world_fail(w, HORA_CHANNEL_ALL, HORA_ERR_ABORTED, 3,
+                        "rank 3 aborted: bad\n\x1b[31mnews");
     ranks_await_failure(w, 5, report);
     ranks_meet(2, size);
     hora_bootstrap_leave(w);
@@ -266,7 +267,7 @@ static void test_idle(void **state) {
     ranks_run(3, false, stay_idle);
 }
 
-/* ---- death in the middle of a join -------------------------------------------------------------- */
+/* ---- death in the middle of a join ----------------------------------------------------------- */
 
 static double delay;
 
@@ -311,14 +312,15 @@ static void test_death_joining(void **state) {
                 continue;
             if (report->status != HORA_ERR_PEER_FAILED && report->status != HORA_ERR_TIMEOUT)
                 print_error("delay %g, victim %d, rank %d: %s\n", delay, victim, r, report->text);
-            assert_true(report->status == HORA_ERR_PEER_FAILED || report->status == HORA_ERR_TIMEOUT);
+            assert_true(report->status == HORA_ERR_PEER_FAILED ||
+                        report->status == HORA_ERR_TIMEOUT);
             assert_true(report->seconds < 4);
         }
     }
     start_timeout = 20;
 }
 
-/* ---- strangers ---------------------------------------------------------------------------------- */
+/* ---- strangers ------------------------------------------------------------------------------- */
 
 static int call_gate(void) {
     if (strncmp(place, "tcp:", 4) == 0) {
@@ -444,7 +446,7 @@ static void test_master_ports(void **state) {
         close(squatters[i]);
 }
 
-/* ---- ranks as threads ---------------------------------------------------------------------------- */
+/* ---- ranks as threads ------------------------------------------------------------------------ */
 
 static void *thread_rank(void *arg) {
     int           rank = *(int *)arg;
