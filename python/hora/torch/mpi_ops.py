@@ -3,8 +3,9 @@
 Every operation has a name that is the same on all ranks; ranks may start operations in any order.
 The names on the wire are ``<op>.<name>``, or ``<op>.noname.<n>`` where the caller gave none, and
 members of a group have ``_<i>of<n>`` appended. ``n`` counts the unnamed asynchronous operations of
-a kind since init; unnamed blocking operations are all number 0, because only one of them can be
-under way: so they find their place in the engine's cache again.
+a kind since init, and starts again after 16384, so that the engine does not have to remember names
+without end. Unnamed blocking operations are all number 0, because only one of them can be under
+way: so they find their place in the engine's cache again.
 
 Tensors are in CPU memory. hora takes what Horovod refuses where it is safe: tensors that are not
 contiguous are copied (and the result copied back when the operation is in place), and reductions
@@ -60,6 +61,7 @@ _Finish = Callable[["_core.Handle"], Any]
 _operations: dict[int, tuple[Any, _Finish]] = {}
 _next_handle = itertools.count(1).__next__
 _unnamed: dict[str, Any] = {}
+_UNNAMED_MAX = 16384
 
 
 def _forget() -> None:
@@ -81,8 +83,8 @@ def _full_name(kind: str, name: str | None, flags: int) -> str:
         return f"{kind}.noname.0"
     count = _unnamed.get(kind)
     if count is None:
-        count = _unnamed.setdefault(kind, itertools.count(1).__next__)
-    return f"{kind}.noname.{count()}"
+        count = _unnamed.setdefault(kind, itertools.count().__next__)
+    return f"{kind}.noname.{count() % _UNNAMED_MAX + 1}"
 
 
 @functools.lru_cache(maxsize=4096)
@@ -125,12 +127,6 @@ def _dense(tensor: torch.Tensor) -> torch.Tensor:
     if tensor.is_contiguous() and not tensor.is_neg():
         return tensor
     return tensor.detach().resolve_neg().contiguous()
-
-
-def _empty(tensor: torch.Tensor) -> torch.Tensor:
-    return torch.empty_like(
-        tensor, requires_grad=False, memory_format=torch.contiguous_format
-    )
 
 
 def _copy_back(target: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
@@ -182,7 +178,7 @@ def _allreduce(
     postscale: float, flags: int,
 ) -> tuple[Any, _Finish]:  # fmt: skip
     work = _dense(tensor)
-    output = work if in_place else _empty(work)
+    output = work if in_place else torch.empty_like(work)
     handle = _core.enqueue(
         _core.ALLREDUCE, _full_name("allreduce", name, flags), work, output, op, prescale,
         postscale, 0, None, flags,
@@ -286,7 +282,7 @@ def _grouped_allreduce(
 ) -> tuple[Any, _Finish]:  # fmt: skip
     tensors = tuple(tensors)
     work = tuple(map(_dense, tensors))
-    outputs = work if in_place else tuple(map(_empty, work))
+    outputs = work if in_place else tuple(map(torch.empty_like, work))
     names = _group_names(_full_name("grouped_allreduce", name, flags), len(work))
     handle = _core.enqueue(
         _core.ALLREDUCE, names, work, outputs, op, prescale, postscale, 0, None, flags
@@ -510,7 +506,7 @@ def _broadcast(
     tensor: torch.Tensor, in_place: bool, root_rank: int, name: str | None, flags: int
 ) -> tuple[Any, _Finish]:
     work = _dense(tensor)
-    output = work if in_place else _empty(work)
+    output = work if in_place else torch.empty_like(work)
     full_name = _full_name("broadcast", name, flags)
     handle = _begin(_core.BROADCAST, full_name, work, output, root=root_rank, flags=flags)
     if in_place:
