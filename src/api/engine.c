@@ -102,15 +102,15 @@ static hora_status_t check_splits(const hora_comm_t *comm, const hora_task_t *ta
                                "evenly among %d ranks; give splits", task->name,
                                (long long)task->shape[0], comm->size);
     if (task->nsplits != comm->size || task->splits == NULL)
-        return hora_fail(HORA_ERR_INVALID_ARGUMENT, "enqueue %s: %d splits for %d ranks", task->name,
-                         task->nsplits, comm->size);
+        return hora_fail(HORA_ERR_INVALID_ARGUMENT, "enqueue %s: %d splits for %d ranks",
+                         task->name, task->nsplits, comm->size);
     for (int r = 0; r < comm->size; r++)
         if (task->splits[r] < 0 || __builtin_add_overflow(sum, task->splits[r], &sum))
-            return hora_fail(HORA_ERR_INVALID_ARGUMENT, "enqueue %s: splits[%d] is %lld", task->name,
-                             r, (long long)task->splits[r]);
+            return hora_fail(HORA_ERR_INVALID_ARGUMENT, "enqueue %s: splits[%d] is %lld",
+                             task->name, r, (long long)task->splits[r]);
     if (sum != task->shape[0])
-        return hora_fail(HORA_ERR_INVALID_ARGUMENT, "enqueue %s: splits add up to %lld, but there are "
-                         "%lld rows", task->name, (long long)sum, (long long)task->shape[0]);
+        return hora_fail(HORA_ERR_INVALID_ARGUMENT, "enqueue %s: splits add up to %lld, but there "
+                         "are %lld rows", task->name, (long long)sum, (long long)task->shape[0]);
     return HORA_OK;
 }
 

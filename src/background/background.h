@@ -20,8 +20,8 @@ hora_comm_t *hora_background_comm(const hora_engine_t *engine);
 
 /* hora_engine_enqueue with tasks that have been checked (each of sizeof(hora_task_t), with a name).
  * Any thread. */
-hora_status_t hora_background_enqueue(hora_engine_t *engine, const hora_task_t *tasks, size_t ntasks,
-                                      unsigned flags, hora_handle_t **handle_p);
+hora_status_t hora_background_enqueue(hora_engine_t *engine, const hora_task_t *tasks,
+                                      size_t ntasks, unsigned flags, hora_handle_t **handle_p);
 
 /* hora_handle_* of hora.h; handle is not NULL. Any thread. */
 int           hora_background_poll(hora_handle_t *handle);

@@ -1,7 +1,7 @@
 /*
- * Driving: one thread at a time takes requests to the coordinator, does what the coordinator says, and
- * on rank 0 is the coordinator (engine.h). Nothing here sleeps but for the waiter, and nothing runs
- * while no task is pending.
+ * Driving: one thread at a time takes requests to the coordinator, does what the coordinator says,
+ * and on rank 0 is the coordinator (engine.h). Nothing here sleeps but for the waiter, and nothing
+ * runs while no task is pending.
  */
 #include "background/engine.h"
 

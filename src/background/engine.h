@@ -3,9 +3,9 @@
  *
  * Threads. One thread at a time drives: it talks to the other ranks and executes. That is a thread
  * in hora_handle_wait, or the background thread while nobody waits. `driven` (under `lock`) says
- * that somebody does; fields marked "driver" belong to that thread, and `lock` passes them on to the
- * next. Everything else is under `lock`, or atomic. `lock` is never held while a transport, a
- * collective or the log is called.
+ * that somebody does; fields marked "driver" belong to that thread, and `lock` passes them on to
+ * the next. Everything else is under `lock`, or atomic. While `lock` is held, no transport, collective
+ * or log is called; only the bell is rung.
  *
  * Nobody is forgotten: a thread that stops driving while tasks are pending wakes a waiting thread,
  * or else the background thread (hora_engine_leave). Who enqueues wakes the driver if it sleeps on
@@ -167,8 +167,6 @@ void hora_engine_pass_on_locked(hora_engine_t *engine);
 hora_status_t hora_requests_report(hora_engine_t *engine, bool *moved_p);
 hora_status_t hora_request_resend(hora_engine_t *engine, uint32_t id);
 hora_status_t hora_requests_ask(hora_engine_t *engine, uint64_t now);
-/* Sends what has been gathered. */
-hora_status_t hora_requests_flush(hora_engine_t *engine);
 
 /* response.c: does what the coordinator says. Driver. */
 hora_status_t hora_response_handle(hora_engine_t *engine, const uint8_t *buf, size_t len);

@@ -1,6 +1,6 @@
 /*
- * Enqueueing: a group of tasks becomes a handle and enters the queue (background.h). Any thread; one
- * lock.
+ * Enqueueing: a group of tasks becomes a handle and enters the queue (background.h). Any thread;
+ * one lock.
  */
 #include "background/engine.h"
 

@@ -3,7 +3,7 @@
  */
 #include "background/engine.h"
 
-#include <stdlib.h>
+#include "util/fork.h"
 
 int hora_background_poll(hora_handle_t *handle) {
     return atomic_load_explicit(&handle->done, memory_order_acquire);
@@ -61,8 +61,11 @@ static void wait_until_done(hora_handle_t *handle) {
 }
 
 hora_status_t hora_background_wait(hora_handle_t *handle) {
-    if (!hora_background_poll(handle))
+    if (!hora_background_poll(handle)) {
+        if (handle->engine->world->fork_generation != hora_fork_generation)
+            return hora_fail(HORA_ERR_UNSUPPORTED, "handle_wait: called in the child of a fork");
         wait_until_done(handle);
+    }
     if (handle->status == HORA_OK)
         return HORA_OK;
     return hora_fail_again(handle->status, handle->text != NULL

@@ -1,14 +1,12 @@
 /*
- * This rank's side of the negotiation: says which tasks are ready here, and asks about those that wait
- * too long (engine.h). The driving thread.
+ * This rank's side of the negotiation: says which tasks are ready here, and asks about those that
+ * wait too long (engine.h). The driving thread.
  */
 #include "background/engine.h"
 
 #include "util/clock.h"
 
-#include <stdlib.h>
-
-#define GRACE_NS 10000000000u /* after its deadline, a task waits so long for the coordinator's word */
+#define GRACE_NS 10000000000u /* after its deadline, how long a task waits for an answer */
 #define AGAIN_NS 1000000000u  /* then asks this often */
 
 /* ---- Frames --------------------------------------------------------------------------------- */
@@ -24,12 +22,12 @@ static hora_status_t open_frame(hora_engine_t *engine) {
     return st;
 }
 
-hora_status_t hora_requests_flush(hora_engine_t *engine) {
+/* Sends what has been gathered. */
+static void flush(hora_engine_t *engine) {
     hora_outgoing_t *out = engine->out;
     engine->out = NULL;
     if (out != NULL)
         hora_control_send(engine->control, out, hora_frame_end(&engine->writer));
-    return HORA_OK;
 }
 
 static bool put_report(hora_engine_t *engine, const hora_work_t *work) {
@@ -54,9 +52,8 @@ static hora_status_t report(hora_engine_t *engine, hora_work_t *work) {
     st = open_frame(engine);
     if (st != HORA_OK || put_report(engine, work))
         return st;
-    st = hora_requests_flush(engine);
-    if (st == HORA_OK)
-        st = open_frame(engine);
+    flush(engine);
+    st = open_frame(engine);
     if (st == HORA_OK)
         put_report(engine, work); /* an empty frame has room for any report */
     return st;
@@ -122,7 +119,9 @@ hora_status_t hora_requests_report(hora_engine_t *engine, bool *moved_p) {
         record->sent = work;
         st = report(engine, work);
     }
-    return st == HORA_OK ? hora_requests_flush(engine) : st;
+    if (st == HORA_OK)
+        flush(engine);
+    return st;
 }
 
 hora_status_t hora_request_resend(hora_engine_t *engine, uint32_t id) {
@@ -134,7 +133,9 @@ hora_status_t hora_request_resend(hora_engine_t *engine, uint32_t id) {
         return HORA_OK; /* it has failed meanwhile */
     work->sent_id = 0;
     st = report(engine, work);
-    return st == HORA_OK ? hora_requests_flush(engine) : st;
+    if (st == HORA_OK)
+        flush(engine);
+    return st;
 }
 
 /* ---- Tasks that wait ------------------------------------------------------------------------ */
@@ -159,9 +160,10 @@ static hora_status_t ask(hora_engine_t *engine, const hora_work_t *work, uint64_
     const hora_name_t *name = &work->record->name;
     const hora_peer_t *peer = hora_comm_peer(engine->comm, 0);
     hora_status_t      st;
-    if (engine->coordinator != NULL)
-        return hora_coordinator_waited(engine->coordinator, name->text, name->len,
-                                       now - work->since, now);
+    if (engine->coordinator != NULL) {
+        hora_coordinator_waited(engine->coordinator, name->text, name->len, now - work->since, now);
+        return HORA_OK;
+    }
     if (now - work->since >= engine->stall_limit_ns + GRACE_NS)
         return hora_fail(HORA_ERR_TIMEOUT, "%s %s: waited %.0f s, and rank 0 on host %s, which "
                          "coordinates, does not answer", hora_kind_name(work->sig.kind), name->text,
@@ -169,9 +171,8 @@ static hora_status_t ask(hora_engine_t *engine, const hora_work_t *work, uint64_
     st = open_frame(engine);
     if (st != HORA_OK || put_question(engine, work, now))
         return st;
-    st = hora_requests_flush(engine);
-    if (st == HORA_OK)
-        st = open_frame(engine);
+    flush(engine);
+    st = open_frame(engine);
     if (st == HORA_OK)
         put_question(engine, work, now);
     return st;
@@ -191,7 +192,7 @@ hora_status_t hora_requests_ask(hora_engine_t *engine, uint64_t now) {
     }
     if (st != HORA_OK || engine->out == NULL)
         return st;
-    st = hora_requests_flush(engine);
+    flush(engine);
     if (engine->world->poke != NULL) /* nobody may be driving there */
         engine->world->poke(engine->world, engine->comm->world_ranks[0]);
     return st;

@@ -1,6 +1,6 @@
 /*
- * Responses: does what the coordinator says, on every rank in the same order (engine.h). The driving
- * thread. What the coordinator says is not believed: it must name tasks that are in flight here.
+ * Responses: does what the coordinator says, on every rank in the same order (engine.h). The
+ * driving thread. What the coordinator says is not believed: it must name tasks that are in flight here.
  */
 #include "background/engine.h"
 

@@ -124,16 +124,16 @@ static bool say_note(hora_coordinator_t *c, hora_frame_writer_t *w) {
     return true;
 }
 
-bool hora_coordinator_has_frame(const hora_coordinator_t *c) {
+bool hora_coordinator_has_frame(hora_coordinator_t *c) {
+    hora_stalls_answer(c);
     return c->ready != NULL || c->batches != NULL || c->notes != NULL;
 }
 
 size_t hora_coordinator_next_frame(hora_coordinator_t *c, uint8_t *buf) {
     hora_frame_writer_t w;
-    if (c->ready != NULL)
-        plan(c);
-    if (c->notes == NULL && c->batches == NULL)
+    if (!hora_coordinator_has_frame(c))
         return 0;
+    plan(c);
     hora_frame_begin(&w, buf, HORA_FRAME_RESPONSES, 0);
     while (c->notes != NULL && say_note(c, &w))
         ;

@@ -35,7 +35,7 @@ struct hora_control {
     hora_comm_t     *comm;
     int              nincoming;
     hora_incoming_t *incoming;
-    hora_xfer_t    **posted;  /* [nincoming] for hora_p2p_test_any; NULL: being read, or forgotten */
+    hora_xfer_t    **posted;  /* [nincoming]; NULL: being read, or forgotten */
     int              next;    /* not rank 0: which of the two receives the next frame */
     hora_outgoing_t *sending; /* in flight */
     hora_outgoing_t *idle;

@@ -200,8 +200,9 @@ static hora_status_t feed_item(hora_coordinator_t *c, int rank, uint32_t acked,
             st = hora_coordinator_cached(c, rank, acked, hora_item_id(item, i));
         return st;
     case HORA_ITEM_WAITED:
-        return hora_coordinator_waited(c, item->name, item->name_len,
-                                       (uint64_t)item->waited_ms * 1000000u, now);
+        hora_coordinator_waited(c, item->name, item->name_len,
+                                (uint64_t)item->waited_ms * 1000000u, now);
+        return HORA_OK;
     case HORA_ITEM_LEFT: hora_coordinator_left(c, rank); return HORA_OK;
     default: return HORA_ERR_PROTOCOL;
     }

@@ -3,8 +3,8 @@
  * and says in one order what all of them execute. Pure code: requests in, response frames out; it
  * neither waits nor sends. Runs on rank 0 of an engine's communicator, by the driving thread.
  *
- * A round of a name begins with its first report and ends when every rank has reported it (and, in a
- * group, every task of the group): then it is executed. Or it fails, on every rank, as soon as two
+ * A round of a name begins with its first report and ends when every rank has reported it (and, in
+ * a group, every task of the group): then it is executed. Or it fails, on every rank, as soon as two
  * reports differ, a rank has left, or the wait was too long. A rank that had not reported a failed
  * round keeps the error for its own next task of that name, so each rank sees each failure once.
  * The coordinator must then not take that task for the next round: requests carry the number of
@@ -43,14 +43,14 @@ hora_status_t hora_coordinator_full(hora_coordinator_t *c, int rank, uint32_t ac
                                     const char *name, size_t name_len,
                                     const hora_signature_t *sig);
 hora_status_t hora_coordinator_cached(hora_coordinator_t *c, int rank, uint32_t acked, uint32_t id);
-hora_status_t hora_coordinator_waited(hora_coordinator_t *c, const char *name, size_t name_len,
-                                      uint64_t waited_ns, uint64_t now);
+void hora_coordinator_waited(hora_coordinator_t *c, const char *name, size_t name_len,
+                             uint64_t waited_ns, uint64_t now);
 /* The rank will report nothing more: whatever waits for it fails, now and later. */
 void hora_coordinator_left(hora_coordinator_t *c, int rank);
 bool hora_coordinator_has_left(const hora_coordinator_t *c, int rank);
 
-/* Is there something to say? */
-bool hora_coordinator_has_frame(const hora_coordinator_t *c);
+/* Is there something to say? To be called when everything that has arrived was fed. */
+bool hora_coordinator_has_frame(hora_coordinator_t *c);
 /* Writes the next response frame, for all ranks, into buf[HORA_FRAME_MAX]; returns its length, or 0
  * when there is nothing to say. */
 size_t hora_coordinator_next_frame(hora_coordinator_t *c, uint8_t *buf);

@@ -2,8 +2,8 @@
  * The coordinator's tables: entries by name, ids by slot, groups by key (round.h). Pure code.
  *
  * Ids. An id is a slot and the slot's generation, so an id that was given to another name is told
- * from the new one. When all slots are taken, the clock hand looks for an entry without a round that
- * was not used since it last passed.
+ * from the new one. When all slots are taken, the clock hand looks for an entry without a round
+ * that was not used since it last passed.
  */
 #include "controller/round.h"
 
@@ -45,7 +45,7 @@ void hora_entry_end_round(hora_coordinator_t *c, hora_entry_t *e) {
 }
 
 void hora_entry_drop(hora_coordinator_t *c, hora_entry_t *e) {
-    if (e->id != 0 || e->nready > 0 || e->is_failed)
+    if (e->id != 0 || e->nready > 0 || e->is_failed || e->asked_ns != 0)
         return;
     hora_names_remove(&c->names, &e->name);
     free(e);

@@ -20,7 +20,10 @@
 #define HORA_NAME_MAX      1024 /* bytes of a tensor's name */
 #define HORA_TEXT_MAX      1024 /* bytes of an error text in a message */
 
-typedef enum hora_frame_type { HORA_FRAME_REQUESTS = 1, HORA_FRAME_RESPONSES = 2 } hora_frame_type_t;
+typedef enum hora_frame_type {
+    HORA_FRAME_REQUESTS = 1,
+    HORA_FRAME_RESPONSES = 2
+} hora_frame_type_t;
 
 typedef enum hora_item_type {
     /* Requests. */

@@ -36,6 +36,8 @@ struct hora_entry {
     size_t           batch_bytes, batch_refs; /* of the tensors; of the references in a frame */
     uint32_t         batch_count;
     hora_entry_t    *failed_prev, *failed_next;
+    hora_entry_t    *asked_next;
+    uint64_t         asked_ns; /* a rank asks about it and has waited so long; 0: none does */
     uint64_t        *ready; /* bit per rank */
 };
 
@@ -78,6 +80,8 @@ struct hora_coordinator {
     hora_note_t   *notes, **notes_tail;
     hora_entry_t  *failed_first, *failed_last; /* by failed_seq */
     size_t         nfailed;
+    hora_entry_t  *asked;        /* entries with asked_ns */
+    uint64_t       asked_at;     /* ns; of the last question */
     uint64_t       warned_since; /* ns; begin of the interval in which `warned` counts */
     int            warned;
 };
@@ -100,6 +104,9 @@ hora_group_t *hora_group_find(hora_coordinator_t *c, uint64_t key);
 hora_status_t hora_group_make(hora_coordinator_t *c, uint64_t key, uint32_t size,
                               hora_group_t **group_p);
 void hora_group_free(hora_coordinator_t *c, hora_group_t *group);
+
+/* stall.c: answers what the ranks have asked. */
+void hora_stalls_answer(hora_coordinator_t *c);
 
 /* failing.c. Each fails the round of the entry and those of its group. */
 hora_status_t hora_round_fail(hora_coordinator_t *c, hora_entry_t *e, hora_status_t status,

@@ -1,7 +1,8 @@
 /*
  * Tensors that wait too long: whom they wait for, in words (coordinator.h). Pure code; the driving
  * thread of rank 0. The times come from the ranks that wait, so a coordinator that sleeps meanwhile
- * loses nothing.
+ * loses nothing. Questions are answered when all that has arrived was read: the report of a rank
+ * that seems to be missing may lie behind the question of another.
  */
 #include "controller/round.h"
 
@@ -70,18 +71,43 @@ static bool should_warn(hora_coordinator_t *c, hora_entry_t *m, uint64_t now) {
     return c->warned++ < TENSORS_NAMED;
 }
 
-hora_status_t hora_coordinator_waited(hora_coordinator_t *c, const char *name, size_t name_len,
-                                      uint64_t waited_ns, uint64_t now) {
+void hora_coordinator_waited(hora_coordinator_t *c, const char *name, size_t name_len,
+                             uint64_t waited_ns, uint64_t now) {
     hora_entry_t *e = hora_entry_find(c, hora_name_hash(name, name_len), name, name_len);
-    char          text[HORA_TEXT_MAX];
-    if (e == NULL || e->nready == 0 || e->is_listed)
-        return HORA_OK; /* it has been executed, or has failed, meanwhile */
+    c->asked_at = now;
+    if (e == NULL || e->nready == 0 || e->is_listed || waited_ns == 0)
+        return; /* it has been executed, or has failed, meanwhile */
+    if (e->asked_ns == 0) {
+        e->asked_next = c->asked;
+        c->asked = e;
+    }
+    if (waited_ns > e->asked_ns)
+        e->asked_ns = waited_ns;
+}
+
+static void answer(hora_coordinator_t *c, hora_entry_t *e, uint64_t waited_ns) {
+    char text[HORA_TEXT_MAX];
+    if (e->nready == 0 || e->is_listed)
+        return;
     describe(c, e, hora_clock_seconds(waited_ns), text, sizeof(text));
-    if (waited_ns >= c->options.stall_limit_ns)
-        return hora_round_fail(c, e, HORA_ERR_TIMEOUT, text);
-    if (!should_warn(c, culprit(e), now))
-        return HORA_OK;
-    if (c->warned == TENSORS_NAMED)
-        strncat(text, "; more tensors wait and are not listed", sizeof(text) - strlen(text) - 1);
-    return hora_note_add(c, HORA_ITEM_STALL, e, text, NULL);
+    /* Without memory for the answer there is none; the ranks will ask again. */
+    if (waited_ns >= c->options.stall_limit_ns) {
+        hora_round_fail(c, e, HORA_ERR_TIMEOUT, text);
+    } else if (should_warn(c, culprit(e), c->asked_at)) {
+        if (c->warned == TENSORS_NAMED)
+            strncat(text, "; more tensors wait and are not listed",
+                    sizeof(text) - strlen(text) - 1);
+        hora_note_add(c, HORA_ITEM_STALL, e, text, NULL);
+    }
+}
+
+void hora_stalls_answer(hora_coordinator_t *c) {
+    for (hora_entry_t *e = c->asked, *next; e != NULL; e = next) {
+        uint64_t waited_ns = e->asked_ns;
+        next = e->asked_next;
+        e->asked_ns = 0;
+        answer(c, e, waited_ns);
+        hora_entry_drop(c, e);
+    }
+    c->asked = NULL;
 }

@@ -28,7 +28,8 @@ void hora_names_init(hora_names_t *names);
 /* Frees the table, not what is in it. */
 void hora_names_destroy(hora_names_t *names);
 /* The entry of that name, or NULL. */
-hora_name_t *hora_names_find(const hora_names_t *names, uint64_t hash, const char *text, size_t len);
+hora_name_t *hora_names_find(const hora_names_t *names, uint64_t hash, const char *text,
+                             size_t len);
 /* Adds an entry whose name is not in the table. HORA_ERR_NO_MEMORY, without a text. */
 hora_status_t hora_names_add(hora_names_t *names, hora_name_t *name);
 /* Takes an entry out that is in the table. */

@@ -1,6 +1,6 @@
 /*
- * Times of the engine, to look at: one small tensor from enqueue to result, and a step of many small
- * ones. `engine_time shm 2`.
+ * Times of the engine, to look at: one small tensor from enqueue to result, and a step of many
+ * small ones. `engine_time shm 2`.
  */
 #include <stdio.h>
 #include <stdlib.h>

@@ -1,6 +1,6 @@
 /*
- * The engine when ranks disagree, dawdle, leave or die: each rank gets an error that names both sides,
- * soon, and the next operation works. `test_engine_faults shm 4`.
+ * The engine when ranks disagree, dawdle, leave or die: each rank gets an error that names both
+ * sides, soon, and the next operation works. `test_engine_faults shm 4`.
  */
 #include <setjmp.h>
 #include <signal.h>
@@ -109,7 +109,7 @@ static void every_mismatch(void **state) {
     run(mismatch_main);
 }
 
-/* Rank 0 has a group of three; the others have two of these tensors in a group and the third alone. */
+/* Rank 0 has a group of three; the others have two of these in a group and the third alone. */
 static void group_mismatch_main(hora_comm_t *comm, int rank, int size, void *arg) {
     hora_engine_t *engine = engine_of(comm);
     tensor_t       t[3];
@@ -193,11 +193,13 @@ static void stall(hora_comm_t *comm, hora_engine_t *engine, int late) {
     snprintf(who, sizeof(who), "rank %d (", late);
     tensor_make(&t, comm, HORA_TASK_ALLREDUCE, HORA_FLOAT32, "slow", 3, 4);
     if (rank == late)
-        usleep(1500000);
+        usleep(2500000);
     tensor_enqueue(engine, &t, rank % 2 ? 0 : HORA_ENQUEUE_WILL_WAIT);
     harness_expect(hora_handle_wait(t.handle), HORA_ERR_TIMEOUT);
     expect_text("slow", who);
-    harness_check(harness_now() - begin < 2.5, "it took %.1f s", harness_now() - begin);
+    /* They learn it in time although nobody drives on a late rank 0: they poke it. */
+    harness_check(harness_now() - begin < (rank == late ? 3.0 : 2.0), "it took %.1f s",
+                  harness_now() - begin);
     harness_check(rank == late || harness_now() - begin > 0.69, "too soon");
     hora_handle_release(t.handle);
     tensor_free(&t);

@@ -40,7 +40,8 @@ static size_t write_responses(void) {
     assert_true(hora_frame_put_error(&w, "bad", 3, HORA_ERR_MISMATCH, "they differ"));
     assert_true(hora_frame_put_stall(&w, "slow", 4, "rank 2 is missing"));
     assert_true(hora_frame_put_resend(&w, 3, 99));
-    assert_true(hora_frame_put_execute(&w, 3, 2 * hora_frame_ref_bytes(0) + hora_frame_ref_bytes(3)));
+    size_t refs = 2 * hora_frame_ref_bytes(0) + hora_frame_ref_bytes(3);
+    assert_true(hora_frame_put_execute(&w, 3, refs));
     hora_frame_put_ref(&w, 5, NULL, 0);
     hora_frame_put_ref(&w, 6, "new", 3);
     hora_frame_put_ref(&w, 7, NULL, 0);
