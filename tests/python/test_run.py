@@ -263,3 +263,36 @@ def test_killed_launcher_ends_ranks_behind_ssh(fake_ssh: str) -> None:
     process.kill()
     process.communicate(timeout=30)
     assert wait_until(lambda: processes_with(mark) == [])
+
+
+# ---- Ranks that really find each other -----------------------------------------------------------
+
+CHECK = [*HORA, "check", "--algo", "auto"]
+
+
+def test_ranks_find_each_other() -> None:
+    done = hora_run("-np", "3", *CHECK)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.startswith("[0]<stdout>:PASS") and "shm, tcp" in done.stdout
+
+
+def test_ranks_on_two_hosts_find_each_other(fake_ssh: str) -> None:
+    done = hora_run("-H", "127.0.0.2:2,localhost:1", "--ssh", fake_ssh, "--remote-python", sys.executable,
+                    *CHECK)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "PASS" in done.stdout and "auto, tcp" in done.stdout
+
+
+def test_dead_rank_is_named_by_the_others() -> None:
+    program = (
+        "import os, time\n"
+        "from hora import _core\n"
+        "_core.init(-1, -1, None, None, 0.0, 0.0, 0)\n"
+        "if _core.rank() == 1: os.kill(os.getpid(), 9)\n"
+        "_core.Communicator().barrier()\n")
+    begin = time.monotonic()
+    done = hora_run("-np", "3", sys.executable, "-c", program)
+    assert done.returncode == 128 + 9
+    assert "rank 1 of 3" in done.stderr
+    assert "[0]<stderr>:" in done.stderr and "rank 1 on host" in done.stderr
+    assert time.monotonic() - begin < 15
