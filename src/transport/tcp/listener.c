@@ -1,5 +1,6 @@
 /*
- * The listener: takes connections in and lets those stay that say the right word. Under world->lock.
+ * The listener: takes connections in and lets those stay that say the right word. Under
+ * world->lock.
  *
  * A stranger gets HORA_TCP_HELLO_SIZE bytes and five seconds. Their number is limited to what the
  * job may be opening at once and HORA_TCP_STRANGERS_MAX more; the oldest goes for a new one, so
@@ -82,8 +83,9 @@ static const char *adopt(hora_tcp_t *self, int fd, const hora_tcp_hello_t *hello
     hora_tcp_link_t *link = hora_tcp_link_get(self, (int)hello->rank);
     if (link == NULL)
         return "no memory";
-    if (link->recv_status != HORA_OK || link->in[hello->index] != NULL ||
-        (link->in_count != 0 && (link->in_count != hello->count || link->in_seen == link->in_count)))
+    bool more = link->in_count == 0 ||
+                (link->in_count == hello->count && link->in_seen < link->in_count);
+    if (!more || link->recv_status != HORA_OK || link->in[hello->index] != NULL)
         return "that connection is not awaited";
     hora_tcp_in_t *in = malloc(sizeof(*in));
     if (in == NULL)

@@ -93,8 +93,8 @@ static verdict_t unexpected_head(hora_tcp_in_t *in, const hora_tcp_header_t *h) 
     /* Another message is waited for that may be behind this one. */
     char text[sizeof(link->text)];
     snprintf(text, sizeof(text),
-             "rank %d on host %s sent a message of %llu bytes that nobody receives, and %zu bytes of "
-             "such messages are kept already",
+             "rank %d on host %s sent a message of %llu bytes that nobody receives, and %zu bytes "
+             "of such messages are kept already",
              link->base.peer, self->base.world->peers[link->base.peer].host,
              (unsigned long long)h->total, self->unexpected);
     hora_tcp_in_close(in);
@@ -123,7 +123,8 @@ static verdict_t head(hora_tcp_in_t *in, const hora_tcp_header_t *h) {
     }
     if (h->len < h->total && (part = malloc(sizeof(*part))) == NULL)
         return no_memory(in);
-    if (hora_match_arrive(&link->match, h->tag, h->sig, (size_t)h->total, &in->inbound) != HORA_OK) {
+    if (hora_match_arrive(&link->match, h->tag, h->sig, (size_t)h->total, &in->inbound) !=
+        HORA_OK) {
         free(part);
         return no_memory(in);
     }

@@ -367,8 +367,8 @@ static size_t unwritten(const hora_tcp_link_t *link, const hora_tcp_send_t *send
         const hora_tcp_out_t *out = link->out[c];
         for (unsigned i = 0; i < out->count; i++) {
             const hora_tcp_frame_t *f = &out->frames[(out->first + i) % HORA_TCP_BATCH];
-            size_t done = i == 0 && out->sent > HORA_TCP_HEADER_SIZE ? out->sent - HORA_TCP_HEADER_SIZE
-                                                                     : 0;
+            size_t sent = i == 0 ? out->sent : 0;
+            size_t done = sent > HORA_TCP_HEADER_SIZE ? sent - HORA_TCP_HEADER_SIZE : 0;
             if (f->send == send && f->offset + done < low)
                 low = f->offset + done;
         }

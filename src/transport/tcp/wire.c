@@ -36,7 +36,8 @@ static uint64_t get64(const uint8_t *p) {
 }
 
 /* magic, version << 16 | 4 or 6, port (host order), ip[16], token */
-void hora_tcp_address_encode(const hora_tcp_address_t *address, uint8_t out[HORA_TCP_ADDRESS_SIZE]) {
+void hora_tcp_address_encode(const hora_tcp_address_t *address,
+                             uint8_t out[HORA_TCP_ADDRESS_SIZE]) {
     const struct sockaddr_in  *v4 = (const struct sockaddr_in *)&address->sa;
     const struct sockaddr_in6 *v6 = (const struct sockaddr_in6 *)&address->sa;
     bool                       is_v4 = address->sa.ss_family == AF_INET;

@@ -326,8 +326,8 @@ static void test_cancel_done(void **state) {
 
 static void test_fail(void **state) {
     char        buf[8];
-    hora_xfer_t waiting = receive(buf, 2, 1), arriving = receive(buf, 3, 2), late = receive(buf, 4, 3),
-                gone = receive(buf, 5, 4);
+    hora_xfer_t waiting = receive(buf, 2, 1), arriving = receive(buf, 3, 2);
+    hora_xfer_t late = receive(buf, 4, 3), gone = receive(buf, 5, 4);
     hora_match_post(&match, &waiting);
     hora_match_post(&match, &arriving);
     feed(arrive(2, 0, 3), "a");
