@@ -1,6 +1,7 @@
 /*
  * The TCP transport: its table, its life, and the event loop. Under world->lock, called by
- * whichever thread waits; no thread of its own. Nothing here blocks but open (resolver) and close (flush).
+ * whichever thread waits; no thread of its own. Nothing here blocks but open (resolver) and close
+ * (flush).
  */
 #include "transport/tcp/tcp.h"
 
