@@ -155,7 +155,7 @@ def signal_file(name: str) -> None:
     (Path(os.environ["HORA_TEST_FOLDER"]) / name).touch()
 
 
-# ---- Many cases in one launch, because importing torch takes seconds --------------------------------
+# ---- Many cases in one launch, because importing torch takes seconds -----------------------------
 
 
 def case_names(module: Any) -> list[str]:
@@ -163,7 +163,7 @@ def case_names(module: Any) -> list[str]:
 
 
 def run_cases(names: list[str], module: str) -> dict[str, str | None]:
-    """On a rank: runs the cases in order. The first failure ends the job, and the rest is not run."""
+    """On a rank: runs the cases in order. The first failure ends it, and the rest is not run."""
     import hora.torch as hvd
 
     space = vars(importlib.import_module(module))

@@ -1,4 +1,4 @@
-"""Starting, ending and failing: what a rank's end does to the others, and which variables start it."""
+"""Starting, ending and failing: what a rank's end does to the others, which variables start it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import ranks
 PROMPT = 10.0  # seconds within which the other ranks must have noticed; far below HORA_TIMEOUT
 
 
-# ---- Before and without a job -----------------------------------------------------------------------
+# ---- Before and without a job --------------------------------------------------------------------
 
 
 def run_alone(program: str, **env: str) -> subprocess.CompletedProcess[str]:
@@ -109,7 +109,7 @@ except hvd.HorovodInternalError as error:
     assert "1" in done.stdout and time.monotonic() - began < 30
 
 
-# ---- Again and again --------------------------------------------------------------------------------
+# ---- Again and again -----------------------------------------------------------------------------
 
 
 def reinitialise() -> list[float]:
@@ -177,7 +177,7 @@ def test_leaving_without_shutdown_is_in_order(kind: str) -> None:
     assert "Traceback" not in "".join(o.output for o in outcomes)
 
 
-# ---- Failing ----------------------------------------------------------------------------------------
+# ---- Failing -------------------------------------------------------------------------------------
 
 
 def fail_in_one_rank(how: str) -> None:
@@ -242,7 +242,7 @@ def test_failure_can_be_caught() -> None:
     assert "rank 1" in outcomes[0].value and "rank 1" in outcomes[2].value
 
 
-# ---- Ctrl-C -----------------------------------------------------------------------------------------
+# ---- Ctrl-C --------------------------------------------------------------------------------------
 
 
 def block_for_ever(own_handler: bool) -> str:
@@ -311,7 +311,7 @@ def test_keyboard_interrupt_while_starting() -> None:
     assert outcome.code == -signal.SIGINT, outcome.output
 
 
-# ---- Launchers and processes ------------------------------------------------------------------------
+# ---- Launchers and processes ---------------------------------------------------------------------
 
 
 def who_am_i() -> tuple[int, ...]:

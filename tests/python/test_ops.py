@@ -1,7 +1,7 @@
 """Every collective on every type against what torch computes from all ranks' inputs.
 
-Inputs are small whole numbers, so that sums and products are exact in every type; each rank can make
-every other rank's input. A `case_` runs on all ranks of one job; the tests at the end report them.
+Inputs are small whole numbers, so that sums and products are exact in every type; each rank can
+make every other rank's input. A `case_` runs on all ranks of one job; the tests at the end report them.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def fails(kind: type[Exception], call: Callable[[], Any], *texts: str) -> None:
     raise AssertionError(f"{kind.__name__} expected, not the result {result}")
 
 
-# ---- allreduce ------------------------------------------------------------------------------------
+# ---- allreduce -----------------------------------------------------------------------------------
 
 
 def case_allreduce_every_op_and_type(hvd: Any) -> None:
@@ -283,7 +283,7 @@ def case_parameters_and_subclasses(hvd: Any) -> None:
     assert parameter.is_leaf and parameter.requires_grad
 
 
-# ---- gradients ------------------------------------------------------------------------------------
+# ---- gradients -----------------------------------------------------------------------------------
 
 
 def case_gradients(hvd: Any) -> None:
@@ -335,7 +335,7 @@ def case_gradients(hvd: Any) -> None:
     assert not hvd.allreduce(weight).requires_grad
 
 
-# ---- allgather ------------------------------------------------------------------------------------
+# ---- allgather -----------------------------------------------------------------------------------
 
 
 def case_allgather(hvd: Any) -> None:
@@ -363,7 +363,7 @@ def case_result_memory_outlives_its_handle(hvd: Any) -> None:
         tensor.resize_(3)
 
 
-# ---- broadcast ------------------------------------------------------------------------------------
+# ---- broadcast -----------------------------------------------------------------------------------
 
 
 def case_broadcast(hvd: Any) -> None:
@@ -387,7 +387,7 @@ def case_broadcast(hvd: Any) -> None:
     fails(ValueError, lambda: hvd.broadcast(torch.ones(1), -1))
 
 
-# ---- alltoall -------------------------------------------------------------------------------------
+# ---- alltoall ------------------------------------------------------------------------------------
 
 
 def case_alltoall(hvd: Any) -> None:
@@ -418,7 +418,7 @@ def case_alltoall(hvd: Any) -> None:
         fails(ValueError, lambda: hvd.alltoall(torch.ones(size + 1)))
 
 
-# ---- reducescatter --------------------------------------------------------------------------------
+# ---- reducescatter -------------------------------------------------------------------------------
 
 
 def case_reducescatter(hvd: Any) -> None:
@@ -444,7 +444,7 @@ def case_reducescatter(hvd: Any) -> None:
     fails(ValueError, lambda: hvd.reducescatter(torch.tensor(1.0)))
 
 
-# ---- mixed ----------------------------------------------------------------------------------------
+# ---- mixed ---------------------------------------------------------------------------------------
 
 
 def case_kinds_mixed_in_different_orders(hvd: Any) -> None:
@@ -551,7 +551,7 @@ def case_sparse_allreduce(hvd: Any) -> None:
     fails(ValueError, lambda: hvd.allreduce(tensor), "sparse")
 
 
-# ---- errors ---------------------------------------------------------------------------------------
+# ---- errors --------------------------------------------------------------------------------------
 
 
 def case_arguments_that_hora_refuses(hvd: Any) -> None:
@@ -571,9 +571,8 @@ def case_duplicate_name(hvd: Any) -> None:
         return
     if hvd.rank() != 0:
         first = hvd.allreduce_async(torch.ones(3), name="twice", op=hvd.Sum)
-        fails(
-            ValueError, lambda: hvd.allreduce_async(torch.ones(3), name="twice", op=hvd.Sum), "twice"
-        )
+        again = lambda: hvd.allreduce_async(torch.ones(3), name="twice", op=hvd.Sum)  # noqa: E731
+        fails(ValueError, again, "twice")
         hvd.barrier()
     else:
         hvd.barrier()
@@ -609,7 +608,8 @@ def case_mismatch_between_ranks(hvd: Any) -> None:
     ]  # fmt: skip
     for what, call, texts in calls:
         fails(hvd.HorovodInternalError, call, "rank 0", other, *texts)
-        same(hvd.allreduce(torch.ones(2), name="after", op=hvd.Sum), torch.full((2,), float(hvd.size())))
+        total = hvd.allreduce(torch.ones(2), name="after", op=hvd.Sum)
+        same(total, torch.full((2,), float(hvd.size())))
 
 
 def case_mismatch_between_async_operations(hvd: Any) -> None:
@@ -632,7 +632,7 @@ def case_places(hvd: Any) -> None:
     assert (hvd.Average, hvd.Sum, hvd.Adasum, hvd.Min, hvd.Max, hvd.Product) == (0, 1, 2, 3, 4, 5)
 
 
-# ---- the tests ------------------------------------------------------------------------------------
+# ---- the tests -----------------------------------------------------------------------------------
 
 CASES = ranks.case_names(sys.modules[__name__])
 

@@ -1,4 +1,4 @@
-"""Starting and ending: ``init``, ``shutdown``, what happens when a rank fails, and what is built in.
+"""Starting and ending: ``init``, ``shutdown``, what happens when a rank fails; what is built in.
 
 A rank that ends with an uncaught exception ends the job on all ranks at once, with its message.
 """
@@ -73,7 +73,7 @@ def shutdown() -> None:
     _core.shutdown()
 
 
-# ---- Ctrl-C and uncaught exceptions ---------------------------------------------------------------
+# ---- Ctrl-C and uncaught exceptions --------------------------------------------------------------
 
 
 def _python_handles_interrupt() -> bool:
@@ -139,7 +139,7 @@ def _at_exit() -> None:
             shutdown()
 
 
-# ---- What is built in -----------------------------------------------------------------------------
+# ---- What is built in ----------------------------------------------------------------------------
 
 
 def _has(name: str) -> bool:

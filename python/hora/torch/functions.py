@@ -1,7 +1,8 @@
 """Broadcasting parameters and optimizer state, and exchanging Python objects.
 
-Objects travel as pickles. Unpickling runs code, so these functions trust the other ranks of the job,
-which hora's handshake has authenticated by the job's secret; never feed them anything else.
+Objects travel as pickles, as in Horovod. Unpickling runs code that the sender chose: these functions
+trust the other ranks of the job. Where the job has a secret (HORA_SECRET, which `hora run` sets),
+every rank has proved to know it.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def broadcast_parameters(
         synchronize(handle)
 
 
-# ---- Objects --------------------------------------------------------------------------------------
+# ---- Objects -------------------------------------------------------------------------------------
 
 
 def _to_bytes(obj: Any) -> torch.Tensor:
@@ -83,7 +84,7 @@ def _has_numpy() -> bool:
     return True
 
 
-# ---- Optimizer state ------------------------------------------------------------------------------
+# ---- Optimizer state -----------------------------------------------------------------------------
 
 
 class _Slot(NamedTuple):
@@ -107,7 +108,7 @@ def _describe(value: Any, tensors: list[torch.Tensor]) -> Any:
 
 
 def _fill(value: Any, tensors: list[torch.Tensor]) -> Any:
-    """The inverse of :func:`_describe`, with new tensors, which go to ``tensors`` in their order."""
+    """Undoes :func:`_describe` with new tensors, which go to ``tensors`` in their order."""
     if isinstance(value, _Slot):
         tensors.append(torch.empty(value.shape, dtype=value.dtype))
         return tensors[-1]
@@ -121,9 +122,9 @@ def _fill(value: Any, tensors: list[torch.Tensor]) -> Any:
 def broadcast_optimizer_state(
     optimizer: torch.optim.Optimizer, root_rank: int, model: torch.nn.Module | None = None
 ) -> None:
-    """Gives every rank the root's optimizer state and options (learning rate, ...). The other ranks'
-    optimizers may be fresh: no step is taken to create their state. ``model`` is not needed and is
-    accepted as Horovod does."""
+    """Gives every rank the root's optimizer state and options (learning rate, ...). The optimizers
+    of the others may be fresh: no step is taken to create their state. ``model`` is not needed and
+    is accepted as Horovod does."""
     if isinstance(optimizer, torch.optim.LBFGS):
         raise ValueError("cannot broadcast torch.optim.LBFGS state")
     tensors: list[torch.Tensor] = []

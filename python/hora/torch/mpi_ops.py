@@ -73,7 +73,7 @@ def _forget() -> None:
 _basics.on_reset(_forget)
 
 
-# ---- Starting and finishing -----------------------------------------------------------------------
+# ---- Starting and finishing ----------------------------------------------------------------------
 
 
 def _full_name(kind: str, name: str | None, flags: int) -> str:
@@ -170,7 +170,7 @@ def _begin(
     )
 
 
-# ---- allreduce ------------------------------------------------------------------------------------
+# ---- allreduce -----------------------------------------------------------------------------------
 
 
 def _allreduce(
@@ -273,7 +273,7 @@ def allreduce_async_(
     return _register(*_allreduce(tensor, True, name, op, prescale_factor, postscale_factor, 0))
 
 
-# ---- grouped allreduce ----------------------------------------------------------------------------
+# ---- grouped allreduce ---------------------------------------------------------------------------
 
 
 def _grouped_allreduce(
@@ -408,7 +408,7 @@ def sparse_allreduce_async(
     return finish
 
 
-# ---- allgather ------------------------------------------------------------------------------------
+# ---- allgather -----------------------------------------------------------------------------------
 
 
 def _allgather(tensor: torch.Tensor, name: str | None, flags: int) -> tuple[Any, _Finish]:
@@ -499,7 +499,7 @@ def grouped_allgather_async(
     return _register(*_grouped_allgather(tensors, name, 0))
 
 
-# ---- broadcast ------------------------------------------------------------------------------------
+# ---- broadcast -----------------------------------------------------------------------------------
 
 
 def _broadcast(
@@ -575,7 +575,7 @@ def broadcast_async_(
     return _register(*_broadcast(tensor, True, root_rank, name, 0))
 
 
-# ---- alltoall -------------------------------------------------------------------------------------
+# ---- alltoall ------------------------------------------------------------------------------------
 
 
 def _alltoall(
@@ -653,7 +653,7 @@ def alltoall_async(
     return _register(*_alltoall(tensor, splits, name, 0))
 
 
-# ---- reducescatter --------------------------------------------------------------------------------
+# ---- reducescatter -------------------------------------------------------------------------------
 
 
 def _reducescatter(
@@ -782,7 +782,7 @@ def grouped_reducescatter_async(
     )
 
 
-# ---- barrier --------------------------------------------------------------------------------------
+# ---- barrier -------------------------------------------------------------------------------------
 
 
 def barrier(process_set: ProcessSet = global_process_set) -> None:

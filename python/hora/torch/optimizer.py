@@ -33,7 +33,7 @@ Group = tuple[torch.Tensor, ...]
 class _DistributedOptimizer(torch.optim.Optimizer):
     """Goes in front of the wrapped optimizer's class; shares its state with the wrapped one."""
 
-    # ---- Setting up -------------------------------------------------------------------------------
+    # ---- Setting up ------------------------------------------------------------------------------
 
     def _distribute(
         self,
@@ -168,7 +168,7 @@ class _DistributedOptimizer(torch.optim.Optimizer):
         )
         super().load_state_dict(*args, **kwargs)
 
-    # ---- Reducing ---------------------------------------------------------------------------------
+    # ---- Reducing --------------------------------------------------------------------------------
 
     def _gradient_ready(self, p: torch.Tensor) -> None:
         if self._allreduce_delay[p] <= 0:
