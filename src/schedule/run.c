@@ -272,12 +272,12 @@ static hora_status_t xfer_failed(hora_exec_t *exec, const hora_exec_xfer_t *x,
 static hora_status_t wait_xfer(hora_exec_t *exec, uint32_t number) {
     hora_exec_xfer_t *x = &exec->xfers[number];
     hora_status_t     st;
-    if (__atomic_load_n(&x->xfer.status, __ATOMIC_RELAXED) == HORA_IN_PROGRESS) {
+    if (!hora_xfer_done(&x->xfer)) {
         exec->blocked_xfer = &x->xfer;
         exec->blocked_rank = x->peer;
         return HORA_IN_PROGRESS;
     }
-    st = hora_p2p_test(exec->comm->world, &x->xfer); /* under the lock, so that I see the bytes */
+    st = x->xfer.status;
     return st == HORA_OK ? HORA_OK : xfer_failed(exec, x, st);
 }
 
@@ -364,7 +364,7 @@ hora_status_t hora_run_advance(hora_exec_t *exec) {
 
 bool hora_run_ready(const hora_exec_t *exec) {
     if (exec->blocked_xfer != NULL)
-        return __atomic_load_n(&exec->blocked_xfer->status, __ATOMIC_RELAXED) != HORA_IN_PROGRESS;
+        return hora_xfer_done(exec->blocked_xfer);
     return hora_pads_reached(exec->comm->pads, exec->blocked_rank, exec->blocked_phase);
 }
 

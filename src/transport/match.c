@@ -65,7 +65,7 @@ static void posted_unlink(hora_match_t *match, hora_xfer_t **here) {
 
 static void xfer_finish(hora_xfer_t *xfer, hora_status_t status) {
     xfer->priv = NULL;
-    xfer->status = status;
+    hora_xfer_finish(xfer, status);
 }
 
 static bool fits(const hora_xfer_t *xfer, size_t len) {

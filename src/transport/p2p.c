@@ -56,10 +56,13 @@ void hora_p2p_recv(hora_world_t *world, int peer, hora_xfer_t *xfer) {
     pthread_mutex_unlock(&world->lock);
 }
 
+/* What is moved on here may be what another thread of this process sleeps for. */
 static unsigned progress_all(hora_world_t *world) {
     unsigned events = 0;
     for (int i = 0; i < world->ntransports; i++)
         events += world->transports[i]->ops->progress(world->transports[i]);
+    if (events > 0 && hora_others_sleep(world))
+        hora_bell_wake(world->bell, world->eventfd);
     return events;
 }
 

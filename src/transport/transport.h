@@ -30,6 +30,15 @@ typedef struct hora_xfer {
     void             *priv;   /* transport's */
 } hora_xfer_t;
 
+/* Ends a transfer. Under world->lock; threads that wait may look without it. */
+static inline void hora_xfer_finish(hora_xfer_t *xfer, hora_status_t status) {
+    __atomic_store_n(&xfer->status, status, __ATOMIC_RELEASE);
+}
+/* Has it ended? Without the lock, and without progress. */
+static inline bool hora_xfer_done(const hora_xfer_t *xfer) {
+    return __atomic_load_n(&xfer->status, __ATOMIC_ACQUIRE) != HORA_IN_PROGRESS;
+}
+
 /* Tags: a communicator's channel, then either a collective's number or a user's tag. */
 static inline uint64_t hora_tag_collective(uint32_t channel, uint64_t seq) {
     return ((uint64_t)channel << 32) | 0x80000000u | (uint32_t)(seq & 0x7fffffffu);

@@ -28,7 +28,10 @@
 #define SLICE_NS          50000000
 #define POLL_ONLY_NS      50000   /* nap when a transport cannot wake us */
 
-static _Thread_local int sleep_mode; /* waits left that skip the yields */
+#define LOOK_TURNS        16      /* yields between looks at the transports */
+
+static _Thread_local int      sleep_mode; /* waits left that skip the yields */
+static _Thread_local unsigned announced;  /* this thread's share of its bell's `waiting` */
 
 void hora_waiter_begin(hora_waiter_t *w, hora_comm_t *comm, double timeout, const char *what) {
     memset(w, 0, sizeof(*w));
@@ -50,13 +53,20 @@ static void announce(hora_waiter_t *w) {
     hora_bell_t  *bell = world->bell;
     w->polls = needs_poll(world);
     w->bell = atomic_load(&bell->value);
+    announced += w->polls ? 0x10000u : 1u;
     atomic_fetch_add(&bell->waiting, w->polls ? 0x10000u : 1u);
     w->announced = true;
 }
 
 static void retract(hora_waiter_t *w) {
+    announced -= w->polls ? 0x10000u : 1u;
     atomic_fetch_sub(&w->comm->world->bell->waiting, w->polls ? 0x10000u : 1u);
     w->announced = false;
+}
+
+bool hora_others_sleep(const hora_world_t *world) {
+    unsigned waiting = atomic_load(&world->bell->waiting);
+    return waiting != 0 && waiting != announced;
 }
 
 void hora_waiter_end(hora_waiter_t *w) {
@@ -143,6 +153,9 @@ hora_status_t hora_waiter_slow_turn(hora_waiter_t *w, int awaited) {
         return st;
     if (w->start == 0)
         w->start = w->last = hora_clock_ns();
+    /* Another rank may need a message of mine, of another operation, before it comes here. */
+    if ((w->announced || w->turns % LOOK_TURNS == 0) && hora_p2p_progress(w->comm->world) > 0)
+        return HORA_OK; /* it may have been what the caller waits for */
     if (!w->announced) {
         yield_or_announce(w, w->last);
         return HORA_OK;

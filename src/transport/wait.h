@@ -52,6 +52,9 @@ static inline void hora_cpu_relax(void) {
 }
 #endif
 
+/* Does a thread of this process, other than the caller, sleep on the world's bell? */
+bool hora_others_sleep(const hora_world_t *world);
+
 static inline hora_status_t hora_waiter_turn(hora_waiter_t *w, int awaited) {
     if (__builtin_expect(++w->turns <= w->comm->world->spin_turns, 1)) {
         hora_cpu_relax();

@@ -18,7 +18,7 @@ static mpi_packet_t *abandoned; /* MPI may still touch them: kept for ever */
 
 static void fail_op(mpi_transport_t *self, mpi_op_t *op) {
     if (op->kind == OP_BODY_SEND) {
-        op->xfer->status = self->dead;
+        hora_xfer_finish(op->xfer, self->dead);
     } else if (op->kind == OP_PACKET_SEND || op->kind == OP_PACKET_RECV) {
         op->packet->next = abandoned;
         abandoned = op->packet;
@@ -96,7 +96,7 @@ static void send_part(mpi_transport_t *self, mpi_link_t *link, hora_xfer_t *xfer
     const uint8_t *from = (const uint8_t *)xfer->buf + xfer->moved;
     op.bytes = part_after(self, xfer->moved, xfer->len);
     if (!set_op(self, self->plugin->send(self->group, from, op.bytes, link->mpi_rank, tag), op))
-        xfer->status = self->dead;
+        hora_xfer_finish(xfer, self->dead);
 }
 
 static int next_body_tag(const mpi_transport_t *self, mpi_link_t *link) {
@@ -111,11 +111,11 @@ void hora_mpi_send(hora_link_t *base, hora_xfer_t *xfer) {
     bool             small = xfer->len <= PACKET_BODY;
     xfer->link = base;
     xfer->moved = 0;
-    xfer->status = self->dead;
+    hora_xfer_finish(xfer, self->dead);
     if (self->dead != HORA_OK)
         return;
     if (packet == NULL) {
-        xfer->status = hora_fail(HORA_ERR_NO_MEMORY, "a message to rank %d", base->peer);
+        hora_xfer_finish(xfer, hora_fail(HORA_ERR_NO_MEMORY, "a message to rank %d", base->peer));
         return;
     }
     packet->head = (mpi_head_t){HEAD_MAGIC, HEAD_MESSAGE, xfer->tag, xfer->len, xfer->sig, 0};
@@ -124,10 +124,10 @@ void hora_mpi_send(hora_link_t *base, hora_xfer_t *xfer) {
     else if (xfer->len > 0)
         memcpy(packet->body, xfer->buf, xfer->len);
     if (!send_packet(self, link, packet, small ? xfer->len : 0)) {
-        xfer->status = self->dead;
+        hora_xfer_finish(xfer, self->dead);
     } else if (small) {
         xfer->moved = xfer->len;
-        xfer->status = HORA_OK;
+        hora_xfer_finish(xfer, HORA_OK);
     } else {
         xfer->status = HORA_IN_PROGRESS;
         send_part(self, link, xfer, (int)packet->head.body_tag);
@@ -146,7 +146,7 @@ static void sent_part(mpi_transport_t *self, mpi_op_t op) {
     hora_xfer_t *xfer = op.xfer;
     xfer->moved += op.bytes;
     if (xfer->moved == xfer->len)
-        xfer->status = HORA_OK;
+        hora_xfer_finish(xfer, HORA_OK);
     else
         send_part(self, op.link, xfer, op.tag);
 }
@@ -160,7 +160,7 @@ void hora_mpi_recv(hora_link_t *base, hora_xfer_t *xfer) {
     hora_match_post(&link->match, xfer);
     if (self->dead != HORA_OK && xfer->status == HORA_IN_PROGRESS) {
         hora_match_cancel(&link->match, xfer);
-        xfer->status = self->dead;
+        hora_xfer_finish(xfer, self->dead);
     }
 }
 
@@ -379,5 +379,5 @@ void hora_mpi_cancel(hora_link_t *base, hora_xfer_t *xfer) {
     else if (xfer->status == HORA_IN_PROGRESS)
         hora_match_cancel(&link->match, xfer);
     if (sends && xfer->status == HORA_IN_PROGRESS)
-        xfer->status = HORA_ERR_ABORTED;
+        hora_xfer_finish(xfer, HORA_ERR_ABORTED);
 }

@@ -130,7 +130,7 @@ static void pop_send(shm_link_t *link, hora_status_t status) {
     if (link->sends == NULL)
         link->sends_tail = &link->sends;
     link->head_sent = false;
-    xfer->status = status;
+    hora_xfer_finish(xfer, status);
     if (xfer->priv == link) /* the rest of a cancelled send, in memory of our own */
         free(xfer);
 }
@@ -268,7 +268,7 @@ static bool cancel_send(shm_link_t *link, hora_xfer_t *xfer) {
         *at = next;
         for (link->sends_tail = &link->sends; *link->sends_tail != NULL;)
             link->sends_tail = &(*link->sends_tail)->next;
-        xfer->status = HORA_ERR_ABORTED;
+        hora_xfer_finish(xfer, HORA_ERR_ABORTED);
         return true;
     }
     return false;
@@ -290,7 +290,7 @@ static void shm_disconnect(hora_link_t *base) {
     while (link->sends != NULL)
         pop_send(link, HORA_ERR_SHUT_DOWN);
     if (link->inbound != NULL && link->inbound->xfer != NULL)
-        link->inbound->xfer->status = HORA_ERR_SHUT_DOWN;
+        hora_xfer_finish(link->inbound->xfer, HORA_ERR_SHUT_DOWN);
     hora_match_fail(&link->match, HORA_ERR_SHUT_DOWN);
     hora_match_destroy(&link->match);
     while (*at != link)

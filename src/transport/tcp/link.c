@@ -110,7 +110,7 @@ void hora_tcp_link_fail_sends(hora_tcp_link_t *link, hora_status_t status, const
         }
     while (link->sends != NULL) {
         if (link->sends->xfer != NULL)
-            link->sends->xfer->status = status;
+            hora_xfer_finish(link->sends->xfer, status);
         hora_tcp_send_free(link, link->sends);
     }
     /* Its connections to me may still wait to be accepted. */

@@ -134,7 +134,7 @@ static void frame_written(hora_tcp_link_t *link, hora_tcp_frame_t *frame) {
     if (xfer != NULL) {
         xfer->moved = xfer->len;
         xfer->priv = NULL;
-        xfer->status = HORA_OK;
+        hora_xfer_finish(xfer, HORA_OK);
     }
 }
 
@@ -347,11 +347,11 @@ void hora_tcp_send(hora_link_t *base, hora_xfer_t *xfer) {
     xfer->moved = 0;
     xfer->status = HORA_IN_PROGRESS;
     if (link->send_status != HORA_OK) {
-        xfer->status = hora_fail_again(link->send_status, link->text);
+        hora_xfer_finish(xfer, hora_fail_again(link->send_status, link->text));
         return;
     }
     if (send_new(link, xfer) == NULL) {
-        xfer->status = hora_fail(HORA_ERR_NO_MEMORY, "no memory for a send");
+        hora_xfer_finish(xfer, hora_fail(HORA_ERR_NO_MEMORY, "no memory for a send"));
         return;
     }
     if (link->out_count > 0)
@@ -380,7 +380,7 @@ void hora_tcp_cancel_send(hora_tcp_link_t *link, hora_xfer_t *xfer) {
     hora_tcp_send_t *send = link->sends;
     while (send->xfer != xfer)
         send = send->next;
-    xfer->status = HORA_ERR_ABORTED;
+    hora_xfer_finish(xfer, HORA_ERR_ABORTED);
     send->xfer = NULL;
     if (!send->begun) {
         hora_tcp_send_free(link, send);

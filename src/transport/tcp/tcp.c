@@ -311,7 +311,7 @@ static void tcp_recv(hora_link_t *base, hora_xfer_t *xfer) {
         return;
     if (link->recv_status != HORA_OK) {
         hora_match_cancel(&link->match, xfer);
-        xfer->status = hora_fail_again(link->recv_status, link->text);
+        hora_xfer_finish(xfer, hora_fail_again(link->recv_status, link->text));
     } else if (link->stalled > 0) {
         hora_tcp_resume(link);
     }
