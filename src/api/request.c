@@ -6,6 +6,7 @@
 
 #include "api/check.h"
 #include "transport/p2p.h"
+#include "transport/wait.h"
 
 #include <limits.h>
 #include <stdlib.h>
@@ -42,6 +43,8 @@ static hora_status_t describe(const hora_request_t *request, hora_status_t st) {
     if (st >= 0 || st == HORA_ERR_TIMEOUT)
         return st;
     hora_status_t failure = hora_failure_check(&request->comm->failure);
+    if (failure == HORA_OK && st == HORA_ERR_PEER_FAILED)
+        failure = hora_wait_cause(request->comm, request->peer, request->what);
     if (failure != HORA_OK)
         return failure;
     return hora_fail(st, "%s with rank %d on host %s: %s%s", request->what, request->peer, peer->host,
@@ -50,8 +53,9 @@ static hora_status_t describe(const hora_request_t *request, hora_status_t st) {
 }
 
 static hora_status_t wait_xfer(hora_request_t *request) {
-    return describe(request, hora_p2p_wait(request->comm, &request->xfer, request->timeout,
-                                           request->what));
+    hora_status_t st = hora_p2p_wait(request->comm, &request->xfer, request->timeout,
+                                     request->what);
+    return st == HORA_ERR_PEER_FAILED ? st : describe(request, st); /* else it has its text */
 }
 
 hora_status_t hora_request_test(hora_request_t *request, int *done_p) {

@@ -12,8 +12,7 @@
 
 #include <stdlib.h>
 
-#define CONTROL_TAG   0
-#define CAUSE_SECONDS 0.5
+#define CONTROL_TAG 0
 
 struct hora_outgoing {
     hora_outgoing_t *next;
@@ -213,16 +212,9 @@ hora_status_t hora_control_flush(hora_control_t *control, double timeout) {
 
 /* ---- Receiving ------------------------------------------------------------------------------ */
 
-/* A link may break before this rank hears why: that a third rank died, say, and the peer ended for
- * it. That news is on its way, and is what the user needs to know. */
 static hora_status_t link_failed(hora_control_t *control, int rank, hora_status_t status) {
-    hora_waiter_t w;
-    hora_status_t st;
-    hora_waiter_begin(&w, control->comm, CAUSE_SECONDS, "engine, control message");
-    while ((st = hora_waiter_turn(&w, rank)) == HORA_OK)
-        ;
-    hora_waiter_end(&w);
-    if (st != HORA_ERR_TIMEOUT)
+    hora_status_t st = hora_wait_cause(control->comm, rank, "engine, control message");
+    if (st != HORA_OK)
         return st;
     return hora_fail(status, "engine, control message from rank %d on host %s: %s", rank,
                      hora_comm_peer(control->comm, rank)->host, hora_status_message(status));

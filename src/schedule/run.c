@@ -11,6 +11,7 @@
 #include "transport/p2p.h"
 #include "transport/shm/arena.h"
 #include "transport/shm/pads.h"
+#include "transport/wait.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -256,17 +257,20 @@ static void start_xfer(hora_exec_t *exec, const hora_step_t *step) {
 }
 
 /* Puts a transfer's failure into words. The communicator's own failure, where there is one, says
- * more. */
+ * more; so does the cause of a broken link. */
 static hora_status_t xfer_failed(hora_exec_t *exec, const hora_exec_xfer_t *x,
                                  hora_status_t status) {
     hora_status_t st = hora_failure_check(&exec->comm->failure);
+    if (st == HORA_OK && status == HORA_ERR_PEER_FAILED)
+        st = hora_wait_cause(exec->comm, x->peer, exec->what);
     if (st != HORA_OK)
         return st;
     if (status == HORA_ERR_MISMATCH)
         return hora_coll_mismatch(exec->comm, &exec->coll, x->peer, x->xfer.sig);
     return hora_fail(status, "%s: transfer of %zu bytes with rank %d on host %s, step %zu of %zu: "
                      "%s", exec->what, x->xfer.len, x->peer,
-                     hora_comm_peer(exec->comm, x->peer)->host, exec->pc, exec->plan.nsteps, hora_status_message(status));
+                     hora_comm_peer(exec->comm, x->peer)->host, exec->pc, exec->plan.nsteps,
+                     hora_status_message(status));
 }
 
 static hora_status_t wait_xfer(hora_exec_t *exec, uint32_t number) {

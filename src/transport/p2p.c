@@ -123,6 +123,12 @@ hora_status_t hora_p2p_wait(hora_comm_t *comm, hora_xfer_t *xfer, double timeout
     while (st == HORA_OK && (done = hora_p2p_test(comm->world, xfer)) == HORA_IN_PROGRESS)
         st = hora_waiter_turn(&w, awaited);
     hora_waiter_end(&w);
+    if (st == HORA_OK && done == HORA_ERR_PEER_FAILED && awaited >= 0) {
+        st = hora_wait_cause(comm, awaited, what);
+        return st != HORA_OK ? st
+                             : hora_fail(done, "%s: the link to rank %d on host %s has broken", what,
+                                         awaited, hora_comm_peer(comm, awaited)->host);
+    }
     if (st == HORA_OK)
         return done;
     hora_p2p_cancel(comm->world, xfer);

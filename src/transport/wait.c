@@ -26,6 +26,7 @@
 #define SLOW_YIELD_NS     200000  /* a yield that took so long gave the core to a compute thread */
 #define SLEEP_MODE_WAITS  64      /* waits that then go to sleep at once */
 #define SLICE_NS          50000000
+#define CAUSE_SECONDS     0.5     /* from a broken link to the news of why it broke */
 #define POLL_ONLY_NS      50000   /* nap when a transport cannot wake us */
 
 #define LOOK_TURNS        16      /* yields between looks at the transports */
@@ -168,4 +169,14 @@ hora_status_t hora_waiter_slow_turn(hora_waiter_t *w, int awaited) {
     announce(w);
     w->last = hora_clock_ns();
     return check_time(w, awaited);
+}
+
+hora_status_t hora_wait_cause(hora_comm_t *comm, int rank, const char *what) {
+    hora_waiter_t w;
+    hora_status_t st;
+    hora_waiter_begin(&w, comm, CAUSE_SECONDS, what);
+    while ((st = hora_waiter_turn(&w, rank)) == HORA_OK)
+        ;
+    hora_waiter_end(&w);
+    return st == HORA_ERR_TIMEOUT ? HORA_OK : st;
 }

@@ -39,6 +39,12 @@ void hora_waiter_begin(hora_waiter_t *w, hora_comm_t *comm, double timeout, cons
 hora_status_t hora_waiter_slow_turn(hora_waiter_t *w, int awaited);
 void          hora_waiter_end(hora_waiter_t *w);
 
+/* The link to `rank` of comm has broken, and this rank may not have heard why: that it left, or that
+ * a third rank died and `rank` ended for it. That news is on its way, and is what the user needs to
+ * know; this waits for it, for half a second at most. Returns the error that says it, or HORA_OK when
+ * nothing came. */
+hora_status_t hora_wait_cause(hora_comm_t *comm, int rank, const char *what);
+
 #if defined(__x86_64__) || defined(__i386__)
 static inline void hora_cpu_relax(void) {
     __builtin_ia32_pause();
