@@ -46,6 +46,9 @@ def has_build_tools(path: str) -> bool:
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built without network where the tools are installed, otherwise as pip does it."""
+    made = os.environ.get("HORA_TEST_WHEEL")  # tools/test has built one already
+    if made:
+        return Path(made)
     folder = tmp_path_factory.mktemp("wheel")
     tools = [str(Path(sys.prefix) / "bin"), str(Path(sys.base_prefix) / "bin")]
     path = os.pathsep.join([*tools, os.environ["PATH"]])
