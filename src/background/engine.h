@@ -83,7 +83,7 @@ typedef struct hora_works {
 typedef enum hora_thread_state {
     HORA_THREAD_NONE,     /* one rank: there is no thread */
     HORA_THREAD_ASLEEP,
-    HORA_THREAD_LINGERING, /* will look again within HORA_LINGER_NS */
+    HORA_THREAD_LINGERING, /* will look again soon (linger_locked) */
     HORA_THREAD_DRIVING
 } hora_thread_state_t;
 
@@ -99,6 +99,7 @@ struct hora_engine {
     hora_names_t    records;
     hora_works_t    queue;   /* enqueued, not yet seen by the driver */
     atomic_size_t   nqueued; /* written under lock */
+    size_t          enqueued; /* tasks ever */
     atomic_size_t   pending; /* tasks enqueued and not ended; written under lock */
     bool            driven;
     hora_sleeper_t *sleepers;
@@ -136,7 +137,8 @@ struct hora_engine {
     int64_t            *rows;   /* [size] */
 };
 
-#define HORA_LINGER_NS 100000
+#define HORA_LINGER_NS 100000 /* after the first task that the background thread sees */
+#define HORA_LINGERS   10     /* and again as long as tasks come, so often at most: 1 ms */
 
 /* work.c: tasks, records and handles. Those that end in _locked need `lock`. */
 hora_record_t *hora_record_find_locked(const hora_engine_t *engine, const char *name, size_t len);

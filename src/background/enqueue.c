@@ -110,6 +110,7 @@ static void queue_locked(hora_engine_t *engine, hora_handle_t *handle) {
         handle->works[i].queued = true;
         hora_works_append(&engine->queue, &handle->works[i]);
     }
+    engine->enqueued += n;
     atomic_fetch_add_explicit(&engine->pending, n, memory_order_relaxed);
     atomic_fetch_add_explicit(&engine->nqueued, n, memory_order_release);
     for (size_t i = 0; i < n; i++)

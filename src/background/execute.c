@@ -14,6 +14,11 @@
 
 #define OUTPUT_ALIGNMENT 64
 
+/* Bytes packed at a time, and bytes from which a tensor is not packed at all. */
+#define PACK_SHARED  ((size_t)1 << 20)
+#define ALONE_SHARED ((size_t)256 << 10)
+#define ALONE_LINKS  ((size_t)8 << 20)
+
 hora_status_t hora_batch_add(hora_engine_t *engine, hora_work_t *work) {
     if (engine->nbatch == engine->batch_room) {
         size_t        room = engine->batch_room ? 2 * engine->batch_room : 64;
@@ -60,36 +65,67 @@ static size_t elem_size(const hora_work_t *work) {
 
 /* ---- Allreduce, broadcast ------------------------------------------------------------------- */
 
-static hora_status_t fuse(hora_engine_t *engine) {
-    hora_work_t  *first = engine->batch[0];
-    hora_coll_t   coll = describe(engine, first, HORA_COLL_ALLREDUCE);
-    size_t        size = elem_size(first), bytes = 0;
+static hora_status_t allreduce(hora_engine_t *engine, hora_work_t *work) {
+    hora_coll_t coll = describe(engine, work, HORA_COLL_ALLREDUCE);
+    return run(engine, &coll);
+}
+
+static size_t bytes_of(const hora_work_t *work) {
+    return work->count * elem_size(work);
+}
+
+/* Packs tasks [from, to) of the batch, `bytes` in all, into the fusion buffer; reduces; unpacks. */
+static hora_status_t fuse(hora_engine_t *engine, size_t from, size_t to, size_t bytes) {
+    hora_coll_t   coll = describe(engine, engine->batch[from], HORA_COLL_ALLREDUCE);
     hora_status_t st;
-    coll.count = 0;
-    for (size_t i = 0; i < engine->nbatch; i++) {
+    for (size_t i = from; i < to; i++) {
+        const hora_work_t *work = engine->batch[i];
+        engine->pieces[i - from] = (hora_piece_t){work->in, work->out, bytes_of(work)};
+    }
+    st = hora_fusion_reserve(&engine->fusion, bytes, engine->fusion_threshold);
+    if (st != HORA_OK)
+        return st;
+    hora_fusion_pack(&engine->fusion, engine->pieces, to - from);
+    coll.count = bytes / elem_size(engine->batch[from]);
+    coll.in = coll.out = engine->fusion.data;
+    st = run(engine, &coll);
+    if (st == HORA_OK)
+        hora_fusion_unpack(&engine->fusion, engine->pieces, to - from);
+    return st;
+}
+
+static hora_status_t check_batch(const hora_engine_t *engine) {
+    const hora_work_t *first = engine->batch[0];
+    for (size_t i = 1; i < engine->nbatch; i++) {
         const hora_work_t *work = engine->batch[i];
         if (!hora_signature_fuses(&first->sig, &work->sig))
             return hora_fail(HORA_ERR_PROTOCOL, "rank 0 on host %s fused %s with %s, which differ",
                              hora_comm_peer(engine->comm, 0)->host, first->record->name.text,
                              work->record->name.text);
-        engine->pieces[i] = (hora_piece_t){work->in, work->out, work->count * size};
-        coll.count += work->count;
-        bytes += work->count * size;
     }
-    st = hora_fusion_reserve(&engine->fusion, bytes, engine->fusion_threshold);
-    if (st != HORA_OK)
-        return st;
-    hora_fusion_pack(&engine->fusion, engine->pieces, engine->nbatch);
-    coll.in = coll.out = engine->fusion.data;
-    st = run(engine, &coll);
-    if (st == HORA_OK)
-        hora_fusion_unpack(&engine->fusion, engine->pieces, engine->nbatch);
-    return st;
+    return HORA_OK;
 }
 
-static hora_status_t allreduce(hora_engine_t *engine, hora_work_t *work) {
-    hora_coll_t coll = describe(engine, work, HORA_COLL_ALLREDUCE);
-    return run(engine, &coll);
+/* A batch is what may be packed together; how much of it is packed at a time is a matter of caches,
+ * the same on every rank. Over shared memory a pack that stays in the cache costs little more than
+ * the reduction itself, and a large tensor goes best from where it lies. */
+static hora_status_t fuse_batch(hora_engine_t *engine) {
+    size_t        pack = engine->comm->pads != NULL ? PACK_SHARED : engine->fusion_threshold;
+    size_t        alone = engine->comm->pads != NULL ? ALONE_SHARED : ALONE_LINKS;
+    hora_status_t st = check_batch(engine);
+    for (size_t i = 0, to; st == HORA_OK && i < engine->nbatch; i = to) {
+        size_t bytes = bytes_of(engine->batch[i]);
+        to = i + 1;
+        if (bytes >= alone) {
+            st = allreduce(engine, engine->batch[i]);
+            continue;
+        }
+        while (to < engine->nbatch && bytes_of(engine->batch[to]) < alone &&
+               bytes_of(engine->batch[to]) <= pack - bytes)
+            bytes += bytes_of(engine->batch[to++]);
+        st = fuse(engine, i, to, bytes);
+    }
+    return st;
 }
 
 static hora_status_t broadcast(hora_engine_t *engine, hora_work_t *work) {
@@ -249,7 +285,8 @@ static hora_status_t execute_one(hora_engine_t *engine, hora_work_t *work) {
 }
 
 hora_status_t hora_batch_execute(hora_engine_t *engine) {
-    hora_status_t st = engine->nbatch == 1 ? execute_one(engine, engine->batch[0]) : fuse(engine);
+    hora_status_t st = engine->nbatch == 1 ? execute_one(engine, engine->batch[0])
+                                          : fuse_batch(engine);
     if (st != HORA_OK)
         return st;
     pthread_mutex_lock(&engine->lock);

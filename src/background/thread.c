@@ -15,7 +15,7 @@ static bool has_work_locked(const hora_engine_t *engine) {
     return atomic_load(&engine->pending) > 0 || atomic_load(&engine->poked);
 }
 
-static void linger_locked(hora_engine_t *engine) {
+static void nap_locked(hora_engine_t *engine) {
     struct timespec until;
     clock_gettime(CLOCK_MONOTONIC, &until);
     until.tv_nsec += HORA_LINGER_NS;
@@ -23,10 +23,21 @@ static void linger_locked(hora_engine_t *engine) {
         until.tv_nsec -= 1000000000;
         until.tv_sec++;
     }
-    engine->thread_state = HORA_THREAD_LINGERING;
     while (!atomic_load(&engine->closing) &&
            pthread_cond_timedwait(&engine->thread_wake, &engine->lock, &until) != ETIMEDOUT)
         ;
+}
+
+/* While tensors go on coming, a later start makes fewer and larger batches, and leaves the core to
+ * the thread that makes the tensors. */
+static void linger_locked(hora_engine_t *engine) {
+    size_t seen;
+    int    naps = 0;
+    engine->thread_state = HORA_THREAD_LINGERING;
+    do {
+        seen = engine->enqueued;
+        nap_locked(engine);
+    } while (engine->enqueued != seen && ++naps < HORA_LINGERS && has_work_locked(engine));
 }
 
 static void drive_locked(hora_engine_t *engine) {
@@ -42,6 +53,7 @@ static void drive_locked(hora_engine_t *engine) {
 static void *thread_main(void *arg) {
     hora_engine_t *engine = arg;
     pthread_setname_np(pthread_self(), "hora-engine");
+    hora_wait_patiently();
     pthread_mutex_lock(&engine->lock);
     while (!atomic_load(&engine->closing)) {
         if (!has_work_locked(engine)) {

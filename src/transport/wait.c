@@ -29,9 +29,11 @@
 #define CAUSE_SECONDS     0.5     /* from a broken link to the news of why it broke */
 #define POLL_ONLY_NS      50000   /* nap when a transport cannot wake us */
 
+#define PATIENT_SPINS     32      /* pauses of a thread that must leave its core to others */
 #define LOOK_TURNS        16      /* yields between looks at the transports */
 
 static _Thread_local int      sleep_mode; /* waits left that skip the yields */
+static _Thread_local bool     patient;    /* spins hardly and never yields */
 static _Thread_local unsigned announced;  /* this thread's share of its bell's `waiting` */
 
 void hora_waiter_begin(hora_waiter_t *w, hora_comm_t *comm, double timeout, const char *what) {
@@ -39,6 +41,12 @@ void hora_waiter_begin(hora_waiter_t *w, hora_comm_t *comm, double timeout, cons
     w->comm = comm;
     w->what = what;
     w->timeout = timeout > 0 ? timeout : comm->timeout;
+    if (patient && comm->world->spin_turns > PATIENT_SPINS)
+        w->turns = comm->world->spin_turns - PATIENT_SPINS;
+}
+
+void hora_wait_patiently(void) {
+    patient = true;
 }
 
 /* The futex is quicker, but only the bell wakes it. */
@@ -133,7 +141,7 @@ static hora_status_t check_time(hora_waiter_t *w, int awaited) {
 
 static void yield_or_announce(hora_waiter_t *w, uint64_t now) {
     int yields = w->turns - w->comm->world->spin_turns;
-    if (sleep_mode > 0 || yields > YIELDS_MAX) {
+    if (patient || sleep_mode > 0 || yields > YIELDS_MAX) {
         if (sleep_mode > 0)
             sleep_mode--;
         announce(w);

@@ -58,6 +58,8 @@ static inline void hora_cpu_relax(void) {
 }
 #endif
 
+/* From now on this thread goes to sleep soon when it waits: it works beside threads that compute. */
+void hora_wait_patiently(void);
 /* Does a thread of this process, other than the caller, sleep on the world's bell? */
 bool hora_others_sleep(const hora_world_t *world);
 
