@@ -213,7 +213,8 @@ typedef struct hora_blocks {
 
 /*
  * All ranks of comm make the same calls in the same order. options may be NULL (block, no
- * scaling). in == out is in place; otherwise in and out must not overlap. A count of 0 is allowed
+ * scaling); as with MPI, a call that blocks does not meet one that was started (request_p) on another
+ * rank. in == out is in place; otherwise in and out must not overlap. A count of 0 is allowed
  * everywhere (the pointers may then be NULL). Every rank receives the same bits.
  */
 

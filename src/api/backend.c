@@ -41,6 +41,7 @@ static const row_t rows[] = {
     {"tcp", "transport", probe_transport, &hora_transport_tcp},
     {"mpi", "transport", probe_transport, &hora_transport_mpi},
     {"verbs", "transport", probe_library, "libibverbs.so.1"},
+    {"mpi", "offload", probe_transport, &hora_transport_mpi},
     {"nccl", "offload", probe_library, "libnccl.so.2"},
     {"cpu", "kernels", probe_kernels, NULL},
     {"cuda", "device", probe_library, "libcuda.so.1"},

@@ -22,16 +22,6 @@ typedef struct ballot {
     int32_t color, key;
 } ballot_t;
 
-static void link_comm(hora_comm_t *comm) {
-    pthread_mutex_lock(&comm->world->comms_lock);
-    comm->next = comm->world->comms;
-    comm->world->comms = comm;
-    if (atomic_load(&comm->world->failure.raised) != 0)
-        hora_failure_raise(&comm->failure, atomic_load(&comm->world->failure.raised),
-                           comm->world->failure.rank, comm->world->failure.text);
-    pthread_mutex_unlock(&comm->world->comms_lock);
-}
-
 /* True when it was the last one. */
 static bool unlink_comm(hora_comm_t *comm) {
     pthread_mutex_lock(&comm->world->comms_lock);
@@ -146,7 +136,7 @@ hora_status_t hora_comm_create(const hora_comm_options_t *options, hora_comm_t *
         comm->timeout = own.timeout;
     for (int i = 0; i < comm->size; i++)
         comm->world_ranks[i] = i;
-    link_comm(comm);
+    hora_world_add_comm(comm->world, comm);
     st = comm_open(comm);
     if (st != HORA_OK)
         goto err_unlink;
@@ -234,7 +224,7 @@ static hora_status_t split(hora_comm_t *parent, const ballot_t *ballots, hora_co
     comm->channel = channel;
     comm->timeout = parent->timeout;
     choose_members(parent, ballots, comm);
-    link_comm(comm);
+    hora_world_add_comm(comm->world, comm);
     st = comm_open(comm);
     if (st != HORA_OK) {
         unlink_comm(comm);

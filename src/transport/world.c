@@ -12,6 +12,7 @@
 
 #include <errno.h>
 #include <linux/futex.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <sys/eventfd.h>
 #include <sys/syscall.h>
@@ -90,13 +91,41 @@ void hora_bell_wake(hora_bell_t *bell, int eventfd) {
     }
 }
 
+/* Another member was quicker and its communicator has failed already. */
+static void keep_early_locked(hora_world_t *world, uint32_t channel, hora_status_t status, int rank,
+                              const char *text) {
+    unsigned i = world->nearly++ % HORA_EARLY_MAX;
+    world->early[i].channel = channel;
+    world->early[i].status = status;
+    world->early[i].rank = rank;
+    snprintf(world->early[i].text, sizeof(world->early[i].text), "%s", text);
+}
+
+void hora_world_add_comm(hora_world_t *world, struct hora_comm *comm) {
+    pthread_mutex_lock(&world->comms_lock);
+    comm->next = world->comms;
+    world->comms = comm;
+    if (atomic_load(&world->failure.raised) != 0)
+        hora_failure_raise(&comm->failure, atomic_load(&world->failure.raised), world->failure.rank,
+                           world->failure.text);
+    for (int i = 0; i < HORA_EARLY_MAX; i++)
+        if (world->early[i].channel == comm->channel)
+            hora_failure_raise(&comm->failure, world->early[i].status, world->early[i].rank,
+                               world->early[i].text);
+    pthread_mutex_unlock(&world->comms_lock);
+}
+
 static bool raise_on_comms(hora_world_t *world, uint32_t channel, hora_status_t status, int rank,
                            const char *text) {
-    bool first = false;
+    bool first = false, found = channel == HORA_CHANNEL_ALL;
     pthread_mutex_lock(&world->comms_lock);
     for (struct hora_comm *comm = world->comms; comm != NULL; comm = comm->next)
-        if (channel == HORA_CHANNEL_ALL || comm->channel == channel)
+        if (channel == HORA_CHANNEL_ALL || comm->channel == channel) {
             first |= hora_failure_raise(&comm->failure, status, rank, text);
+            found = true;
+        }
+    if (!found)
+        keep_early_locked(world, channel, status, rank, text);
     pthread_mutex_unlock(&world->comms_lock);
     return first;
 }

@@ -19,6 +19,7 @@
 
 #define HORA_HOST_MAX       64
 #define HORA_TRANSPORTS_MAX 4
+#define HORA_EARLY_MAX      8
 #define HORA_CHANNEL_ALL    0u /* a failure of the whole job */
 #define HORA_CHANNEL_WORLD  1u /* the communicator of all ranks; splits have channels >= 2^31 */
 
@@ -66,6 +67,13 @@ struct hora_world {
     pthread_mutex_t   retired_lock;
     struct hora_retired *retired; /* blocks of freed communicators (shm/retire.c); under its lock */
     hora_failure_t    failure;    /* of the whole job */
+    struct {
+        uint32_t      channel; /* 0: unused */
+        hora_status_t status;
+        int           rank;
+        char          text[HORA_FAILURE_TEXT_MAX];
+    } early[HORA_EARLY_MAX];   /* failures of communicators not made here yet; under comms_lock */
+    unsigned          nearly;
     void             *bootstrap;  /* the bootstrap's own */
     /* Tells the other ranks of a failure that was found here; set by the bootstrap. Any thread. */
     void (*announce)(hora_world_t *world, uint32_t channel, hora_status_t status, int rank,
@@ -91,6 +99,8 @@ void hora_world_raise(hora_world_t *world, uint32_t channel, hora_status_t statu
 /* The same, and tells the other ranks, unless it had been raised before. */
 void hora_world_fail(hora_world_t *world, uint32_t channel, hora_status_t status, int rank,
                      const char *text);
+/* Adds a communicator to world->comms; it fails at once if the job, or its channel, has failed. */
+void hora_world_add_comm(hora_world_t *world, struct hora_comm *comm);
 /* Marks a rank as having left in order and wakes sleeping threads, who check whom they wait for. */
 void hora_world_set_gone(hora_world_t *world, int rank);
 

@@ -17,7 +17,7 @@
 hora_status_t hora_arena_create(hora_world_t *world, int local, int local_size, size_t bytes,
                                 hora_arena_t **arena_p, int *fd_p);
 /* Maps the arena of local rank `local` from its memfd (consumed: closed even on error), after
- * checking its size and head. Sets the bell of that peer. */
+ * checking its size and head. */
 hora_status_t hora_arena_map(hora_arena_t *arena, int local, int fd);
 /* Unmaps everything; NULL is allowed. */
 void hora_arena_destroy(hora_arena_t *arena);
