@@ -10,7 +10,7 @@
 #include <stdio.h>
 #include <unistd.h>
 
-#define SPIN_NS_DEFAULT 20000 /* with a core per rank: longer than most small collectives take */
+#define SPIN_NS_DEFAULT 50000 /* with a core per rank: longer than a sleeping rank takes to wake */
 #define SPINS_SHARED    20    /* pauses before the first yield when ranks share cores */
 
 static int quota_from(const char *path, const char *format, long *quota_p, long *period_p) {

@@ -2,7 +2,9 @@
  * Waiting (wait.h). Runs on the waiting thread. Three stages, each only when the one before did not
  * help: spin (in wait.h; only with a core per rank), yield, sleep. A rank that shares its core with
  * compute threads loses a whole time slice (milliseconds) in a yield, because only a wake-up
- * pre-empts; so a yield that took too long sends this thread to sleep for its next waits.
+ * pre-empts; so a yield that took too long sends this thread to sleep for its next waits. Spins and
+ * yields together last longer than it takes a sleeping rank to wake: else one late rank would make
+ * the others sleep, and be late, in turn.
  *
  * A sleep is cut into slices: at each slice's end the deadline is looked at. Everything else that ends
  * a wait rings the bell.
@@ -22,9 +24,9 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#define YIELDS_MAX        64      /* yields before a sleep when ranks share cores */
+#define YIELD_NS          200000  /* how long a wait yields before it sleeps */
 #define SLOW_YIELD_NS     200000  /* a yield that took so long gave the core to a compute thread */
-#define SLEEP_MODE_WAITS  64      /* waits that then go to sleep at once */
+#define SLEEP_MODE_WAITS  16      /* waits that then go to sleep at once */
 #define SLICE_NS          50000000
 #define CAUSE_SECONDS     0.5     /* from a broken link to the news of why it broke */
 #define POLL_ONLY_NS      50000   /* nap when a transport cannot wake us */
@@ -140,8 +142,7 @@ static hora_status_t check_time(hora_waiter_t *w, int awaited) {
 }
 
 static void yield_or_announce(hora_waiter_t *w, uint64_t now) {
-    int yields = w->turns - w->comm->world->spin_turns;
-    if (patient || sleep_mode > 0 || yields > YIELDS_MAX) {
+    if (patient || sleep_mode > 0 || now - w->start > YIELD_NS) {
         if (sleep_mode > 0)
             sleep_mode--;
         announce(w);
