@@ -126,8 +126,9 @@ static void be_victim(work_t *w, const fault_case_t *c, hora_comm_t *comm) {
 /* ---- The survivors --------------------------------------------------------------------------- */
 
 static void check_text(const char *host, int victim) {
-    char who[128];
-    snprintf(who, sizeof(who), "rank %d on host %s", victim, host);
+    char who[128] = " on host ";
+    if (victim >= 0)
+        snprintf(who, sizeof(who), "rank %d on host %s", victim, host);
     harness_check(strstr(hora_last_error(), who) != NULL, "\"%s\" has no \"%s\"",
                   hora_last_error(), who);
 }
@@ -187,7 +188,7 @@ static void survive(work_t *w, const fault_case_t *c, hora_comm_t *comm) {
         check_fault(st, "making the engine");
     }
     fault_check_text(comm, c->victim);
-    if (c->how != FAULT_LEAVE || !c->phase->engine) /* the engine's communicator is another one */
+    if (c->how != FAULT_LEAVE || c->phase->kind != COLL_SENDRECV) /* messages are between two */
         fault_check_failed(w->comm, c->victim, HORA_ERR_PEER_FAILED);
     double begin = harness_now();
     work_end(w);

@@ -56,7 +56,7 @@ double fault_random(void);
 
 /* Takes note of the moment, and goes. LEAVE does not return either: it ends the process well. */
 void fault_die(hora_comm_t *comm, fault_how_t how) __attribute__((noreturn));
-/* Checks that hora_last_error() names rank `victim` and its host. */
+/* Checks that hora_last_error() names rank `victim` and its host; -1: some rank. */
 void fault_check_text(hora_comm_t *comm, int victim);
 /* Checks that comm is of no use any more, says so at once, always with the same words. */
 void fault_check_failed(hora_comm_t *comm, int victim, hora_status_t status);

@@ -53,9 +53,7 @@ static void sweep(void **state) {
     int                      complaints = 0, turn = 0;
     (void)state;
     for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
-        const phase_t *phase = work_phases;
-        while (strcmp(phase->name, names[i]) != 0)
-            phase++;
+        const phase_t *phase = work_find(names[i]);
         for (int call = 0; call < SWEEP; call++, turn++) {
             fault_case_t c = {.transport = transport, .nranks = nranks, .victim = turn % nranks,
                               .phase = phase, .call = call, .how = FAULT_KILL};

@@ -35,11 +35,15 @@ static void put_memory(work_t *w, void *p) {
         free(p);
 }
 
+static int buffers(const work_t *w) {
+    return w->phase->flight > 0 ? w->phase->flight : 1;
+}
+
 hora_status_t work_begin(work_t *w, const phase_t *phase, hora_comm_t *comm) {
     memset(w, 0, sizeof(*w));
     w->phase = phase;
     w->comm = comm;
-    for (int i = 0; i < WORK_FLIGHT; i++) {
+    for (int i = 0; i < buffers(w); i++) {
         coll_t *c = &w->colls[i];
         coll_init(c, phase->kind, HORA_FLOAT32, HORA_SUM, phase->count);
         place(w, i);
@@ -51,7 +55,7 @@ hora_status_t work_begin(work_t *w, const phase_t *phase, hora_comm_t *comm) {
 
 void work_end(work_t *w) {
     harness_ok(hora_engine_free(w->engine));
-    for (int i = 0; i < WORK_FLIGHT; i++) {
+    for (int i = 0; i < buffers(w); i++) {
         put_memory(w, w->colls[i].in_memory);
         put_memory(w, w->colls[i].out_memory);
         coll_destroy(&w->colls[i]);
@@ -99,12 +103,12 @@ static hora_status_t step_requests(work_t *w) {
     hora_request_t     *requests[WORK_FLIGHT] = {NULL};
     hora_call_options_t options = HORA_CALL_OPTIONS_INIT;
     hora_status_t       st = HORA_OK;
-    for (int i = 0; i < WORK_FLIGHT && st == HORA_OK; i++) {
+    for (int i = 0; i < buffers(w) && st == HORA_OK; i++) {
         write_input(w, i);
         options.request_p = &requests[i];
         st = coll_call(&w->colls[i], w->comm, &options);
     }
-    for (int i = 0, done = 0; i < WORK_FLIGHT && requests[i] != NULL; i++) {
+    for (int i = 0, done = 0; i < buffers(w) && requests[i] != NULL; i++) {
         while (i % 2 && !done) /* every other one is polled for */
             (void)hora_request_test(requests[i], &done);
         hora_status_t one = hora_request_wait(requests[i]);
@@ -164,11 +168,11 @@ static hora_status_t step_engine_sync(work_t *w) {
 static hora_status_t step_engine(work_t *w) {
     hora_handle_t *handles[WORK_FLIGHT] = {NULL};
     hora_status_t  st = HORA_OK;
-    for (int n = 0; n < WORK_FLIGHT && st == HORA_OK; n++) {
-        int i = (n + hora_comm_rank(w->comm)) % WORK_FLIGHT;
+    for (int n = 0; n < buffers(w) && st == HORA_OK; n++) {
+        int i = (n + hora_comm_rank(w->comm)) % buffers(w);
         st = enqueue(w, i, 0, &handles[i]);
     }
-    for (int i = 0; i < WORK_FLIGHT; i++) {
+    for (int i = 0; i < buffers(w); i++) {
         if (handles[i] == NULL)
             continue;
         hora_status_t one = hora_handle_wait(handles[i]);
@@ -209,10 +213,20 @@ const phase_t work_phases[] = {
     {"gather", step_coll, COLL_GATHER, KB(64), .duration = 0.01},
     {"scatter", step_coll, COLL_SCATTER, KB(64), .duration = 0.01},
     {"sendrecv", step_coll, COLL_SENDRECV, MB(1), .duration = 0.005},
-    {"requests", step_requests, COLL_ALLREDUCE, KB(64), .duration = 0.01},
-    {"requests, allgather", step_requests, COLL_ALLGATHER, KB(16), .duration = 0.01},
+    {"requests", step_requests, COLL_ALLREDUCE, KB(64), .flight = 4, .duration = 0.01},
+    {"requests, allgather", step_requests, COLL_ALLGATHER, KB(16), .flight = 4,
+     .duration = 0.01},
     {"split", step_split, COLL_ALLREDUCE, KB(4), .duration = 0.005},
     {"engine, waiting", step_engine_sync, COLL_ALLREDUCE, KB(4), .engine = true, .duration = 0.004},
-    {"engine", step_engine, COLL_ALLREDUCE, KB(256), .engine = true, .duration = 0.02},
+    {"engine", step_engine, COLL_ALLREDUCE, KB(256), .engine = true, .flight = 4,
+     .duration = 0.02},
     {NULL},
 };
+
+const phase_t *work_find(const char *name) {
+    const phase_t *phase = work_phases;
+    while (phase->name != NULL && strcmp(phase->name, name) != 0)
+        phase++;
+    harness_check(phase->name != NULL, "no phase \"%s\"", name);
+    return phase;
+}

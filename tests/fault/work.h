@@ -6,7 +6,7 @@
 
 #include <coll.h>
 
-#define WORK_FLIGHT 4 /* requests or tensors at once */
+#define WORK_FLIGHT 4
 
 typedef struct work work_t;
 
@@ -18,6 +18,7 @@ typedef struct phase {
     size_t      count; /* floats, per rank or block */
     bool        arena; /* buffers from hora_alloc */
     bool        engine;
+    int         flight; /* requests or tensors at once, up to WORK_FLIGHT; 0: one blocking call */
     const char *algo;     /* HORA_ALGO; NULL: as it comes */
     double      duration; /* about, of a few steps, in seconds */
 } phase_t;
@@ -31,6 +32,7 @@ struct work {
 };
 
 extern const phase_t work_phases[]; /* ends with a NULL name */
+const phase_t *work_find(const char *name);
 
 /* Buffers and engine for the phase. An error is that of the engine's making; work_end stays due. */
 hora_status_t work_begin(work_t *w, const phase_t *phase, hora_comm_t *comm);
