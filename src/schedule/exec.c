@@ -146,7 +146,7 @@ static hora_status_t enqueue(hora_comm_t *comm, const hora_coll_t *coll, hora_ex
     exec->state = HORA_EXEC_QUEUED;
     exec->status = HORA_IN_PROGRESS;
     exec->blocked_since = 0;
-    exec->blocked_gone = false;
+    exec->blocked_gone = 0;
     exec->next = NULL;
     if (comm->last != NULL)
         comm->last->next = exec;
@@ -244,14 +244,7 @@ static hora_status_t check_stuck(hora_exec_t *exec) {
                          "(HORA_TIMEOUT)", exec->what,
                          hora_clock_seconds(now - exec->blocked_since), exec->blocked_rank,
                          peer->host);
-    if (!atomic_load(&peer->gone))
-        return HORA_OK;
-    if (!exec->blocked_gone) { /* what it sent before it left may have arrived since */
-        exec->blocked_gone = true;
-        return HORA_OK;
-    }
-    return hora_fail(HORA_ERR_PEER_FAILED, "%s: rank %d on host %s has left the job, but this rank "
-                     "still waits for it", exec->what, exec->blocked_rank, peer->host);
+    return hora_wait_check_gone(comm, exec->blocked_rank, &exec->blocked_gone, exec->what);
 }
 
 /* One look at the head of the queue, without blocking. */
@@ -263,7 +256,7 @@ static hora_status_t nudge(hora_exec_t *head) {
         return st;
     if (head->pc != pc || head->next_rank != next_rank) {
         head->blocked_since = 0;
-        head->blocked_gone = false;
+        head->blocked_gone = 0;
     }
     st = hora_run_check_crossing(head);
     if (st == HORA_OK)

@@ -71,7 +71,7 @@ struct hora_exec {
     uint64_t           blocked_phase; /* this phase of blocked_rank */
     int                blocked_rank;
     uint64_t           blocked_since; /* ns; 0: not; only hora_exec_progress looks at it */
-    bool               blocked_gone;  /* that rank was seen gone once */
+    uint64_t           blocked_gone;  /* ns: when that rank was first seen to have left, or 0 */
 };
 
 /* ---- stage.c: the one place where input is prepared and output finished beside the plan ---- */

@@ -30,7 +30,7 @@ typedef struct hora_waiter {
     unsigned     bell;      /* value seen when announced */
     uint64_t     start, last; /* ns; 0: not read yet */
     bool         warned;      /* the stall warning was written */
-    bool         rechecked;   /* the awaited rank was seen gone once; the next time is an error */
+    uint64_t     gone;        /* ns: when the awaited rank was first seen to have left; 0: it has not */
 } hora_waiter_t;
 
 void hora_waiter_begin(hora_waiter_t *w, hora_comm_t *comm, double timeout, const char *what);
@@ -60,6 +60,11 @@ static inline void hora_cpu_relax(void) {
 
 /* From now on this thread goes to sleep soon when it waits: it works beside threads that compute. */
 void hora_wait_patiently(void);
+/* A rank that is waited for: HORA_OK, or HORA_ERR_PEER_FAILED once it has left the job and what it sent
+ * before must have arrived. *since_p: 0 at first. To be called again and again, the condition being
+ * checked in between. */
+hora_status_t hora_wait_check_gone(const hora_comm_t *comm, int rank, uint64_t *since_p,
+                                   const char *what);
 /* Does a thread of this process, other than the caller, sleep on the world's bell? */
 bool hora_others_sleep(const hora_world_t *world);
 
