@@ -296,3 +296,55 @@ def test_dead_rank_is_named_by_the_others() -> None:
     assert "rank 1 of 3" in done.stderr
     assert "[0]<stderr>:" in done.stderr and "rank 1 on host" in done.stderr
     assert time.monotonic() - begin < 15
+
+
+def traces_of(rendezvous: str) -> list[str]:
+    """What is left of a job outside of its processes."""
+    sockets = Path("/proc/net/unix").read_text().splitlines()
+    return [line for line in sockets if rendezvous.partition(":")[2] in line] + [
+        str(path) for path in Path("/dev/shm").glob("*hora*")]
+
+
+@pytest.mark.parametrize("how", ["ctrl-c", "launcher killed"])
+def test_end_in_the_midst_of_collectives_leaves_nothing(how: str) -> None:
+    program = (
+        "import os\n"
+        "from hora import _core\n"
+        "_core.init(-1, -1, None, None, 0.0, 0.0, 0)\n"
+        "comm = _core.Communicator()\n"
+        "comm.barrier()\n"
+        "if _core.rank() == 0: print(os.environ['HORA_RENDEZVOUS'], flush=True)\n"
+        "while True: comm.barrier()\n")
+    mark = f"hora-test-{os.getpid()}-{how[:4]}"
+    process = subprocess.Popen([*HORA, "run", "-np", "3", sys.executable, "-c", program],
+                               env=clean_env(TEST_MARK=mark), stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, start_new_session=True)
+    assert process.stdout is not None
+    rendezvous = process.stdout.readline().decode().strip().removeprefix("[0]<stdout>:")
+    assert rendezvous.startswith("unix:hora-") and traces_of(rendezvous) != []
+    if how == "ctrl-c":
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all in the foreground
+    else:
+        process.kill()
+    process.communicate(timeout=30)
+    if how == "ctrl-c":
+        assert process.returncode == 128 + signal.SIGINT
+        assert processes_with(mark) == []
+    assert wait_until(lambda: processes_with(mark) == [] and traces_of(rendezvous) == [])
+
+
+def test_exception_is_named_by_the_others() -> None:
+    pytest.importorskip("torch")
+    program = (
+        "import torch, hora.torch as hvd\n"
+        "hvd.init()\n"
+        "hvd.allreduce(torch.ones(3), name='first')\n"
+        "if hvd.rank() == 1: raise ArithmeticError('the loss is not a number')\n"
+        "hvd.allreduce(torch.ones(3), name='second')\n")
+    done = hora_run("-np", "3", "--grace", "20", sys.executable, "-c", program, timeout=120)
+    assert done.returncode == 1
+    lines = done.stderr.splitlines()
+    assert any(line.startswith("[1]<stderr>:ArithmeticError") for line in lines), done.stderr
+    for rank in (0, 2):
+        own = "\n".join(line for line in lines if line.startswith(f"[{rank}]<stderr>:"))
+        assert "rank 1 on host" in own and "the loss is not a number" in own, done.stderr
