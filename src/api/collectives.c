@@ -251,6 +251,10 @@ static hora_status_t alltoall(call_t *call, const hora_blocks_t *in, const hora_
                          &call->coll.other_displs, &out_end);
     if (st == HORA_OK)
         st = set_buffers(call, in->data, in_end, out->data, out_end);
+    if (st == HORA_OK && call->coll.counts[call->comm->rank] != call->coll.other_counts[call->comm->rank])
+        st = hora_fail(HORA_ERR_INVALID_ARGUMENT, "alltoall: rank %d sends itself %zu elements but "
+                       "expects %zu", call->comm->rank, call->coll.counts[call->comm->rank],
+                       call->coll.other_counts[call->comm->rank]);
     if (st == HORA_OK && in->data == out->data && in_end > 0)
         st = hora_fail(HORA_ERR_INVALID_ARGUMENT, "alltoall: in place is not possible; give another "
                        "out");

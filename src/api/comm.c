@@ -206,6 +206,14 @@ static hora_status_t agree_on_channel(hora_comm_t *parent, uint32_t *channel_p) 
     }
 }
 
+/* A communicator that could not be made here is of no use to its other members. */
+static void tell_members(hora_comm_t *comm, hora_status_t status) {
+    char text[HORA_FAILURE_TEXT_MAX];
+    snprintf(text, sizeof(text), "comm_split: rank %d on host %s: %s", comm->rank,
+             hora_comm_peer(comm, comm->rank)->host, hora_last_error());
+    hora_world_fail(comm->world, comm->channel, status, comm->world->rank, text);
+}
+
 static hora_status_t split(hora_comm_t *parent, const ballot_t *ballots, hora_comm_t **comm_p) {
     int           size = 0;
     uint32_t      channel;
@@ -227,6 +235,7 @@ static hora_status_t split(hora_comm_t *parent, const ballot_t *ballots, hora_co
     hora_world_add_comm(comm->world, comm);
     st = comm_open(comm);
     if (st != HORA_OK) {
+        tell_members(comm, st);
         unlink_comm(comm);
         comm_delete(comm);
         return st;

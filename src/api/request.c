@@ -7,6 +7,8 @@
 #include "api/check.h"
 #include "transport/p2p.h"
 #include "transport/wait.h"
+#include "util/clock.h"
+#include "transport/wait.h"
 
 #include <limits.h>
 #include <stdlib.h>
@@ -19,6 +21,7 @@ struct hora_request {
     const char  *what; /* "send" or "recv" */
     int          peer;
     double       timeout;
+    uint64_t     start, gone; /* ns: first test; when the peer was first seen to have left; or 0 */
 };
 
 hora_status_t hora_request_start(hora_comm_t *comm, const hora_coll_t *coll,
@@ -52,6 +55,34 @@ static hora_status_t describe(const hora_request_t *request, hora_status_t st) {
                      st == HORA_ERR_MISMATCH ? " (bytes sent and asked for differ)" : "");
 }
 
+/* For who polls: has the communicator failed, the peer left, or the deadline passed? */
+static hora_status_t check_stuck(hora_request_t *request) {
+    hora_comm_t  *comm = request->comm;
+    double        timeout = request->timeout > 0 ? request->timeout : comm->timeout;
+    hora_status_t st = hora_failure_check(&comm->failure);
+    if (st == HORA_OK)
+        st = hora_wait_check_gone(comm, request->peer, &request->gone, request->what);
+    if (st != HORA_OK)
+        return st;
+    if (request->start == 0)
+        request->start = hora_clock_ns();
+    if (hora_clock_ns() - request->start < hora_clock_from_seconds(timeout))
+        return HORA_IN_PROGRESS;
+    return hora_fail(HORA_ERR_TIMEOUT, "%s: waited %.1f s for rank %d on host %s (HORA_TIMEOUT)",
+                     request->what, timeout, request->peer,
+                     hora_comm_peer(comm, request->peer)->host);
+}
+
+static hora_status_t test_xfer(hora_request_t *request) {
+    hora_status_t st = hora_p2p_test(request->comm->world, &request->xfer);
+    if (st != HORA_IN_PROGRESS)
+        return describe(request, st);
+    st = check_stuck(request);
+    if (st != HORA_IN_PROGRESS)
+        hora_p2p_cancel(request->comm->world, &request->xfer);
+    return st;
+}
+
 static hora_status_t wait_xfer(hora_request_t *request) {
     hora_status_t st = hora_p2p_wait(request->comm, &request->xfer, request->timeout,
                                      request->what);
@@ -63,18 +94,7 @@ hora_status_t hora_request_test(hora_request_t *request, int *done_p) {
     if (request == NULL || done_p == NULL)
         return hora_fail(HORA_ERR_INVALID_ARGUMENT, "request_test: %s is NULL",
                          request == NULL ? "request" : "done_p");
-    if (request->exec != NULL) {
-        st = hora_exec_progress(request->exec);
-    } else {
-        st = hora_p2p_test(request->comm->world, &request->xfer);
-        if (st == HORA_IN_PROGRESS) {
-            hora_status_t failure = hora_failure_check(&request->comm->failure);
-            if (failure != HORA_OK)
-                hora_p2p_cancel(request->comm->world, &request->xfer);
-            st = failure != HORA_OK ? failure : HORA_IN_PROGRESS;
-        }
-        st = describe(request, st);
-    }
+    st = request->exec != NULL ? hora_exec_progress(request->exec) : test_xfer(request);
     *done_p = st != HORA_IN_PROGRESS;
     return st == HORA_IN_PROGRESS ? HORA_OK : st;
 }

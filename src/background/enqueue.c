@@ -9,19 +9,20 @@
 static void set_signature(hora_work_t *work, const hora_task_t *task, uint64_t group_key,
                           size_t ntasks) {
     hora_signature_t *sig = &work->sig;
+    int               ndim = task->kind == HORA_TASK_BARRIER ? 0 : task->ndim;
     *sig = (hora_signature_t){.kind = (uint8_t)task->kind,
                               .dtype = (uint8_t)task->dtype,
                               .op = (uint8_t)task->op,
-                              .ndim = (uint8_t)task->ndim,
+                              .ndim = (uint8_t)ndim,
                               .root = task->root,
                               .prescale = task->prescale,
                               .postscale = task->postscale,
                               .group_key = group_key,
                               .group_size = (uint32_t)ntasks};
-    if (task->ndim > 0)
-        memcpy(sig->shape, task->shape, (size_t)task->ndim * sizeof(sig->shape[0]));
+    if (ndim > 0)
+        memcpy(sig->shape, task->shape, (size_t)ndim * sizeof(sig->shape[0]));
     hora_shape_count(sig->shape, 0, sig->ndim, 1, &work->count);
-    work->rows = task->ndim > 0 ? task->shape[0] : 1;
+    work->rows = ndim > 0 ? task->shape[0] : 1;
     hora_signature_normalize(sig);
 }
 

@@ -110,7 +110,7 @@ static hora_status_t check_batch(const hora_engine_t *engine) {
  * the same on every rank. Over shared memory a pack that stays in the cache costs little more than
  * the reduction itself, and a large tensor goes best from where it lies. */
 static hora_status_t fuse_batch(hora_engine_t *engine) {
-    size_t        pack = engine->comm->pads != NULL ? PACK_SHARED : engine->fusion_threshold;
+    size_t        pack = engine->comm->pads != NULL ? PACK_SHARED : SIZE_MAX; /* rank 0's threshold */
     size_t        alone = engine->comm->pads != NULL ? ALONE_SHARED : ALONE_LINKS;
     hora_status_t st = check_batch(engine);
     for (size_t i = 0, to; st == HORA_OK && i < engine->nbatch; i = to) {
@@ -121,7 +121,7 @@ static hora_status_t fuse_batch(hora_engine_t *engine) {
             continue;
         }
         while (to < engine->nbatch && bytes_of(engine->batch[to]) < alone &&
-               bytes_of(engine->batch[to]) <= pack - bytes)
+               bytes_of(engine->batch[to]) <= pack - bytes) /* bytes < alone <= pack */
             bytes += bytes_of(engine->batch[to++]);
         st = fuse(engine, i, to, bytes);
     }

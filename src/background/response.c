@@ -93,6 +93,7 @@ static hora_status_t execute(hora_engine_t *engine, hora_item_t *item) {
             st = hora_batch_add(engine, record->sent);
         if (st != HORA_OK)
             return st;
+        record->sent = NULL; /* a second mention of it would be malformed */
     }
     return hora_batch_execute(engine);
 }

@@ -5,6 +5,7 @@
 #include "schedule/algos.h"
 
 #include <stdio.h>
+#include <string.h>
 
 static const char *const names[HORA_COLL_KIND_COUNT] = {
     [HORA_COLL_ALLREDUCE] = "allreduce", [HORA_COLL_REDUCE] = "reduce",
@@ -70,6 +71,12 @@ static uint64_t mix(uint64_t hash, uint64_t value) {
     return hash ^ hash >> 29;
 }
 
+static uint64_t bits_of(double value) {
+    uint64_t bits;
+    memcpy(&bits, &value, sizeof(bits));
+    return bits;
+}
+
 static bool is_rooted(hora_coll_kind_t kind) {
     return kind == HORA_COLL_REDUCE || kind == HORA_COLL_BROADCAST || kind == HORA_COLL_GATHER ||
            kind == HORA_COLL_SCATTER;
@@ -83,6 +90,8 @@ uint32_t hora_coll_sig(const hora_coll_t *coll) {
         hash = mix(hash, coll->count);
     for (int r = 0; coll->counts != NULL && coll->kind != HORA_COLL_ALLTOALL && r < coll->size; r++)
         hash = mix(hash, coll->counts[r]);
+    if (hora_coll_reduces(coll->kind) && (coll->prescale != 1.0 || coll->postscale != 1.0))
+        hash = mix(mix(hash, bits_of(coll->prescale)), bits_of(coll->postscale));
     return (uint32_t)coll->kind << 28 | op << 24 | (typed ? (uint32_t)coll->dtype : 0) << 20 |
            (uint32_t)(hash >> 32 & HASH_MASK);
 }

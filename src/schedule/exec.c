@@ -250,11 +250,12 @@ static hora_status_t check_stuck(hora_exec_t *exec) {
 /* One look at the head of the queue, without blocking. */
 static hora_status_t nudge(hora_exec_t *head) {
     size_t        pc = head->pc;
+    uint32_t      drained = head->drained;
     int           next_rank = head->next_rank;
     hora_status_t st = advance(head);
     if (st != HORA_IN_PROGRESS)
         return st;
-    if (head->pc != pc || head->next_rank != next_rank) {
+    if (head->pc != pc || head->next_rank != next_rank || head->drained != drained) {
         head->blocked_since = 0;
         head->blocked_gone = 0;
     }

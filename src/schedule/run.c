@@ -136,11 +136,12 @@ hora_status_t hora_run_begin(hora_exec_t *exec) {
         return HORA_OK;
     }
     exec->algo = hora_select(comm, &exec->coll);
+    exec->meets = must_meet(exec);
     exec->sig = hora_coll_sig_with(hora_coll_sig(&exec->coll),
-                                   algo_index(exec->algo) << 48 | comm->world->settings.chunk_size);
+                                   algo_index(exec->algo) << 48 | (uint64_t)exec->meets << 47 |
+                                       comm->world->settings.chunk_size);
     exec->tag = hora_tag_collective(comm->channel, comm->seq++);
     exec->shared = false;
-    exec->meets = must_meet(exec);
     if (exec->key.algo != exec->algo || exec->name[0] != 0 || exec->what[0] == 0)
         snprintf(exec->what, sizeof(exec->what), "%s%s%s%s (%s)", hora_coll_name(exec->coll.kind),
                  exec->name[0] ? " '" : "", exec->name, exec->name[0] ? "'" : "",

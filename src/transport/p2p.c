@@ -61,7 +61,10 @@ static unsigned progress_all(hora_world_t *world) {
     unsigned events = 0;
     for (int i = 0; i < world->ntransports; i++)
         events += world->transports[i]->ops->progress(world->transports[i]);
-    if (events > 0 && hora_others_sleep(world))
+    if (events == 0)
+        return 0;
+    atomic_thread_fence(memory_order_seq_cst);
+    if (hora_others_sleep(world))
         hora_bell_wake(world->bell, world->eventfd);
     return events;
 }

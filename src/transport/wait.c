@@ -67,6 +67,7 @@ static void announce(hora_waiter_t *w) {
     w->bell = atomic_load(&bell->value);
     announced += w->polls ? 0x10000u : 1u;
     atomic_fetch_add(&bell->waiting, w->polls ? 0x10000u : 1u);
+    atomic_thread_fence(memory_order_seq_cst); /* before the caller looks at its condition again */
     w->announced = true;
 }
 
@@ -91,7 +92,7 @@ static void sleep_on_futex(hora_bell_t *bell, unsigned value) {
     syscall(SYS_futex, &bell->value, FUTEX_WAIT, value, &slice, NULL, 0);
 }
 
-static void sleep_in_poll(hora_world_t *world) {
+static void sleep_in_poll(hora_world_t *world, unsigned seen) {
     struct pollfd   fds[HORA_TRANSPORTS_MAX + 1] = {{.fd = world->eventfd, .events = POLLIN}};
     struct timespec slice = {0, SLICE_NS};
     nfds_t          n = 1;
@@ -102,10 +103,12 @@ static void sleep_in_poll(hora_world_t *world) {
         else if (fd == -1)
             slice.tv_nsec = POLL_ONLY_NS;
     }
+    if (atomic_load(&world->bell->value) != seen)
+        return;
     if (ppoll(fds, n, &slice, NULL) > 0 && fds[0].revents) {
         uint64_t ignored;
         ssize_t  n_read = read(world->eventfd, &ignored, sizeof(ignored));
-        (void)n_read; /* another thread may have taken it; both are awake */
+        (void)n_read; /* another thread may have taken it; `seen` is for those who come too late */
     }
 }
 
@@ -114,6 +117,11 @@ static void sleep_in_poll(hora_world_t *world) {
 static uint64_t grace_of(const hora_peer_t *peer) {
     bool shared = peer->link == NULL || peer->link->transport->ops == &hora_transport_shm;
     return shared ? 0 : GONE_GRACE_NS;
+}
+
+static hora_status_t fail_gone(const hora_comm_t *comm, int rank, const char *what) {
+    return hora_fail(HORA_ERR_PEER_FAILED, "%s: rank %d on host %s has left the job, but this rank "
+                     "still waits for it", what, rank, hora_comm_peer(comm, rank)->host);
 }
 
 hora_status_t hora_wait_check_gone(const hora_comm_t *comm, int rank, uint64_t *since_p,
@@ -127,8 +135,7 @@ hora_status_t hora_wait_check_gone(const hora_comm_t *comm, int rank, uint64_t *
     }
     if (hora_clock_ns() - *since_p < grace_of(peer))
         return HORA_OK;
-    return hora_fail(HORA_ERR_PEER_FAILED, "%s: rank %d on host %s has left the job, but this rank "
-                     "still waits for it", what, rank, peer->host);
+    return fail_gone(comm, rank, what);
 }
 
 static hora_status_t check_time(hora_waiter_t *w, int awaited) {
@@ -180,7 +187,7 @@ hora_status_t hora_waiter_slow_turn(hora_waiter_t *w, int awaited) {
         return HORA_OK;
     }
     if (w->polls)
-        sleep_in_poll(w->comm->world);
+        sleep_in_poll(w->comm->world, w->bell);
     else
         sleep_on_futex(w->comm->world->bell, w->bell);
     retract(w);
@@ -193,8 +200,12 @@ hora_status_t hora_wait_cause(hora_comm_t *comm, int rank, const char *what) {
     hora_waiter_t w;
     hora_status_t st;
     hora_waiter_begin(&w, comm, CAUSE_SECONDS, what);
-    while ((st = hora_waiter_turn(&w, rank)) == HORA_OK)
-        ;
+    while ((st = hora_waiter_turn(&w, -1)) == HORA_OK)
+        if (atomic_load(&hora_comm_peer(comm, rank)->gone)) { /* nothing more will come */
+            st = hora_failure_check(&comm->failure); /* why it left, which was told before */
+            st = st != HORA_OK ? st : fail_gone(comm, rank, what);
+            break;
+        }
     hora_waiter_end(&w);
     return st == HORA_ERR_TIMEOUT ? HORA_OK : st;
 }

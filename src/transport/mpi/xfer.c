@@ -88,6 +88,8 @@ static bool send_packet(mpi_transport_t *self, mpi_link_t *link, mpi_packet_t *p
     mpi_op_t op = {.kind = OP_PACKET_SEND, .link = link, .packet = packet};
     int      slot = self->plugin->send(self->group, packet, sizeof(packet->head) + body,
                                        link->mpi_rank, TAG_PACKET);
+    if (slot < 0)
+        give_packet(self, packet); /* MPI did not take it */
     return set_op(self, slot, op);
 }
 

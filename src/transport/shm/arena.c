@@ -20,6 +20,7 @@
 
 #define MAGIC         0x616e6572612d6568ull
 #define HEAD_BYTES    4096u
+#define WHOLE         ((size_t)0x1fffff)
 #define MAILBOX_BYTES (256u << 10)
 #define BYTES_MIN     ((size_t)64 << 20)
 #define BYTES_MAX     ((size_t)64 << 30)
@@ -53,8 +54,7 @@ static size_t default_bytes(void) {
 /* Address space may be limited (ulimit -v): takes less before it gives up. */
 static hora_status_t map_own(hora_arena_t *arena, size_t bytes, size_t least) {
     mapping_t *map = &arena->maps[arena->local];
-    for (; bytes >= least; bytes /= 2) {
-        bytes &= ~(size_t)0x1fffff;
+    for (bytes &= ~WHOLE; bytes >= least; bytes = bytes / 2 & ~WHOLE) {
         if (ftruncate(arena->fd, (off_t)bytes) != 0)
             continue;
         map->base = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, arena->fd,

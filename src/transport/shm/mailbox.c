@@ -51,6 +51,10 @@ void hora_mailbox_take(hora_mailbox_end_t *end, void *bytes, size_t len) {
     end->mine += len;
 }
 
+void hora_mailbox_skip(hora_mailbox_end_t *end, size_t len) {
+    end->mine += len;
+}
+
 void hora_mailbox_release(hora_mailbox_end_t *end) {
     atomic_store_explicit(&end->box->read, end->mine, memory_order_release);
 }

@@ -36,6 +36,7 @@ void hora_mailbox_publish(hora_mailbox_end_t *end);
 size_t hora_mailbox_ready(hora_mailbox_end_t *end);
 /* Reader: takes bytes (at most those ready); release gives their room back. */
 void hora_mailbox_take(hora_mailbox_end_t *end, void *bytes, size_t len);
+void hora_mailbox_skip(hora_mailbox_end_t *end, size_t len);
 void hora_mailbox_release(hora_mailbox_end_t *end);
 
 #endif

@@ -31,6 +31,7 @@ typedef struct shm_link {
     hora_mailbox_end_t out, in;
     hora_xfer_t       *sends, **sends_tail;
     bool               head_sent; /* of the first send */
+    bool               broken;    /* nothing can be sent any more: a message was cut off */
     hora_match_t       match;
     hora_inbound_t    *inbound;
     hora_status_t      dead; /* HORA_OK, or why nothing more is read from it */
@@ -130,14 +131,17 @@ static void pop_send(shm_link_t *link, hora_status_t status) {
     if (link->sends == NULL)
         link->sends_tail = &link->sends;
     link->head_sent = false;
+    bool own = xfer->priv == link; /* the rest of a cancelled send, in memory of our own */
     hora_xfer_finish(xfer, status);
-    if (xfer->priv == link) /* the rest of a cancelled send, in memory of our own */
+    if (own)
         free(xfer);
 }
 
 static unsigned flush(shm_link_t *link) {
     uint64_t before = link->out.mine;
     unsigned done = 0;
+    while (link->broken && link->sends != NULL)
+        pop_send(link, link->dead);
     while (link->sends != NULL && write_first(link)) {
         pop_send(link, HORA_OK);
         done++;
@@ -155,6 +159,10 @@ static void shm_send(hora_link_t *base, hora_xfer_t *xfer) {
     xfer->next = NULL;
     xfer->priv = NULL;
     xfer->moved = 0;
+    if (link->broken) {
+        hora_xfer_finish(xfer, link->dead);
+        return;
+    }
     xfer->status = HORA_IN_PROGRESS;
     *link->sends_tail = xfer;
     link->sends_tail = &xfer->next;
@@ -163,15 +171,21 @@ static void shm_send(hora_link_t *base, hora_xfer_t *xfer) {
 }
 
 static void shm_recv(hora_link_t *base, hora_xfer_t *xfer) {
+    shm_link_t *link = (shm_link_t *)base;
     xfer->link = base;
-    hora_match_post(&((shm_link_t *)base)->match, xfer);
+    hora_match_post(&link->match, xfer);
+    if (link->dead != HORA_OK && !hora_xfer_done(xfer)) {
+        hora_match_cancel(&link->match, xfer);
+        hora_xfer_finish(xfer, link->dead);
+    }
 }
 
 static void give_up(shm_link_t *link, const char *why) {
     hora_peer_t *peer = &link->base.transport->world->peers[link->base.peer];
     link->dead = hora_fail(HORA_ERR_PROTOCOL, "shared memory from rank %d on host %s: %s",
                            link->base.peer, peer->host, why);
-    hora_match_fail(&link->match, link->dead);
+    hora_match_fail(&link->match, link->dead); /* drops what was arriving, too */
+    link->inbound = NULL;
 }
 
 /* Reads the next head. True when a message has begun. */
@@ -208,7 +222,10 @@ static bool read_some(shm_link_t *link) {
     }
     inbound = link->inbound;
     n = inbound->len - inbound->filled < ready ? inbound->len - inbound->filled : ready;
-    hora_mailbox_take(&link->in, inbound->body + inbound->filled, n);
+    if (inbound->body != NULL)
+        hora_mailbox_take(&link->in, inbound->body + inbound->filled, n);
+    else
+        hora_mailbox_skip(&link->in, n); /* cancelled, and no memory to keep it in */
     inbound->filled += n;
     if (inbound->filled == inbound->len) {
         link->inbound = NULL;
@@ -260,10 +277,12 @@ static bool cancel_send(shm_link_t *link, hora_xfer_t *xfer) {
         hora_xfer_t *next = xfer->next;
         if (xfer == link->sends && link->head_sent) {
             hora_xfer_t *copy = keep_rest(link, xfer);
-            if (copy == NULL)
+            if (copy == NULL) {
                 give_up(link, "no memory to finish a cancelled send");
-            else
+                link->broken = true;
+            } else {
                 next = copy;
+            }
         }
         *at = next;
         for (link->sends_tail = &link->sends; *link->sends_tail != NULL;)
