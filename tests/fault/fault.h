@@ -1,7 +1,7 @@
 /*
  * Tests in which a rank dies, leaves, stops or errs. A job of a few ranks does the same step again
- * and again until the fault comes; then each survivor checks what it got, how soon, and that nothing
- * is left of hora in its process. The test's own process checks what is left outside.
+ * and again until the fault comes; then each survivor checks what it got, how soon, and that
+ * nothing is left of hora in its process. The test's own process checks what is left outside.
  */
 #ifndef TESTS_FAULT_FAULT_H
 #define TESTS_FAULT_FAULT_H

@@ -28,8 +28,8 @@ static int victims(int *list) {
     return n;
 }
 
-/* For each victim: once between two calls, once at any moment. Which call it is, and now and then an
- * exit instead of a signal, differs from victim to victim and from phase to phase. */
+/* For each victim: once between two calls, once at any moment. Which call it is, and now and then
+ * an exit instead of a signal, differs from victim to victim and from phase to phase. */
 static void dies(void **state) {
     const phase_t *phase = *state;
     int            list[3], n = victims(list), turn = (int)(phase - work_phases), complaints = 0;
