@@ -245,7 +245,8 @@ HORA_API hora_status_t hora_allgatherv(hora_comm_t *comm, const void *in, const 
 HORA_API hora_status_t hora_broadcast(hora_comm_t *comm, const void *in, void *out, size_t count,
                                       hora_dtype_t dtype, int root,
                                       const hora_call_options_t *options);
-/* Block r of in goes to rank r; block r of out came from rank r; count elements a block. */
+/* Block r of in goes to rank r; block r of out came from rank r; count elements a block. Not in
+ * place: out must be another buffer. */
 HORA_API hora_status_t hora_alltoall(hora_comm_t *comm, const void *in, void *out, size_t count,
                                      hora_dtype_t dtype, const hora_call_options_t *options);
 /* As alltoall with blocks of their own sizes; in->counts[r] here equals out->counts[me] on r. */
