@@ -375,7 +375,7 @@ static PyObject *comm_text(PyObject *self, PyObject *number,
     const char *text = get(comm, rank);
     if (!text)
         return PyErr_Format(PyExc_ValueError, "there is no rank %d", rank);
-    return PyUnicode_FromString(text);
+    return core_text(text);
 }
 
 static PyObject *comm_host(PyObject *self, PyObject *rank) {

@@ -19,20 +19,24 @@ static PyObject *internal_error;
 
 /* ---- Errors and arguments ------------------------------------------------------------------- */
 
+PyObject *core_text(const char *text) {
+    if (!text)
+        Py_RETURN_NONE;
+    return PyUnicode_DecodeUTF8(text, (Py_ssize_t)strlen(text), "replace");
+}
+
 PyObject *core_raise(hora_status_t status) {
     const char *text = hora_last_error();
-    if (!*text)
-        text = hora_status_message(status);
-    if (status == HORA_ERR_INVALID_ARGUMENT || status == HORA_ERR_DUPLICATE_NAME) {
-        PyErr_SetString(PyExc_ValueError, text);
-        return NULL;
-    }
-    PyObject *error = PyObject_CallFunction(internal_error, "s", text);
-    PyObject *value = PyLong_FromLong(status);
-    if (error && value && PyObject_SetAttrString(error, "status", value) == 0)
-        PyErr_SetObject(internal_error, error);
+    bool callers_fault = status == HORA_ERR_INVALID_ARGUMENT || status == HORA_ERR_DUPLICATE_NAME;
+    PyObject *type = callers_fault ? PyExc_ValueError : internal_error;
+    PyObject *message = core_text(*text ? text : hora_status_message(status));
+    PyObject *error = message ? PyObject_CallFunctionObjArgs(type, message, NULL) : NULL;
+    PyObject *value = error ? PyLong_FromLong(status) : NULL;
+    if (value && PyObject_SetAttrString(error, "status", value) == 0)
+        PyErr_SetObject(type, error);
     Py_XDECREF(value);
     Py_XDECREF(error);
+    Py_XDECREF(message);
     return NULL;
 }
 
@@ -240,7 +244,7 @@ static PyObject *member_text(PyObject *number, const char *(*get)(const hora_com
     const char *text = get(core_world, rank);
     if (!text)
         return PyErr_Format(PyExc_ValueError, "there is no rank %d", rank);
-    return PyUnicode_FromString(text);
+    return core_text(text);
 }
 
 static PyObject *core_host(PyObject *module, PyObject *rank) {
@@ -262,10 +266,11 @@ static PyObject *core_backends(PyObject *module, PyObject *unused) {
         hora_backend_t backend = HORA_BACKEND_INIT;
         if (hora_backend_get(i, &backend) != HORA_OK)
             break;
-        PyObject *row = Py_BuildValue("{s:s,s:s,s:N,s:s,s:s}", "name", backend.name, "kind",
+        PyObject *row = Py_BuildValue("{s:s,s:s,s:N,s:N,s:N}", "name", backend.name, "kind",
                                       backend.kind, "available",
-                                      PyBool_FromLong(backend.available), "detail", backend.detail,
-                                      "remedy", backend.remedy);
+                                      PyBool_FromLong(backend.available), "detail",
+                                      core_text(backend.detail), "remedy",
+                                      core_text(backend.remedy));
         if (!row || PyList_Append(list, row) < 0)
             Py_CLEAR(list);
         Py_XDECREF(row);
@@ -337,6 +342,7 @@ static bool add_numbers(PyObject *module) {
         {"REDUCESCATTER", HORA_TASK_REDUCESCATTER},
         {"BARRIER", HORA_TASK_BARRIER},
         {"WILL_WAIT", HORA_ENQUEUE_WILL_WAIT},
+        {"DUPLICATE_NAME", HORA_ERR_DUPLICATE_NAME},
     };
     for (size_t i = 0; i < sizeof(numbers) / sizeof(numbers[0]); i++)
         if (PyModule_AddIntConstant(module, numbers[i].name, numbers[i].value) < 0)

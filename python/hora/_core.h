@@ -46,8 +46,13 @@ PyObject *core_array_new(const core_memory_t *memory, hora_dtype_t dtype, int nd
 PyObject *core_array_export(const core_memory_t *memory, hora_dtype_t dtype, int ndim,
                             const int64_t *shape, const DLPackExchangeAPI *api);
 
+/* A str from hora's text; None for NULL. Text may hold parts of UTF-8 characters, because hora cuts
+ * long texts by bytes and takes them from other programs: those become U+FFFD. */
+PyObject *core_text(const char *text);
+
 /* Sets the exception for a failed call: ValueError for invalid arguments and duplicate names, else
- * HorovodInternalError with the status value as attribute `status`. The text is hora_last_error. */
+ * HorovodInternalError; both with the status value as attribute `status`. The text is
+ * hora_last_error. */
 PyObject *core_raise(hora_status_t status);
 PyObject *core_raise_not_initialized(void);
 

@@ -30,7 +30,10 @@ typedef struct orphan {
 static PyTypeObject *handle_type;
 static orphan_t     *orphans;
 
+/* Dropping a reference may run any Python code, which may sweep again: so the list is left alone by
+ * then. */
 void core_handle_sweep(void) {
+    orphan_t *done = NULL;
     for (orphan_t **link = &orphans; *link;) {
         orphan_t *orphan = *link;
         if (!hora_handle_poll(orphan->handle)) {
@@ -38,6 +41,12 @@ void core_handle_sweep(void) {
             continue;
         }
         *link = orphan->next;
+        orphan->next = done;
+        done = orphan;
+    }
+    while (done) {
+        orphan_t *orphan = done;
+        done = orphan->next;
         hora_handle_release(orphan->handle);
         for (int i = 0; i < KEEP; i++)
             Py_XDECREF(orphan->keep[i]);

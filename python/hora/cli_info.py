@@ -69,7 +69,8 @@ def read_words(path: Path) -> list[str]:
 
 def settings() -> dict[str, str]:
     """The HORA_ and HOROVOD_ variables of this environment; never a secret."""
-    found = {name: value for name, value in sorted(os.environ.items())
+    found = {name: os.fsencode(value).decode(errors="replace")
+             for name, value in sorted(os.environ.items())
              if name.startswith(("HORA_", "HOROVOD_"))}
     return {name: "(set, not shown)" if "SECRET" in name else value for name, value in found.items()}
 

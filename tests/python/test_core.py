@@ -131,45 +131,98 @@ def test_engine_on_numpy() -> None:
     ranks.run(engine_on_numpy, 2)
 
 
+NAMES = ("x", "y", "z")
+
+
 def arrays_live_until_done() -> None:
     import weakref
 
     import torch
     from hora import _core
 
+    def enqueue(name: str, tensor: Any) -> Any:
+        return _core.enqueue(
+            _core.ALLREDUCE, name, tensor, tensor, _core.SUM, 1.0, 1.0, 0, None, 0
+        )
+
+    swept: list[bool] = []
+
+    def sweep_again(_: Any) -> None:
+        """What runs when an array goes may come back into the extension."""
+        refused(TypeError, lambda: enqueue("bad", object()))
+        swept.append(True)
+
     _core.init(-1, -1, None, None, 0.0, 0.0, 0)
     if _core.rank() == 0:
-        tensor = torch.ones(1000)
-        gone = weakref.ref(tensor)
-        handle = _core.enqueue(
-            _core.ALLREDUCE, "x", tensor, tensor, _core.SUM, 1.0, 1.0, 0, None, 0
-        )
-        assert not handle.poll()
-        del tensor, handle  # rank 1 has not come yet
+        tensors = [torch.ones(1000) for _ in NAMES]
+        gone = [weakref.ref(tensor, sweep_again) for tensor in tensors]
+        handles = [enqueue(name, tensor) for name, tensor in zip(NAMES, tensors)]
+        assert not any(handle.poll() for handle in handles)
+        del tensors, handles  # rank 1 has not come yet
         gc.collect()
-        assert gone() is not None
+        assert all(reference() is not None for reference in gone)
         barrier = ("go", None)
     else:
         import time
 
         time.sleep(1.5)
-        tensor = torch.ones(1000)
-        _core.enqueue(
-            _core.ALLREDUCE, "x", tensor, tensor, _core.SUM, 1.0, 1.0, 0, None, 0
-        ).wait()
-        assert (tensor == 2).all()
+        for name in NAMES:
+            tensor = torch.ones(1000)
+            enqueue(name, tensor).wait()
+            assert (tensor == 2).all()
         barrier = ("go", None)
     for name in ("go", "swept"):
         _core.enqueue(
             _core.BARRIER, name, barrier[1], None, _core.SUM, 1.0, 1.0, 0, None, 0
         ).wait()
     if _core.rank() == 0:
-        assert gone() is None, "the next enqueue lets go of it"
+        assert all(reference() is None for reference in gone), "the next enqueue lets go of them"
+        assert len(swept) == len(NAMES)
     _core.shutdown()
 
 
 def test_arrays_live_until_done() -> None:
     ranks.run(arrays_live_until_done, 2)
+
+
+def long_texts() -> tuple[str, str]:
+    import torch
+    from hora import _core
+
+    def enqueue(name: str, kind: int = _core.ALLREDUCE) -> Any:
+        data = None if kind == _core.BARRIER else tensor
+        return _core.enqueue(kind, name, data, data, _core.SUM, 1.0, 1.0, 0, None, 0)
+
+    _core.init(-1, -1, None, None, 0.0, 0.0, 0)
+    tensor, twice, texts = torch.ones(1), "", []
+    for start in ("", "x"):  # one of them is cut in the middle of a character
+        if _core.rank() == 0:
+            pending = enqueue(start + "é" * 500)
+            with pytest.raises(ValueError) as refusal:
+                enqueue(start + "é" * 500)
+            assert type(refusal.value) is ValueError  # UnicodeDecodeError is one too
+            assert refusal.value.status == _core.DUPLICATE_NAME
+            twice = str(refusal.value)
+            enqueue("go", _core.BARRIER).wait()
+        else:
+            enqueue("go", _core.BARRIER).wait()
+            pending = enqueue(start + "é" * 500)
+        pending.wait()
+    for start in ("", "x"):
+        _core.abort(start + "é" * 600)
+        with pytest.raises(_core.HorovodInternalError) as failure:
+            enqueue("next").wait()
+        texts.append(str(failure.value))
+        _core.shutdown()
+        if start == "":
+            _core.init(-1, -1, None, None, 0.0, 0.0, 0)
+    assert all("é" * 50 in text for text in texts), texts
+    return twice, texts[-1]
+
+
+def test_long_texts_that_are_not_ascii() -> None:
+    (twice, _), _ = ranks.run(long_texts, 2)
+    assert "é" * 50 in twice
 
 
 def one_thread_at_a_time() -> list[str]:
