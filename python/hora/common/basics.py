@@ -1,6 +1,8 @@
 """Starting and ending: ``init``, ``shutdown``, what happens when a rank fails; what is built in.
 
-A rank that ends with an uncaught exception ends the job on all ranks at once, with its message.
+A rank that ends with an uncaught exception ends the job on all ranks at once, with its message. An
+exception that ends only a thread other than the main one does not: Python goes on then, and so does
+the job.
 """
 
 from __future__ import annotations
@@ -116,19 +118,12 @@ def _install_hooks() -> None:
         return
     _hooked = True
     next_hook = sys.excepthook
-    next_thread_hook = threading.excepthook
 
     def hook(kind: type[BaseException], value: BaseException, trace: Any) -> None:
         _fail(kind, value)
         next_hook(kind, value, trace)
 
-    def thread_hook(args: Any) -> None:
-        if args.exc_type is not SystemExit:
-            _fail(args.exc_type, args.exc_value)
-        next_thread_hook(args)
-
     sys.excepthook = hook
-    threading.excepthook = thread_hook
     atexit.register(_at_exit)
 
 
