@@ -202,6 +202,28 @@ def case_poll(hvd: Any) -> None:
     assert hvd.synchronize(123456789) is None
 
 
+def case_unnamed_while_another_is_under_way(hvd: Any) -> None:
+    """As when another Python thread is inside an unnamed blocking operation."""
+    size = hvd.size()
+    x = torch.ones(3)
+    if hvd.rank() == 0:
+        first = hvd.allreduce_async(x, name="noname.0", op=hvd.Sum)
+        group = hvd.grouped_allreduce_async([x, x], name="noname.0", op=hvd.Sum)
+        same(hvd.allreduce(x, op=hvd.Sum), x * size)
+        same(hvd.grouped_allreduce([x, x], op=hvd.Sum)[1], x * size)
+        if size > 1:
+            fails(ValueError, lambda: hvd.allreduce(x, name="noname.0"), "already in flight")
+        hvd.barrier()
+        hvd.synchronize(first)
+        hvd.synchronize(group)
+    else:
+        hvd.synchronize(hvd.allreduce_async(x, op=hvd.Sum))
+        hvd.synchronize(hvd.grouped_allreduce_async([x, x], op=hvd.Sum))
+        hvd.barrier()
+        hvd.allreduce(x, op=hvd.Sum)
+        hvd.grouped_allreduce([x, x], op=hvd.Sum)
+
+
 def case_unnamed_async(hvd: Any) -> None:
     handles = [hvd.allreduce_async(torch.full((3,), float(i)), op=hvd.Sum) for i in range(10)]
     hvd.allreduce(torch.ones(1))

@@ -4,8 +4,10 @@ Every operation has a name that is the same on all ranks; ranks may start operat
 The names on the wire are ``<op>.<name>``, or ``<op>.noname.<n>`` where the caller gave none, and
 members of a group have ``_<i>of<n>`` appended. ``n`` counts the unnamed asynchronous operations of
 a kind since init, and starts again after 16384, so that the engine does not have to remember names
-without end. Unnamed blocking operations are all number 0, because only one of them can be under
-way: so they find their place in the engine's cache again.
+without end. Unnamed blocking operations are all number 0: so they find their place in the engine's
+cache again. While number 0 is under way in another Python thread they are numbered as the
+asynchronous ones are. Ranks can differ in that, so threads that run operations of one kind at once
+should name them.
 
 Tensors are in CPU memory. hora takes what Horovod refuses where it is safe: tensors that are not
 contiguous are copied (and the result copied back when the operation is in place), and reductions
@@ -155,7 +157,8 @@ def _check(process_set: ProcessSet) -> None:
 
 def _begin(
     kind: int,
-    name: Any,
+    prefix: str,
+    name: str | None,
     tensor: Any,
     output: Any,
     op: int = _core.SUM,
@@ -165,9 +168,18 @@ def _begin(
     splits: Any = None,
     flags: int = 0,
 ) -> Any:
-    return _core.enqueue(
-        kind, name, tensor, output, op, prescale, postscale, root, splits, flags
-    )
+    """Starts an operation on a tensor, or on a tuple of tensors, which form a group."""
+    how = tensor, output, op, prescale, postscale, root, splits, flags
+    count = len(tensor) if type(tensor) is tuple else 0
+    full_name = _full_name(prefix, name, flags)
+    try:
+        return _core.enqueue(kind, _group_names(full_name, count) if count else full_name, *how)
+    except ValueError as error:
+        busy = getattr(error, "status", None) == _core.DUPLICATE_NAME
+        if name is not None or not flags & _WAIT or not busy:
+            raise
+    full_name = _full_name(prefix, None, 0)
+    return _core.enqueue(kind, _group_names(full_name, count) if count else full_name, *how)
 
 
 # ---- allreduce -----------------------------------------------------------------------------------
@@ -179,10 +191,9 @@ def _allreduce(
 ) -> tuple[Any, _Finish]:  # fmt: skip
     work = _dense(tensor)
     output = work if in_place else torch.empty_like(work)
-    handle = _core.enqueue(
-        _core.ALLREDUCE, _full_name("allreduce", name, flags), work, output, op, prescale,
-        postscale, 0, None, flags,
-    )  # fmt: skip
+    handle = _begin(
+        _core.ALLREDUCE, "allreduce", name, work, output, op, prescale, postscale, flags=flags
+    )
     if in_place:
         return handle, lambda _: _copy_back(tensor, work)
     return handle, lambda _: output
@@ -283,10 +294,10 @@ def _grouped_allreduce(
     tensors = tuple(tensors)
     work = tuple(map(_dense, tensors))
     outputs = work if in_place else tuple(map(torch.empty_like, work))
-    names = _group_names(_full_name("grouped_allreduce", name, flags), len(work))
-    handle = _core.enqueue(
-        _core.ALLREDUCE, names, work, outputs, op, prescale, postscale, 0, None, flags
-    )
+    handle = _begin(
+        _core.ALLREDUCE, "grouped_allreduce", name, work, outputs, op, prescale, postscale,
+        flags=flags,
+    )  # fmt: skip
     if in_place:
         return handle, lambda _: tuple(map(_copy_back, tensors, work))
     return handle, lambda _: outputs
@@ -412,8 +423,7 @@ def sparse_allreduce_async(
 
 
 def _allgather(tensor: torch.Tensor, name: str | None, flags: int) -> tuple[Any, _Finish]:
-    full_name = _full_name("allgather", name, flags)
-    handle = _begin(_core.ALLGATHER, full_name, _dense(tensor), None, flags=flags)
+    handle = _begin(_core.ALLGATHER, "allgather", name, _dense(tensor), None, flags=flags)
     return handle, _first_output
 
 
@@ -421,8 +431,7 @@ def _grouped_allgather(
     tensors: Sequence[torch.Tensor], name: str | None, flags: int
 ) -> tuple[Any, _Finish]:
     work = tuple(map(_dense, tensors))
-    names = _group_names(_full_name("grouped_allgather", name, flags), len(work))
-    handle = _begin(_core.ALLGATHER, names, work, None, flags=flags)
+    handle = _begin(_core.ALLGATHER, "grouped_allgather", name, work, None, flags=flags)
     return handle, _all_outputs(len(work))
 
 
@@ -507,8 +516,9 @@ def _broadcast(
 ) -> tuple[Any, _Finish]:
     work = _dense(tensor)
     output = work if in_place else torch.empty_like(work)
-    full_name = _full_name("broadcast", name, flags)
-    handle = _begin(_core.BROADCAST, full_name, work, output, root=root_rank, flags=flags)
+    handle = _begin(
+        _core.BROADCAST, "broadcast", name, work, output, root=root_rank, flags=flags
+    )
     if in_place:
         return handle, lambda _: _copy_back(tensor, work)
     return handle, lambda _: output
@@ -598,11 +608,10 @@ def _alltoall(
         raise ValueError(
             f"splits must be at least 0 and add up to at most the tensor's {rows} rows: {splits}"
         )
-    full_name = _full_name("alltoall", name, flags)
     work = _dense(tensor)
     if splits is not None and sum(splits) < rows:
         work = work[: sum(splits)]
-    handle = _begin(_core.ALLTOALL, full_name, work, None, splits=splits, flags=flags)
+    handle = _begin(_core.ALLTOALL, "alltoall", name, work, None, splits=splits, flags=flags)
     return handle, finish
 
 
@@ -659,11 +668,11 @@ def alltoall_async(
 def _reducescatter(
     tensor: torch.Tensor, name: str | None, op: int, prescale: float, postscale: float, flags: int
 ) -> tuple[Any, _Finish]:
-    full_name = _full_name("reducescatter", name, flags)
     work = _dense(tensor)
     handle = _begin(
-        _core.REDUCESCATTER, full_name, work, None, op, prescale, postscale, flags=flags
-    )
+        _core.REDUCESCATTER, "reducescatter", name, work, None, op, prescale, postscale,
+        flags=flags,
+    )  # fmt: skip
     return handle, _first_output
 
 
@@ -672,10 +681,10 @@ def _grouped_reducescatter(
     postscale: float, flags: int,
 ) -> tuple[Any, _Finish]:  # fmt: skip
     work = tuple(map(_dense, tensors))
-    names = _group_names(_full_name("grouped_reducescatter", name, flags), len(work))
     handle = _begin(
-        _core.REDUCESCATTER, names, work, None, op, prescale, postscale, flags=flags
-    )
+        _core.REDUCESCATTER, "grouped_reducescatter", name, work, None, op, prescale, postscale,
+        flags=flags,
+    )  # fmt: skip
     return handle, _all_outputs(len(work))
 
 
@@ -788,4 +797,4 @@ def grouped_reducescatter_async(
 def barrier(process_set: ProcessSet = global_process_set) -> None:
     """Returns when every rank has called it."""
     _check(process_set)
-    _begin(_core.BARRIER, "barrier.noname.0", None, None, flags=_WAIT).wait()
+    _begin(_core.BARRIER, "barrier", None, None, None, flags=_WAIT).wait()
