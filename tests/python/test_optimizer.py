@@ -459,6 +459,38 @@ def case_broadcast_optimizer_state(hvd: Any) -> None:
             equal(other, everyones[root])
 
 
+def case_broadcast_optimizer_state_keeps_schedulers(hvd: Any) -> None:
+    model = Model()
+    adam = torch.optim.Adam(model.parameters(), lr=0.1 * (1 + hvd.rank()))
+    scheduler = torch.optim.lr_scheduler.StepLR(adam, 1, 0.5)
+    scheduler.base_lrs = [0.1]
+    groups, group = adam.param_groups, adam.param_groups[0]
+    optimizer = hvd.DistributedOptimizer(adam, model.named_parameters())
+    hvd.broadcast_optimizer_state(optimizer, root_rank=0)
+    assert optimizer.param_groups is groups and optimizer.param_groups[0] is group
+    for wanted in (0.05, 0.025):
+        loss_of(model, *batch(0, 1)).backward()
+        optimizer.step()
+        scheduler.step()
+        assert hvd.allgather_object(optimizer.param_groups[0]["lr"]) == [wanted] * hvd.size()
+
+
+def case_broadcast_optimizer_state_keeps_types(hvd: Any) -> None:
+    p = torch.nn.Parameter(torch.ones(3, dtype=torch.bfloat16))
+    adam = torch.optim.Adam([p], lr=0.1)
+    exact = torch.tensor([1.0, 1 + 2.0**-20, 3.0])  # bfloat16 does not have the second
+    if hvd.rank() == 0:
+        p.grad = torch.ones_like(p)
+        adam.step()
+        adam.state[p]["exp_avg"] = exact.clone()
+        adam.state[p]["nested"] = {"list": [exact.clone(), 5]}
+    hvd.broadcast_optimizer_state(adam, root_rank=0)
+    same(adam.state[p]["exp_avg"], exact)
+    same(adam.state[p]["nested"]["list"][0], exact)
+    assert adam.state[p]["exp_avg_sq"].dtype == torch.bfloat16
+    assert adam.state[p]["step"].dtype == torch.float32
+
+
 def equal(a: Any, b: Any) -> None:
     assert type(a) is type(b), (a, b)
     if isinstance(a, torch.Tensor):

@@ -119,6 +119,33 @@ def _fill(value: Any, tensors: list[torch.Tensor]) -> Any:
     return value
 
 
+def _keep_types(loaded: Any, sent: Any) -> Any:
+    """``loaded``, with the tensors of ``sent`` where torch has cast them to the parameter's type."""
+    if isinstance(loaded, torch.Tensor):
+        cast = isinstance(sent, torch.Tensor) and loaded.dtype != sent.dtype
+        return sent.to(loaded.device) if cast else loaded
+    if isinstance(loaded, dict) and isinstance(sent, dict):
+        return {key: _keep_types(item, sent.get(key)) for key, item in loaded.items()}
+    if type(loaded) in (list, tuple) and type(loaded) is type(sent):
+        return type(loaded)(map(_keep_types, loaded, sent))
+    return loaded
+
+
+def _load(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """``optimizer.load_state_dict(state)``, but with the tensors as they are on the root, and in the
+    same ``param_groups``: learning-rate schedulers hold on to these."""
+    groups = optimizer.param_groups
+    optimizer.load_state_dict(state)
+    for group, loaded, sent in zip(groups, optimizer.param_groups, state["param_groups"]):
+        group.clear()
+        group.update(loaded)
+        for parameter, number in zip(group["params"], sent["params"]):
+            if number in state["state"]:
+                values = optimizer.state[parameter]
+                optimizer.state[parameter] = _keep_types(values, state["state"][number])
+    optimizer.param_groups = groups
+
+
 def broadcast_optimizer_state(
     optimizer: torch.optim.Optimizer, root_rank: int, model: torch.nn.Module | None = None
 ) -> None:
@@ -138,4 +165,4 @@ def broadcast_optimizer_state(
         [(f"optimizer_state.{i}", tensor) for i, tensor in enumerate(tensors)], root_rank
     )
     if not i_am_root:
-        optimizer.load_state_dict(state)
+        _load(optimizer, state)
