@@ -120,7 +120,7 @@ def _fill(value: Any, tensors: list[torch.Tensor]) -> Any:
 
 
 def _keep_types(loaded: Any, sent: Any) -> Any:
-    """``loaded``, with the tensors of ``sent`` where torch has cast them to the parameter's type."""
+    """``loaded``, with ``sent``'s tensors where torch has cast them to the parameter's type."""
     if isinstance(loaded, torch.Tensor):
         cast = isinstance(sent, torch.Tensor) and loaded.dtype != sent.dtype
         return sent.to(loaded.device) if cast else loaded
@@ -132,8 +132,8 @@ def _keep_types(loaded: Any, sent: Any) -> Any:
 
 
 def _load(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """``optimizer.load_state_dict(state)``, but with the tensors as they are on the root, and in the
-    same ``param_groups``: learning-rate schedulers hold on to these."""
+    """``optimizer.load_state_dict(state)``, but with tensors of the types they have on the root, in
+    the same ``param_groups``: learning-rate schedulers hold on to these."""
     groups = optimizer.param_groups
     optimizer.load_state_dict(state)
     for group, loaded, sent in zip(groups, optimizer.param_groups, state["param_groups"]):
