@@ -9,6 +9,10 @@
  * A connection that ends without a goodbye means that the rank is dead. What it said before counts
  * first, so when a rank dies of another's death the first death is the one that is reported.
  *
+ * Why before that. A rank that hears of a failure may leave at once, and its goodbye may overtake the
+ * news on its way to others, who would take the departure for the cause. So a rank says why it
+ * leaves, before the goodbye, on each connection.
+ *
  * Sends never block: a rank that does not read gets what fits, and loses the rest. Receivers sort
  * out what comes twice: each rank dies or leaves once, and a communicator fails once.
  *
@@ -29,6 +33,7 @@
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
 
@@ -56,6 +61,8 @@ struct hora_watch {
     int             nconns, nstar;
     struct pollfd  *fds; /* [nconns + 1] */
     int             wake; /* eventfd: there are commands */
+    uint8_t         why[FRAME_MAX]; /* ABORT: the first failure of the job, else the latest one */
+    uint32_t        why_len, why_channel;
     pthread_t       thread;
     pthread_mutex_t lock; /* guards the three below */
     command_t      *first, **last;
@@ -95,6 +102,16 @@ static size_t abort_encode(uint8_t *bytes, uint32_t channel, hora_status_t statu
     return w.off;
 }
 
+/* Keeps a failure that was found or heard here, for the goodbye. */
+static void remember(hora_watch_t *w, const uint8_t *bytes, size_t len) {
+    hora_wire_t wire = hora_wire_over((uint8_t *)(uintptr_t)bytes, len);
+    if (len > sizeof(w->why) || (w->why_len > 0 && w->why_channel == HORA_CHANNEL_ALL))
+        return;
+    w->why_channel = hora_wire_get_u32(&wire);
+    w->why_len = (uint32_t)len;
+    memcpy(w->why, bytes, len);
+}
+
 static size_t rank_encode(uint8_t *bytes, int rank) {
     hora_wire_t w = hora_wire_over(bytes, 4);
     hora_wire_put_u32(&w, (uint32_t)rank);
@@ -111,6 +128,7 @@ static void rank_died(hora_watch_t *w, int rank, const char *how) {
     w->state[rank] = DEAD;
     snprintf(text, sizeof(text), "rank %d on host %s %s", rank, w->world->peers[rank].host, how);
     size_t len = abort_encode(bytes, HORA_CHANNEL_ALL, HORA_ERR_PEER_FAILED, rank, text);
+    remember(w, bytes, len);
     tell(w, HORA_FRAME_ABORT, bytes, len, rank);
     hora_world_raise(w->world, HORA_CHANNEL_ALL, HORA_ERR_PEER_FAILED, rank, text);
 }
@@ -163,11 +181,14 @@ static bool heard_abort(hora_watch_t *w, hora_conn_t *conn, const hora_frame_t *
     if (wire.bad || status >= HORA_OK || status < HORA_ERR_INTERNAL || rank < -1 ||
         rank >= w->world->size)
         return false;
+    if (frame->len == w->why_len && memcmp(frame->payload, w->why, w->why_len) == 0)
+        return true; /* known */
     if (status == HORA_ERR_PEER_FAILED && rank >= 0 && channel == HORA_CHANNEL_ALL) {
         if (w->state[rank] == DEAD)
             return true; /* known */
         w->state[rank] = DEAD; /* or cut off from the others, if it is me: then I must stop too */
     }
+    remember(w, frame->payload, frame->len);
     if (w->world->rank == 0)
         tell(w, frame->type, frame->payload, frame->len, conn->rank);
     hora_world_raise(w->world, channel, (hora_status_t)status, rank, text);
@@ -243,10 +264,12 @@ static bool obey(hora_watch_t *w) {
     while (list != NULL) {
         command_t *c = list;
         list = c->next;
-        if (c->type == HORA_FRAME_POKE)
+        if (c->type == HORA_FRAME_POKE) {
             poke(w, c->rank);
-        else
+        } else {
+            remember(w, c->bytes, c->len);
             tell(w, c->type, c->bytes, c->len, -1);
+        }
         free(c);
     }
     return leaving;
@@ -266,8 +289,11 @@ static void say_goodbye(hora_watch_t *w) {
     size_t   len = rank_encode(bytes, w->world->rank);
     uint64_t deadline = hora_clock_ns() + GOODBYE_NS;
     bool     pending = true;
-    for (int i = 0; i < w->nconns; i++)
+    for (int i = 0; i < w->nconns; i++) {
+        if (w->why_len > 0)
+            say(w->conns[i], HORA_FRAME_ABORT, w->why, w->why_len);
         say(w->conns[i], HORA_FRAME_GOODBYE, bytes, len);
+    }
     while (pending && hora_clock_ns() < deadline) {
         pending = false;
         for (int i = 0; i < w->nconns; i++) {
