@@ -15,8 +15,7 @@
  */
 #include "controller/message.h"
 
-#include <endian.h>
-#include <string.h>
+#include "util/bytes.h"
 
 #define MAGIC     0x61726f68u /* "hora" */
 #define COUNT_MAX 65535u
@@ -28,21 +27,18 @@ static void put_u8(hora_frame_writer_t *w, unsigned v) {
 }
 
 static void put_u16(hora_frame_writer_t *w, size_t v) {
-    uint16_t le = htole16((uint16_t)v);
-    memcpy(w->buf + w->len, &le, sizeof(le));
-    w->len += sizeof(le);
+    hora_put_u16(w->buf + w->len, (uint16_t)v);
+    w->len += 2;
 }
 
 static void put_u32(hora_frame_writer_t *w, uint32_t v) {
-    uint32_t le = htole32(v);
-    memcpy(w->buf + w->len, &le, sizeof(le));
-    w->len += sizeof(le);
+    hora_put_u32(w->buf + w->len, v);
+    w->len += 4;
 }
 
 static void put_u64(hora_frame_writer_t *w, uint64_t v) {
-    uint64_t le = htole64(v);
-    memcpy(w->buf + w->len, &le, sizeof(le));
-    w->len += sizeof(le);
+    hora_put_u64(w->buf + w->len, v);
+    w->len += 8;
 }
 
 static void put_f64(hora_frame_writer_t *w, double v) {
@@ -108,10 +104,8 @@ bool hora_frame_put_full(hora_frame_writer_t *w, const char *name, size_t name_l
 /* Ids one after the other share an item. */
 bool hora_frame_put_cached(hora_frame_writer_t *w, uint32_t id) {
     uint16_t count = 0;
-    if (w->open != 0) {
-        memcpy(&count, w->buf + w->open, sizeof(count));
-        count = le16toh(count);
-    }
+    if (w->open != 0)
+        count = hora_get_u16(w->buf + w->open);
     if (w->open == 0 || count == COUNT_MAX) {
         if (!begin_item(w, HORA_ITEM_CACHED, 8))
             return false;
@@ -123,8 +117,7 @@ bool hora_frame_put_cached(hora_frame_writer_t *w, uint32_t id) {
         return false;
     }
     put_u32(w, id);
-    count = htole16((uint16_t)(count + 1));
-    memcpy(w->buf + w->open, &count, sizeof(count));
+    hora_put_u16(w->buf + w->open, (uint16_t)(count + 1));
     return true;
 }
 
@@ -225,26 +218,8 @@ static const uint8_t *take(hora_frame_reader_t *r, size_t len) {
     return p;
 }
 
-static uint16_t get_u16(const uint8_t *p) {
-    uint16_t le;
-    memcpy(&le, p, sizeof(le));
-    return le16toh(le);
-}
-
-static uint32_t get_u32(const uint8_t *p) {
-    uint32_t le;
-    memcpy(&le, p, sizeof(le));
-    return le32toh(le);
-}
-
-static uint64_t get_u64(const uint8_t *p) {
-    uint64_t le;
-    memcpy(&le, p, sizeof(le));
-    return le64toh(le);
-}
-
 static double get_f64(const uint8_t *p) {
-    uint64_t bits = get_u64(p);
+    uint64_t bits = hora_get_u64(p);
     double   v;
     memcpy(&v, &bits, sizeof(v));
     return v;
@@ -270,11 +245,12 @@ static bool take_text(hora_frame_reader_t *r, size_t len, hora_item_t *item) {
 
 bool hora_frame_open(hora_frame_reader_t *r, const void *buf, size_t len, hora_frame_type_t type) {
     const uint8_t *p = buf;
-    if (len < HORA_FRAME_HEAD || len > HORA_FRAME_MAX || get_u32(p) != MAGIC ||
-        get_u16(p + 4) != HORA_FRAME_VERSION || get_u16(p + 6) != (unsigned)type ||
-        get_u32(p + 8) != len)
+    if (len < HORA_FRAME_HEAD || len > HORA_FRAME_MAX || hora_get_u32(p) != MAGIC ||
+        hora_get_u16(p + 4) != HORA_FRAME_VERSION || hora_get_u16(p + 6) != (unsigned)type ||
+        hora_get_u32(p + 8) != len)
         return false;
-    *r = (hora_frame_reader_t){p, HORA_FRAME_HEAD, len, get_u32(p + 12), get_u32(p + 16), type};
+    *r = (hora_frame_reader_t){p, HORA_FRAME_HEAD, len, hora_get_u32(p + 12), hora_get_u32(p + 16),
+                               type};
     return true;
 }
 
@@ -288,16 +264,16 @@ static bool read_full(hora_frame_reader_t *r, int size, hora_item_t *item) {
     sig->dtype = p[1];
     sig->op = p[2];
     sig->ndim = p[3];
-    name_len = get_u16(p + 5);
-    sig->root = (int32_t)get_u32(p + 7);
-    sig->group_size = get_u32(p + 11);
-    sig->group_key = get_u64(p + 15);
+    name_len = hora_get_u16(p + 5);
+    sig->root = (int32_t)hora_get_u32(p + 7);
+    sig->group_size = hora_get_u32(p + 11);
+    sig->group_key = hora_get_u64(p + 15);
     sig->prescale = get_f64(p + 23);
     sig->postscale = get_f64(p + 31);
     for (int i = 0; i < sig->ndim; i++) {
         if ((p = take(r, 8)) == NULL)
             return false;
-        sig->shape[i] = (int64_t)get_u64(p);
+        sig->shape[i] = (int64_t)hora_get_u64(p);
     }
     return hora_signature_is_sane(sig, size) && take_name(r, name_len, item);
 }
@@ -306,7 +282,7 @@ static bool read_cached(hora_frame_reader_t *r, hora_item_t *item) {
     const uint8_t *p = take(r, 3);
     if (p == NULL || p[0] != 0)
         return false;
-    item->count = get_u16(p + 1);
+    item->count = hora_get_u16(p + 1);
     item->refs = take(r, (size_t)item->count * 4);
     return item->count > 0 && item->refs != NULL;
 }
@@ -315,13 +291,13 @@ static bool read_waited(hora_frame_reader_t *r, hora_item_t *item) {
     const uint8_t *p = take(r, 7);
     if (p == NULL || p[0] != 0)
         return false;
-    item->waited_ms = get_u32(p + 3);
-    return take_name(r, get_u16(p + 1), item);
+    item->waited_ms = hora_get_u32(p + 3);
+    return take_name(r, hora_get_u16(p + 1), item);
 }
 
 static bool read_left(hora_frame_reader_t *r) {
     const uint8_t *p = take(r, 3);
-    return p != NULL && p[0] == 0 && get_u16(p + 1) == 0;
+    return p != NULL && p[0] == 0 && hora_get_u16(p + 1) == 0;
 }
 
 static bool read_execute(hora_frame_reader_t *r, hora_item_t *item) {
@@ -329,12 +305,13 @@ static bool read_execute(hora_frame_reader_t *r, hora_item_t *item) {
     hora_item_t    ignored;
     if (p == NULL || p[0] != 0)
         return false;
-    item->count = get_u16(p + 1);
+    item->count = hora_get_u16(p + 1);
     item->refs = r->buf + r->off;
     for (uint32_t i = 0; i < item->count; i++) {
         if ((p = take(r, 6)) == NULL)
             return false;
-        if (get_u16(p + 4) > 0 ? !take_name(r, get_u16(p + 4), &ignored) : get_u32(p) == 0)
+        if (hora_get_u16(p + 4) > 0 ? !take_name(r, hora_get_u16(p + 4), &ignored)
+                                    : hora_get_u32(p) == 0)
             return false;
     }
     return item->count > 0;
@@ -344,29 +321,29 @@ static bool read_error(hora_frame_reader_t *r, hora_item_t *item) {
     const uint8_t *p = take(r, 9);
     if (p == NULL || p[0] != 0)
         return false;
-    item->status = (hora_status_t)(int32_t)get_u32(p + 3);
+    item->status = (hora_status_t)(int32_t)hora_get_u32(p + 3);
     return item->status < 0 && item->status >= HORA_ERR_INTERNAL &&
-           take_name(r, get_u16(p + 1), item) && take_text(r, get_u16(p + 7), item);
+           take_name(r, hora_get_u16(p + 1), item) && take_text(r, hora_get_u16(p + 7), item);
 }
 
 static bool read_stall(hora_frame_reader_t *r, hora_item_t *item) {
     const uint8_t *p = take(r, 5);
-    return p != NULL && p[0] == 0 && take_name(r, get_u16(p + 1), item) &&
-           take_text(r, get_u16(p + 3), item);
+    return p != NULL && p[0] == 0 && take_name(r, hora_get_u16(p + 1), item) &&
+           take_text(r, hora_get_u16(p + 3), item);
 }
 
 static bool read_resend(hora_frame_reader_t *r, int size, hora_item_t *item) {
     const uint8_t *p = take(r, 11);
-    if (p == NULL || p[0] != 0 || get_u16(p + 1) != 0)
+    if (p == NULL || p[0] != 0 || hora_get_u16(p + 1) != 0)
         return false;
-    item->rank = get_u32(p + 3);
-    item->id = get_u32(p + 7);
+    item->rank = hora_get_u32(p + 3);
+    item->id = hora_get_u32(p + 7);
     return item->rank < (uint32_t)size;
 }
 
 static bool read_shut_down(hora_frame_reader_t *r, hora_item_t *item) {
     const uint8_t *p = take(r, 3);
-    return p != NULL && p[0] == 0 && take_text(r, get_u16(p + 1), item);
+    return p != NULL && p[0] == 0 && take_text(r, hora_get_u16(p + 1), item);
 }
 
 static bool read_item(hora_frame_reader_t *r, int size, hora_item_t *item) {
@@ -398,15 +375,15 @@ hora_status_t hora_frame_next(hora_frame_reader_t *r, int size, hora_item_t *ite
 }
 
 uint32_t hora_item_id(const hora_item_t *item, uint32_t i) {
-    return get_u32(item->refs + (size_t)i * 4);
+    return hora_get_u32(item->refs + (size_t)i * 4);
 }
 
 bool hora_item_next_ref(hora_item_t *item, uint32_t *id_p, const char **name_p,
                         size_t *name_len_p) {
     if (item->count == 0)
         return false;
-    *id_p = get_u32(item->refs);
-    *name_len_p = get_u16(item->refs + 4);
+    *id_p = hora_get_u32(item->refs);
+    *name_len_p = hora_get_u16(item->refs + 4);
     *name_p = (const char *)item->refs + 6;
     item->refs += 6 + *name_len_p;
     item->count--;

@@ -22,7 +22,7 @@
 
 #define IDLE_MAX     8
 #define STALE_EVENTS 1024 /* events without news for this call before a look at the failure flag */
-#define POLL_TURNS   64   /* turns between looks at the transports while waiting for a phase */
+#define POLL_TURNS   64   /* turns between looks for a crossing call while waiting for a phase */
 
 /* ---- executions and their memory ---- */
 
@@ -203,12 +203,11 @@ static hora_status_t block(hora_exec_t *exec) {
     unsigned      stale = 0, turns = 0;
     hora_waiter_begin(&w, exec->comm, exec->coll.timeout, exec->what);
     while (st == HORA_OK && !hora_run_ready(exec)) {
-        /* Others may need a message of mine, of another operation, before they come here. */
-        bool looks = exec->blocked_xfer != NULL || w.announced || turns % POLL_TURNS == 0;
-        turns++;
-        if (looks && hora_p2p_progress(world) > 0 && ++stale % STALE_EVENTS != 0)
+        /* Who waits for a phase leaves the links to the waiter's slow turns. */
+        bool moves = exec->blocked_xfer != NULL;
+        if (moves && hora_p2p_progress(world) > 0 && ++stale % STALE_EVENTS != 0)
             continue;
-        if (looks)
+        if (moves || w.announced || turns++ % POLL_TURNS == 0)
             st = hora_run_check_crossing(exec);
         if (st == HORA_OK)
             st = hora_waiter_turn(&w, exec->blocked_rank);

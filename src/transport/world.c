@@ -94,7 +94,7 @@ void hora_bell_wake(hora_bell_t *bell, int eventfd) {
 /* Another member was quicker and its communicator has failed already. */
 static void keep_early_locked(hora_world_t *world, uint32_t channel, hora_status_t status, int rank,
                               const char *text) {
-    unsigned i = world->nearly++ % HORA_EARLY_MAX;
+    unsigned i = world->early_count++ % HORA_EARLY_MAX;
     world->early[i].channel = channel;
     world->early[i].status = status;
     world->early[i].rank = rank;

@@ -73,7 +73,7 @@ struct hora_world {
         int           rank;
         char          text[HORA_FAILURE_TEXT_MAX];
     } early[HORA_EARLY_MAX];   /* failures of communicators not made here yet; under comms_lock */
-    unsigned          nearly;
+    unsigned          early_count;
     void             *bootstrap;  /* the bootstrap's own */
     /* Tells the other ranks of a failure that was found here; set by the bootstrap. Any thread. */
     void (*announce)(hora_world_t *world, uint32_t channel, hora_status_t status, int rank,

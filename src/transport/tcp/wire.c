@@ -3,36 +3,22 @@
  */
 #include "transport/tcp/wire.h"
 
-#include <endian.h>
+#include "util/bytes.h"
+
 #include <netinet/in.h>
-#include <string.h>
 
 #define ADDRESS_MAGIC 0x61726f68u          /* "hora" */
 #define HELLO_MAGIC   0x6f6c6c6568726f68u  /* "horhello" */
 #define FRAME_MAGIC   0x6d617266u          /* "fram" */
 
 static uint8_t *put32(uint8_t *p, uint32_t value) {
-    value = htole32(value);
-    memcpy(p, &value, sizeof(value));
+    hora_put_u32(p, value);
     return p + sizeof(value);
 }
 
 static uint8_t *put64(uint8_t *p, uint64_t value) {
-    value = htole64(value);
-    memcpy(p, &value, sizeof(value));
+    hora_put_u64(p, value);
     return p + sizeof(value);
-}
-
-static uint32_t get32(const uint8_t *p) {
-    uint32_t value;
-    memcpy(&value, p, sizeof(value));
-    return le32toh(value);
-}
-
-static uint64_t get64(const uint8_t *p) {
-    uint64_t value;
-    memcpy(&value, p, sizeof(value));
-    return le64toh(value);
 }
 
 /* magic, version << 16 | 4 or 6, port (host order), ip[16], token */
@@ -58,9 +44,9 @@ bool hora_tcp_address_decode(const void *in, size_t len, hora_tcp_address_t *add
     hora_tcp_address_t  address = {.len = 0};
     struct sockaddr_in  v4 = {.sin_family = AF_INET};
     struct sockaddr_in6 v6 = {.sin6_family = AF_INET6};
-    if (len != HORA_TCP_ADDRESS_SIZE || get32(p) != ADDRESS_MAGIC)
+    if (len != HORA_TCP_ADDRESS_SIZE || hora_get_u32(p) != ADDRESS_MAGIC)
         return false;
-    uint32_t kind = get32(p + 4), port = get32(p + 8);
+    uint32_t kind = hora_get_u32(p + 4), port = hora_get_u32(p + 8);
     if (port == 0 || port > 65535)
         return false;
     if (kind == (HORA_TCP_VERSION << 16 | 4)) {
@@ -95,13 +81,13 @@ void hora_tcp_hello_encode(const hora_tcp_hello_t *hello, uint8_t out[HORA_TCP_H
 }
 
 bool hora_tcp_hello_decode(const uint8_t in[HORA_TCP_HELLO_SIZE], hora_tcp_hello_t *hello_p) {
-    if (get64(in) != HELLO_MAGIC)
+    if (hora_get_u64(in) != HELLO_MAGIC)
         return false;
-    hello_p->version = get32(in + 8);
-    hello_p->rank = get32(in + 12);
-    hello_p->size = get32(in + 16);
-    hello_p->index = get32(in + 20);
-    hello_p->count = get32(in + 24);
+    hello_p->version = hora_get_u32(in + 8);
+    hello_p->rank = hora_get_u32(in + 12);
+    hello_p->size = hora_get_u32(in + 16);
+    hello_p->index = hora_get_u32(in + 20);
+    hello_p->count = hora_get_u32(in + 24);
     memcpy(hello_p->token, in + 28, HORA_TCP_TOKEN_SIZE);
     return true;
 }
@@ -128,14 +114,14 @@ void hora_tcp_header_encode(const hora_tcp_header_t *header, uint8_t out[HORA_TC
 
 bool hora_tcp_header_decode(const uint8_t in[HORA_TCP_HEADER_SIZE], hora_tcp_header_t *header_p) {
     hora_tcp_header_t h = {
-        .sig = get32(in + 4),
-        .tag = get64(in + 8),
-        .number = get64(in + 16),
-        .total = get64(in + 24),
-        .offset = get64(in + 32),
-        .len = get32(in + 40),
+        .sig = hora_get_u32(in + 4),
+        .tag = hora_get_u64(in + 8),
+        .number = hora_get_u64(in + 16),
+        .total = hora_get_u64(in + 24),
+        .offset = hora_get_u64(in + 32),
+        .len = hora_get_u32(in + 40),
     };
-    if (get32(in) != FRAME_MAGIC || get32(in + 44) != 0)
+    if (hora_get_u32(in) != FRAME_MAGIC || hora_get_u32(in + 44) != 0)
         return false;
     if (h.total > HORA_TCP_MESSAGE_MAX || h.total > SIZE_MAX || h.offset > h.total ||
         h.len > h.total - h.offset || h.len > HORA_TCP_FRAME_MAX)
