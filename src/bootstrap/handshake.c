@@ -4,6 +4,7 @@
 #include "bootstrap/handshake.h"
 
 #include "bootstrap/wire.h"
+#include "util/bytes.h"
 
 #include <errno.h>
 #include <stdio.h>

@@ -16,13 +16,4 @@ hora_status_t hora_proof_available(void);
 void hora_proof_make(const char *secret, const void *bytes, size_t len,
                      uint8_t proof_p[HORA_PROOF_BYTES]);
 
-/* Compares in a time that does not depend on where they differ. */
-static inline bool hora_bytes_equal(const void *a, const void *b, size_t len) {
-    const volatile uint8_t *x = a, *y = b;
-    uint8_t                 difference = 0;
-    for (size_t i = 0; i < len; i++)
-        difference |= (uint8_t)(x[i] ^ y[i]);
-    return difference == 0;
-}
-
 #endif

@@ -6,6 +6,8 @@
 #define HORA_UTIL_BYTES_H
 
 #include <endian.h>
+#include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -40,6 +42,15 @@ static inline uint64_t hora_get_u64(const void *at) {
     uint64_t le;
     memcpy(&le, at, sizeof(le));
     return le64toh(le);
+}
+
+/* Compares in a time that does not depend on where they differ. */
+static inline bool hora_bytes_equal(const void *a, const void *b, size_t len) {
+    const volatile uint8_t *x = a, *y = b;
+    uint8_t                 difference = 0;
+    for (size_t i = 0; i < len; i++)
+        difference |= (uint8_t)(x[i] ^ y[i]);
+    return difference == 0;
 }
 
 #endif

@@ -8,6 +8,7 @@
  */
 #include "transport/tcp/tcp.h"
 
+#include "util/bytes.h"
 #include "util/clock.h"
 #include "util/log.h"
 
@@ -66,7 +67,7 @@ static const char *hello_fault(const hora_tcp_t *self, const uint8_t *bytes,
     const hora_world_t *world = self->base.world;
     if (!hora_tcp_hello_decode(bytes, hello))
         return "it did not say hello";
-    if (!hora_tcp_token_equal(hello->token, self->address.token))
+    if (!hora_bytes_equal(hello->token, self->address.token, HORA_TCP_TOKEN_SIZE))
         return "wrong token";
     if (hello->version != HORA_TCP_VERSION)
         return "another version of hora";

@@ -92,13 +92,6 @@ bool hora_tcp_hello_decode(const uint8_t in[HORA_TCP_HELLO_SIZE], hora_tcp_hello
     return true;
 }
 
-bool hora_tcp_token_equal(const uint8_t *a, const uint8_t *b) {
-    volatile uint8_t difference = 0;
-    for (int i = 0; i < HORA_TCP_TOKEN_SIZE; i++)
-        difference = (uint8_t)(difference | (a[i] ^ b[i]));
-    return difference == 0;
-}
-
 /* magic, sig, tag, number, total, offset, len, zero */
 void hora_tcp_header_encode(const hora_tcp_header_t *header, uint8_t out[HORA_TCP_HEADER_SIZE]) {
     uint8_t *p = out;

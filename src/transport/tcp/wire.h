@@ -51,8 +51,6 @@ bool hora_tcp_address_decode(const void *in, size_t len, hora_tcp_address_t *add
 void hora_tcp_hello_encode(const hora_tcp_hello_t *hello, uint8_t out[HORA_TCP_HELLO_SIZE]);
 /* False unless it is a hello, of any version. */
 bool hora_tcp_hello_decode(const uint8_t in[HORA_TCP_HELLO_SIZE], hora_tcp_hello_t *hello_p);
-/* In time that does not depend on where they differ. */
-bool hora_tcp_token_equal(const uint8_t *a, const uint8_t *b);
 
 void hora_tcp_header_encode(const hora_tcp_header_t *header, uint8_t out[HORA_TCP_HEADER_SIZE]);
 /* False unless the frame lies inside its message and all lengths are possible. */
