@@ -8,7 +8,8 @@ import shutil
 import sys
 from pathlib import Path
 
-from hora import cli_info, run
+from hora import cli_info
+from hora.runner import launch
 
 DESCRIPTION = """hora: ring-allreduce collective communication.
 
@@ -52,10 +53,11 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="what", metavar="COMMAND")
 
     runs = commands.add_parser("run", help="start a program on several ranks",
-                               description=run.DESCRIPTION, usage="hora run -np N [options] COMMAND ...", allow_abbrev=False,
+                               description=launch.DESCRIPTION, allow_abbrev=False,
+                               usage="hora run -np N [options] COMMAND ...",
                                formatter_class=argparse.RawDescriptionHelpFormatter)
-    run.add_arguments(runs)
-    runs.set_defaults(main=run.main)
+    launch.add_arguments(runs)
+    runs.set_defaults(main=launch.main)
 
     info = commands.add_parser("info", help="what this build and machine have",
                                description="Each back-end: is it available, why not, what to do.")

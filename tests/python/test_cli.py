@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from hora import cli, cli_hosts
+from hora import cli
+from hora.runner import hosts as runner_hosts
 
 
 def hora(*args: str, **env: str) -> subprocess.CompletedProcess[str]:
@@ -79,23 +80,23 @@ def test_tool_that_is_missing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
 
 
 def test_hosts() -> None:
-    hosts = cli_hosts.parse_hosts("a:2,b,[::2]:3,a:1")
+    hosts = runner_hosts.parse_hosts("a:2,b,[::2]:3,a:1")
     assert [(host.name, host.slots) for host in hosts] == [("a", 3), ("b", 1), ("::2", 3)]
-    used = cli_hosts.assign(hosts, 4)
+    used = runner_hosts.assign(hosts, 4)
     assert [host.ranks for host in used] == [[0, 1, 2], [3]]
-    with pytest.raises(cli_hosts.HostError, match="-np 8"):
-        cli_hosts.assign(hosts, 8)
+    with pytest.raises(runner_hosts.HostError, match="-np 8"):
+        runner_hosts.assign(hosts, 8)
 
 
 @pytest.mark.parametrize("text", ["a:0", "a:b", "a b", "[::1"])
 def test_hosts_that_are_none(text: str) -> None:
-    with pytest.raises(cli_hosts.HostError):
-        cli_hosts.parse_hosts(text)
+    with pytest.raises(runner_hosts.HostError):
+        runner_hosts.parse_hosts(text)
 
 
 def test_ranks_across_hosts() -> None:
-    hosts = [cli_hosts.Host("localhost", 2, [0, 1]), cli_hosts.Host("127.0.0.2", 1, [2])]
-    env = cli_hosts.rank_environments(hosts, "s" * 64)
+    hosts = [runner_hosts.Host("localhost", 2, [0, 1]), runner_hosts.Host("127.0.0.2", 1, [2])]
+    env = runner_hosts.rank_environments(hosts, "s" * 64)
     cross = [(e["HORA_LOCAL_RANK"], e["HORA_CROSS_RANK"], e["HORA_CROSS_SIZE"]) for e in env.values()]
     assert cross == [("0", "0", "2"), ("1", "0", "1"), ("0", "1", "2")]
     assert len({e["HORA_RENDEZVOUS"] for e in env.values()}) == 1

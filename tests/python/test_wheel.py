@@ -64,7 +64,7 @@ def test_contents(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     # The tag names the Python that built it; built with 3.10, it serves all from 3.10 on.
     assert f"-cp3{sys.version_info.minor}-abi3-linux" in wheel.name
-    for needed in ("_core.abi3.so", "libhora.so", "hora-perf", "hora-check", "cli.py",
+    for needed in ("_core.abi3.so", "libhora.so", "hora-perf", "hora-check", "cli.py", "runner/agent.py",
                    "torch/__init__.py", "common/basics.py", "include/hora/hora.h"):  # fmt: skip
         assert f"hora/{needed}" in names, f"{needed} not in {sorted(names)}"
     assert not any(".so." in name or name.startswith("tests/") for name in names), names

@@ -1,6 +1,6 @@
-"""The launcher of `hora run`: an agent for each host, their output on ours, one exit code.
+"""A job of `hora run`: an agent for each host, their output on ours, one exit code.
 
-Single thread, one selector. The ranks' fate is the agents' business (cli_agent.py); this module
+Single thread, one selector. The ranks' fate is the agents' business (agent.py); this module
 decides when to end them: after the first rank that fails, the others have some seconds to come to
 their own errors, then get SIGTERM, then SIGKILL.
 """
@@ -20,7 +20,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hora.cli_hosts import Host
+from hora.runner.hosts import Host
+from hora.runner.output import Output
 
 TERM_SECONDS = 3.0  # between SIGTERM and SIGKILL
 LOST_SECONDS = 5.0  # between SIGKILL and giving an agent up
@@ -46,56 +47,10 @@ class Job:
     def size(self) -> int:
         return sum(len(host.ranks) for host in self.hosts)
 
-
-class Output:
-    """Lines of all ranks on our own streams, whole, each with "[rank]<stream>:" before it, and in
-    DIR/rank.N/stdout and stderr where a directory was asked for."""
-
-    def __init__(self, job: Job) -> None:
-        self.job = job
-        self.partial: dict[tuple[int, str], bytes] = {}
-        self.files: dict[tuple[int, str], Any] = {}
-        if job.output_dir:
-            width = len(str(job.size - 1))
-            for rank in range(job.size):
-                folder = Path(job.output_dir) / f"rank.{rank:0{width}d}"
-                folder.mkdir(parents=True, exist_ok=True)
-                for stream in ("stdout", "stderr"):
-                    self.files[rank, stream] = open(folder / stream, "wb", buffering=0)
-
-    def feed(self, rank: int, stream: str, data: bytes) -> None:
-        if self.files:
-            self.files[rank, stream].write(data)
-            if not self.job.prefix:
-                return  # -q with a directory: files only
-        data = self.partial.pop((rank, stream), b"") + data
-        lines = data.splitlines(keepends=True)  # at \n, \r (progress bars) and \r\n
-        if lines and not lines[-1].endswith((b"\n", b"\r")):
-            self.partial[rank, stream] = lines.pop()
-        self.write(rank, stream, lines)
-
-    def write(self, rank: int, stream: str, lines: list[bytes]) -> None:
-        if not lines:
-            return
-        target = sys.stdout.buffer if stream == "stdout" else sys.stderr.buffer
-        head = b"[%d]<%s>:" % (rank, stream.encode()) if self.job.prefix else b""
-        try:
-            target.write(b"".join(head + line for line in lines))
-            target.flush()
-        except BrokenPipeError:  # whoever read our output has gone; the job goes on
-            pass
-
-    def end(self, rank: int) -> None:
-        for stream in ("stdout", "stderr"):
-            rest = self.partial.pop((rank, stream), b"")
-            if rest:
-                self.write(rank, stream, [rest + b"\n"])
-
-    def close(self) -> None:
-        for rank in range(self.job.size):
-            self.end(rank)
-        for file in self.files.values():
-            file.close()
+    @property
+    def captures(self) -> bool:
+        """The ranks' output comes to us, instead of going straight to our own streams."""
+        return self.prefix or self.output_dir is not None
 
 
 class AgentLink:
@@ -105,8 +60,8 @@ class AgentLink:
         self.host = host
         self.left = set(host.ranks)  # ranks that have not ended
         self.buffer = b""
-        source = Path(__file__).with_name("cli_agent.py").read_bytes()
-        own = [os.dup(1), os.dup(2)] if host.is_local and not capture(job) else []
+        source = Path(__file__).with_name("agent.py").read_bytes()
+        own = [os.dup(1), os.dup(2)] if host.is_local and not job.captures else []
         self.process = subprocess.Popen(
             self.command_line(job),
             stdin=subprocess.PIPE,
@@ -170,14 +125,10 @@ def parse_event(line: bytes) -> dict[str, Any] | None:
     return None
 
 
-def capture(job: Job) -> bool:
-    return job.prefix or job.output_dir is not None
-
-
 class Launcher:
     def __init__(self, job: Job) -> None:
         self.job = job
-        self.output = Output(job)
+        self.output = Output(job.size, job.prefix, job.output_dir)
         self.selector = selectors.DefaultSelector()
         self.agents: list[AgentLink] = []
         self.code: int | None = None  # of the whole job, once something has failed

@@ -1,5 +1,5 @@
-"""`hora run`: start a program on several ranks. This module reads the command line; cli_launch.py
-does the work."""
+"""`hora run`: start a program on several ranks. This module reads the command line; job.py does
+the work."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ import secrets
 import shutil
 import sys
 
-from hora import cli_hosts
-from hora.cli_launch import Job, Launcher
+from hora.runner.hosts import (
+    Host, HostError, assign, forwarded_environment, named_environment, parse_hostfile, parse_hosts,
+    rank_environments,
+)  # fmt: skip
+from hora.runner.job import Job, Launcher
 
 DESCRIPTION = """Start N copies of a program that find each other through hora.
 
@@ -75,20 +78,20 @@ def settings(args: argparse.Namespace) -> dict[str, str]:
     return {name: str(value) for name, value in values.items() if value is not None}
 
 
-def find_hosts(args: argparse.Namespace) -> list[cli_hosts.Host]:
+def find_hosts(args: argparse.Namespace) -> list[Host]:
     if args.num_proc is not None and args.num_proc < 1:
-        raise cli_hosts.HostError(f"-np {args.num_proc}: at least one rank is needed")
+        raise HostError(f"-np {args.num_proc}: at least one rank is needed")
     if args.hostfile:
-        hosts = cli_hosts.parse_hostfile(args.hostfile)
+        hosts = parse_hostfile(args.hostfile)
     elif args.hosts:
-        hosts = cli_hosts.parse_hosts(args.hosts)
+        hosts = parse_hosts(args.hosts)
     elif args.num_proc:
-        hosts = [cli_hosts.Host("localhost", args.num_proc)]
+        hosts = [Host("localhost", args.num_proc)]
     else:
-        raise cli_hosts.HostError("how many ranks? Give -np N")
+        raise HostError("how many ranks? Give -np N")
     if not hosts:
-        raise cli_hosts.HostError("-H names no host")
-    return cli_hosts.assign(hosts, args.num_proc or sum(host.slots for host in hosts))
+        raise HostError("-H names no host")
+    return assign(hosts, args.num_proc or sum(host.slots for host in hosts))
 
 
 def ssh_command(args: argparse.Namespace) -> list[str]:
@@ -104,18 +107,18 @@ def make_job(args: argparse.Namespace) -> Job:
     hosts = find_hosts(args)
     command = args.command[1:] if args.command[:1] == ["--"] else args.command
     if not command:
-        raise cli_hosts.HostError("which program? hora run -np 2 COMMAND ...")
+        raise HostError("which program? hora run -np 2 COMMAND ...")
     if any(not host.is_local for host in hosts) and shutil.which(args.ssh) is None:
-        raise cli_hosts.HostError(f"{args.ssh} is not installed; it starts the ranks of other hosts")
+        raise HostError(f"{args.ssh} is not installed; it starts the ranks of other hosts")
     level = args.log_level or os.environ.get("HORA_LOG_LEVEL", "")
     talks = args.verbose or level in ("info", "debug", "trace")
-    own = {**cli_hosts.named_environment(args.env), **settings(args)}
+    own = {**named_environment(args.env), **settings(args)}
     return Job(
         hosts=hosts,
         command=command,
-        rank_env=cli_hosts.rank_environments(hosts, secrets.token_hex(32)),
+        rank_env=rank_environments(hosts, secrets.token_hex(32)),
         local_env=own,
-        remote_env={**cli_hosts.forwarded_environment(args.env), **own},
+        remote_env={**forwarded_environment(args.env), **own},
         ssh=ssh_command(args),
         remote_python=args.remote_python,
         prefix=not args.no_prefix,
@@ -131,6 +134,6 @@ def main(args: argparse.Namespace) -> int:
         for host in job.hosts:
             job.info(f"host {host.name}: ranks {', '.join(map(str, host.ranks))}")
         return Launcher(job).run()
-    except (cli_hosts.HostError, OSError) as error:
+    except (HostError, OSError) as error:
         print(f"hora run: {error}", file=sys.stderr)
         return 2
