@@ -7,20 +7,24 @@
 
 #include <ctype.h>
 #include <errno.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
 
 #define SETTING(TYPE, field, name, value, text)                                                   \
-    {HORA_SETTING_##TYPE, offsetof(hora_settings_t, field), name, value, text, false},
+    {HORA_SETTING_##TYPE, offsetof(hora_settings_t, field), name, value, text, NULL},
 #define SETTING_HVD(TYPE, field, name, value, text)                                               \
-    {HORA_SETTING_##TYPE, offsetof(hora_settings_t, field), name, value, text, true},
+    {HORA_SETTING_##TYPE, offsetof(hora_settings_t, field), name, value, text, name},
+#define SETTING_AS(TYPE, field, name, other, value, text)                                         \
+    {HORA_SETTING_##TYPE, offsetof(hora_settings_t, field), name, value, text, other},
 static const hora_setting_row_t rows[] = {
 #include "util/settings.def"
 };
 #undef SETTING
 #undef SETTING_HVD
+#undef SETTING_AS
 
 const hora_setting_row_t *hora_settings_rows(size_t *count_p) {
     *count_p = sizeof(rows) / sizeof(rows[0]);
@@ -115,8 +119,8 @@ static hora_status_t load_row(const hora_setting_row_t *row, hora_settings_t *se
     const char *text;
     snprintf(name, sizeof(name), "HORA_%s", row->name);
     text = getenv(name);
-    if (text == NULL && row->has_horovod) {
-        snprintf(name, sizeof(name), "HOROVOD_%s", row->name);
+    if (text == NULL && row->horovod != NULL) {
+        snprintf(name, sizeof(name), "HOROVOD_%s", row->horovod);
         text = getenv(name);
     }
     if (text == NULL || (*text == '\0' && row->type != HORA_SETTING_STRING))
@@ -143,4 +147,41 @@ hora_status_t hora_settings_load(hora_settings_t *settings_p) {
                          settings.log_level);
     *settings_p = settings;
     return HORA_OK;
+}
+
+/* ---- What Horovod has and hora has not ------------------------------------------------------ */
+
+static bool is_listed(const char *values, const char *text) {
+    size_t len = strlen(text);
+    for (const char *at = values; *at != '\0';) {
+        size_t n = strcspn(at, " ");
+        if (n == len && memcmp(at, text, n) == 0)
+            return true;
+        at += n + (at[n] == ' ');
+    }
+    return false;
+}
+
+int hora_settings_warn_horovod(void) {
+    static const struct {
+        const char *name, *values, *text;
+    } vain[] = {
+#define MET(name, text)
+#define VAIN(name, values, text) {"HOROVOD_" name, values, text},
+#include "util/horovod.def"
+#undef MET
+#undef VAIN
+    };
+    static atomic_bool said[sizeof(vain) / sizeof(vain[0])];
+    int                n = 0;
+    for (size_t i = 0; i < sizeof(vain) / sizeof(vain[0]); i++) {
+        const char *text = getenv(vain[i].name);
+        if (text == NULL || *text == '\0' || is_listed(vain[i].values, text))
+            continue;
+        n++;
+        if (!atomic_exchange(&said[i], true))
+            hora_log(HORA_LOG_WARNING, "%s=%.64s has no effect. %s", vain[i].name, text,
+                     vain[i].text);
+    }
+    return n;
 }

@@ -16,9 +16,11 @@ typedef struct hora_settings {
 #define FIELD_SECONDS(field) double field;
 #define SETTING(TYPE, field, name, value, text)     FIELD_##TYPE(field)
 #define SETTING_HVD(TYPE, field, name, value, text) FIELD_##TYPE(field)
+#define SETTING_AS(TYPE, field, name, other, value, text) FIELD_##TYPE(field)
 #include "util/settings.def"
 #undef SETTING
 #undef SETTING_HVD
+#undef SETTING_AS
 #undef FIELD_STRING
 #undef FIELD_BOOL
 #undef FIELD_INT
@@ -40,7 +42,7 @@ typedef struct hora_setting_row {
     const char         *name;        /* without a prefix */
     const char         *value;       /* the default, as text */
     const char         *text;        /* one sentence */
-    bool                has_horovod; /* HOROVOD_<name> is honoured */
+    const char         *horovod;     /* name of Horovod's that is honoured, without a prefix; or NULL */
 } hora_setting_row_t;
 
 /* The table, for docs and `hora info`. Static storage. */
@@ -49,5 +51,9 @@ const hora_setting_row_t *hora_settings_rows(size_t *count_p);
 /* Reads every setting from the environment. HORA_ERR_INVALID_ARGUMENT names the variable, its value
  * and what is allowed. Also sets the log up. */
 hora_status_t hora_settings_load(hora_settings_t *settings_p);
+
+/* Says of each setting of Horovod's that is set and has no meaning here why that is so (a warning
+ * each, the first time in a process). Returns their number. One rank is enough to call it. */
+int hora_settings_warn_horovod(void);
 
 #endif

@@ -21,7 +21,7 @@ static int clear(void **state) {
         strcpy(name, "HORA_");
         unsetenv(strcat(name, rows[i].name));
         strcpy(name, "HOROVOD_");
-        unsetenv(strcat(name, rows[i].name));
+        unsetenv(strcat(name, rows[i].horovod != NULL ? rows[i].horovod : rows[i].name));
     }
     return 0;
 }
@@ -51,6 +51,34 @@ static void load__horovod_only_where_it_has_the_setting(void **state) {
     setenv("HOROVOD_TRANSPORT", "tcp", 1);
     assert_int_equal(hora_settings_load(&s), HORA_OK);
     assert_string_equal(s.transport, "auto");
+}
+
+static void load__horovod_by_another_name(void **state) {
+    hora_settings_t s;
+    setenv("HOROVOD_GLOO_IFACE", "eth7", 1);
+    assert_int_equal(hora_settings_load(&s), HORA_OK);
+    assert_string_equal(s.interface, "eth7");
+    setenv("HORA_INTERFACE", "lo", 1);
+    assert_int_equal(hora_settings_load(&s), HORA_OK);
+    assert_string_equal(s.interface, "lo");
+}
+
+static void warn_horovod__only_of_what_has_no_meaning(void **state) {
+    setenv("HOROVOD_CONTROLLER", "gloo", 1);
+    setenv("HOROVOD_FUSION_THRESHOLD", "1024", 1);
+    setenv("HOROVOD_RANK", "0", 1);
+    setenv("HOROVOD_TORUS_ALLREDUCE", "0", 1);
+    setenv("HOROVOD_CACHE_CAPACITY", "", 1);
+    assert_int_equal(hora_settings_warn_horovod(), 0);
+    setenv("HOROVOD_CONTROLLER", "glo", 1); /* the beginning of a value that is listed */
+    setenv("HOROVOD_TORUS_ALLREDUCE", "1", 1);
+    setenv("HOROVOD_CYCLE_TIME", "3.5", 1);
+    assert_int_equal(hora_settings_warn_horovod(), 3);
+    unsetenv("HOROVOD_CONTROLLER");
+    unsetenv("HOROVOD_RANK");
+    unsetenv("HOROVOD_TORUS_ALLREDUCE");
+    unsetenv("HOROVOD_CACHE_CAPACITY");
+    unsetenv("HOROVOD_CYCLE_TIME");
 }
 
 static void load__units(void **state) {
@@ -117,6 +145,8 @@ int main(void) {
         cmocka_unit_test_setup(load__defaults, clear),
         cmocka_unit_test_setup(load__hora_wins_over_horovod, clear),
         cmocka_unit_test_setup(load__horovod_only_where_it_has_the_setting, clear),
+        cmocka_unit_test_setup(load__horovod_by_another_name, clear),
+        cmocka_unit_test_setup(warn_horovod__only_of_what_has_no_meaning, clear),
         cmocka_unit_test_setup(load__units, clear),
         cmocka_unit_test_setup(load__refuses_nonsense, clear),
         cmocka_unit_test_setup(load__never_shows_the_secret, clear),
