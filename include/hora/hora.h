@@ -154,8 +154,10 @@ typedef struct hora_comm_options {
     const char *transport;     /* "auto", "shm", "tcp" or "mpi"; NULL: HORA_TRANSPORT */
     double      start_timeout; /* seconds to wait for all ranks; 0: HORA_START_TIMEOUT */
     double      timeout;       /* seconds after which an operation fails; 0: HORA_TIMEOUT */
+    const volatile int *cancel; /* NULL, or: another thread makes it non-zero, and the joining ends
+                                   with HORA_ERR_ABORTED within some 20 ms */
 } hora_comm_options_t;
-#define HORA_COMM_OPTIONS_INIT {sizeof(hora_comm_options_t), -1, -1, NULL, NULL, 0.0, 0.0}
+#define HORA_COMM_OPTIONS_INIT {sizeof(hora_comm_options_t), -1, -1, NULL, NULL, 0.0, 0.0, NULL}
 
 /* Finds the other ranks of the job, links up and returns the communicator of all ranks.
  * Collective: every rank of the job calls it, as often as every other. options may be NULL.

@@ -82,7 +82,10 @@ static hora_status_t meet(joining_t *j) {
     hora_meeting_t *m = &j->meeting;
     hora_status_t   st;
     if (j->job.rank == 0)
+<<<<<<< Updated upstream
         hora_settings_warn_horovod();
+=======
+>>>>>>> Stashed changes
     if (j->job.size == 1)
         return HORA_OK;
     st = hora_place_find(&env, &j->job, j->settings.rendezvous, &m->place);
@@ -204,6 +207,10 @@ static hora_status_t join(joining_t *j) {
     return HORA_OK;
 }
 
+static bool is_cancelled(const hora_comm_options_t *options) {
+    return options->cancel != NULL && *options->cancel != 0;
+}
+
 hora_status_t hora_bootstrap_join(const hora_comm_options_t *options, hora_world_t **world_p) {
     joining_t     j;
     hora_env_t    env = hora_env_process();
@@ -220,11 +227,14 @@ hora_status_t hora_bootstrap_join(const hora_comm_options_t *options, hora_world
     st = hora_star_init(&j.star, j.job.rank, j.job.size, j.settings.start_timeout);
     if (st != HORA_OK)
         return st;
+    hora_poll_arm(options->cancel);
     st = join(&j);
+    hora_poll_arm(NULL);
     free(j.cards);
     if (st != HORA_OK) {
         undo(&j);
-        return st;
+        return is_cancelled(options) ? hora_fail(HORA_ERR_ABORTED, "joining the job as rank %d of "
+                                                 "%d was cancelled", j.job.rank, j.job.size) : st;
     }
     *world_p = j.world;
     return HORA_OK;

@@ -14,8 +14,9 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#define MAGIC    0x61726f68u /* "hora" */
-#define IN_FIRST 512u
+#define MAGIC     0x61726f68u /* "hora" */
+#define IN_FIRST  512u
+#define CANCEL_MS 20u /* how often a joining that can be cancelled looks */
 
 void hora_conn_init(hora_conn_t *conn, int fd, int rank, uint32_t limit) {
     *conn = (hora_conn_t){.fd = fd, .rank = rank, .limit = limit};
@@ -141,10 +142,24 @@ bool hora_conn_flush(hora_conn_t *conn) {
     return true;
 }
 
+static _Thread_local const volatile int *cancel;
+
+void hora_poll_arm(const volatile int *flag) {
+    cancel = flag;
+}
+
+static bool cancelled(void) {
+    return cancel != NULL && *cancel != 0;
+}
+
+bool hora_poll_late(uint64_t deadline) {
+    return cancelled() || hora_clock_ns() >= deadline;
+}
+
 int hora_poll_timeout(uint64_t deadline) {
-    uint64_t now = hora_clock_ns();
-    uint64_t left = deadline > now ? (deadline - now + 999999) / 1000000 : 0;
-    return left > 3600000 ? 3600000 : (int)left;
+    uint64_t now = hora_clock_ns(), most = cancel != NULL ? CANCEL_MS : 3600000;
+    uint64_t left = deadline > now && !cancelled() ? (deadline - now + 999999) / 1000000 : 0;
+    return left > most ? (int)most : (int)left;
 }
 
 /* False at the deadline. */
@@ -154,7 +169,7 @@ static bool wait_for(int fd, short events, uint64_t deadline) {
         int n = poll(&p, 1, hora_poll_timeout(deadline));
         if (n > 0)
             return true;
-        if (n == 0 && hora_clock_ns() >= deadline)
+        if (n == 0 && hora_poll_late(deadline))
             return false;
         if (n < 0 && errno != EINTR)
             return true; /* the read or write says what is wrong */

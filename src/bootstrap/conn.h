@@ -81,7 +81,12 @@ hora_io_t hora_conn_send(hora_conn_t *conn, uint16_t type, const void *payload, 
                          uint64_t deadline);
 hora_io_t hora_conn_receive(hora_conn_t *conn, hora_frame_t *frame_p, uint64_t deadline);
 
-/* Milliseconds for poll() until a deadline, rounded up, at most an hour. */
-int hora_poll_timeout(uint64_t deadline);
+/* Milliseconds for poll() until a deadline, rounded up, at most an hour. Who polls asks
+ * hora_poll_late whether the deadline has come. */
+int  hora_poll_timeout(uint64_t deadline);
+bool hora_poll_late(uint64_t deadline);
+
+/* From here on every deadline of this thread has come as soon as *flag is not zero. NULL: as usual. */
+void hora_poll_arm(const volatile int *flag);
 
 #endif

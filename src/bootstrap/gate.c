@@ -308,7 +308,7 @@ static hora_status_t open_gate(gate_t *gate, hora_meeting_t *meeting, hora_star_
     if (!place->local)
         return hora_net_listen(place, meeting->interface, meeting->wide, &gate->listener);
     gate->listener = hora_unix_listen(place->name, SOMAXCONN);
-    while (gate->listener < 0 && errno == EADDRINUSE && hora_clock_ns() < deadline) {
+    while (gate->listener < 0 && errno == EADDRINUSE && !hora_poll_late(deadline)) {
         usleep(5000);
         gate->listener = hora_unix_listen(place->name, SOMAXCONN);
     }
@@ -342,7 +342,7 @@ hora_status_t hora_gate_keep(hora_meeting_t *meeting, hora_star_t *star) {
     hora_log(HORA_LOG_INFO, "waiting for %d ranks at %s (from %s)", gate->missing,
              meeting->place.text, meeting->place.why);
     while (gate->status == HORA_OK && gate->missing > 0) {
-        if (hora_clock_ns() >= deadline)
+        if (hora_poll_late(deadline))
             end_by_deadline(gate);
         else
             attend(gate, deadline);

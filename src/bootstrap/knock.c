@@ -163,7 +163,7 @@ static outcome_t try_addresses(knock_t *k) {
         snprintf(text, sizeof(text), "cannot resolve \"%s\": %s", m->place.host, why);
         again(k, HORA_ERR_SYSTEM, text);
     }
-    for (size_t i = 0; i < count && outcome == AGAIN && hora_clock_ns() < k->deadline; i++) {
+    for (size_t i = 0; i < count && outcome == AGAIN && !hora_poll_late(k->deadline); i++) {
         uint64_t full = i == 0 ? 2000000000u : 250000000u;
         uint64_t left = k->deadline - hora_clock_ns();
         int      fd = hora_net_connect(&list[i], m->interface, left < full ? left : full);
@@ -196,7 +196,7 @@ hora_status_t hora_gate_knock(hora_meeting_t *meeting, hora_star_t *star) {
         outcome = meeting->place.local ? try_local(&k) : try_addresses(&k);
         if (outcome != AGAIN)
             break;
-        if (hora_clock_ns() >= k.deadline)
+        if (hora_poll_late(k.deadline))
             return give_up(&k);
         if (k.status == HORA_ERR_AUTHENTICATION)
             pause = PAUSE_STRANGER_NS;

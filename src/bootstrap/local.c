@@ -188,7 +188,7 @@ static hora_status_t call(table_t *t, seat_t *seat, const char *name, uint64_t d
         seat->fd = hora_unix_connect(name);
         if (seat->fd >= 0)
             break;
-        if (errno != EAGAIN || hora_clock_ns() >= deadline)
+        if (errno != EAGAIN || hora_poll_late(deadline))
             return hora_fail_errno(HORA_ERR_PEER_FAILED, errno, "cannot connect to rank %d on host "
                                    "%s at unix:%s", seat->rank, t->world->peers[seat->rank].host,
                                    name);
@@ -273,7 +273,7 @@ static hora_status_t meet(table_t *t, const hora_card_t *cards, double patience)
         int n = poll(t->fds, (nfds_t)t->nseats + 1, hora_poll_timeout(deadline));
         if (n < 0 && errno != EINTR)
             return hora_fail_errno(HORA_ERR_SYSTEM, errno, "poll while linking up");
-        if (n == 0 && hora_clock_ns() >= deadline)
+        if (n == 0 && hora_poll_late(deadline))
             return too_late(t, patience);
         for (int i = 0; i < t->nseats && n > 0 && st == HORA_OK; i++)
             if (t->fds[i].fd >= 0 && t->fds[i].revents)

@@ -166,7 +166,7 @@ static hora_status_t collect(hora_star_t *star, parts_t *parts, const char *phas
         int n = poll(parts->fds + 1, (nfds_t)star->size - 1, hora_poll_timeout(deadline));
         if (n < 0 && errno != EINTR)
             return hora_fail_errno(HORA_ERR_SYSTEM, errno, "poll while the job was starting");
-        if (n == 0 && hora_clock_ns() >= deadline)
+        if (n == 0 && hora_poll_late(deadline))
             return late(star, parts, phase);
         for (int i = 1; n > 0 && i < star->size; i++)
             if (parts->fds[i].fd >= 0 && parts->fds[i].revents) {

@@ -8,9 +8,11 @@
 #include "bootstrap/gate.h"
 #include "bootstrap/proof.h"
 #include "transport/transport.h"
+#include "util/clock.h"
 #include "util/fork.h"
 
 #include <errno.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -320,6 +322,57 @@ static void test_shm_between_hosts(void **state) {
         expect(r, HORA_ERR_UNSUPPORTED, "shm does not reach");
 }
 
+/* ---- joining that another thread cancels ---- */
+
+static void *cancel_later(void *flag) {
+    nap(0.3);
+    *(volatile int *)flag = 1;
+    return NULL;
+}
+
+static void join_cancelled(int rank, int size, report_t *report) {
+    hora_comm_options_t options = HORA_COMM_OPTIONS_INIT;
+    hora_world_t       *world = NULL;
+    volatile int        flag = 0;
+    pthread_t           thread;
+    holdings_t          before = holdings_now();
+    uint64_t            begin = hora_clock_ns();
+    options.rank = rank;
+    options.nranks = size;
+    options.rendezvous = place;
+    options.start_timeout = 60;
+    options.cancel = &flag;
+    rank_check(pthread_create(&thread, NULL, cancel_later, (void *)&flag) == 0);
+    report->status = hora_bootstrap_join(&options, &world);
+    report->seconds = hora_clock_seconds(hora_clock_ns() - begin);
+    snprintf(report->text, sizeof(report->text), "%s", hora_last_error());
+    pthread_join(thread, NULL);
+    rank_check(world == NULL);
+    rank_check(holdings_now().fds == before.fds);
+}
+
+/* Rank 0 waits for ranks that never come; rank 1 for a rank 0; ranks 0 and 1 for rank 2. */
+static void test_cancel(void **state) {
+    static const struct {
+        int  first, last;
+        bool tcp;
+    } present[] = {{0, 0, false}, {1, 1, false}, {1, 1, true}, {0, 1, false}};
+    (void)state;
+    for (size_t i = 0; i < sizeof(present) / sizeof(present[0]); i++) {
+        int pids[3], n = 0;
+        ranks_prepare(present[i].tcp);
+        for (int r = present[i].first; r <= present[i].last; r++)
+            pids[n++] = ranks_start(r, 3, join_cancelled);
+        ranks_wait(pids, n, -1);
+        for (int r = present[i].first; r <= present[i].last; r++) {
+            const report_t *report = &board->reports[r];
+            assert_int_equal(report->status, HORA_ERR_ABORTED);
+            assert_non_null(strstr(report->text, "cancelled"));
+            assert_true(report->seconds < 20);
+        }
+    }
+}
+
 static void test_bad_settings(void **state) {
     (void)state;
     hora_comm_options_t options = HORA_COMM_OPTIONS_INIT;
@@ -367,6 +420,7 @@ int main(void) {
         cmocka_unit_test(test_other_size),
         cmocka_unit_test(test_other_transport),
         cmocka_unit_test(test_shm_between_hosts),
+        cmocka_unit_test(test_cancel),
         cmocka_unit_test(test_bad_settings),
     };
     if (getenv("HORA_LOG_LEVEL") == NULL)
