@@ -82,10 +82,7 @@ static hora_status_t meet(joining_t *j) {
     hora_meeting_t *m = &j->meeting;
     hora_status_t   st;
     if (j->job.rank == 0)
-<<<<<<< Updated upstream
         hora_settings_warn_horovod();
-=======
->>>>>>> Stashed changes
     if (j->job.size == 1)
         return HORA_OK;
     st = hora_place_find(&env, &j->job, j->settings.rendezvous, &m->place);
