@@ -28,6 +28,12 @@ typedef void (*hora_cast_fn)(void *out, const void *in, size_t count);
 typedef void (*hora_sum_fn)(const hora_reduce_t *how, void *const *dst, int ndst,
                             const void *const *src, int nsrc, size_t count);
 
+/* dots[0..2] += a.a, a.b, b.b, in the order that dots.h describes. */
+typedef void (*hora_dots_fn)(const void *a, const void *b, size_t count, double *dots);
+/* out[i] = (a[i] * weights[0] + b[i] * weights[1]) * scale; out may equal a or b. NaN as above. */
+typedef void (*hora_blend_fn)(void *out, const void *a, const void *b, const double *weights,
+                              double scale, size_t count);
+
 typedef struct hora_isa {
     const char     *name;
     hora_sum_fn     sum[HORA_DTYPE_COUNT]; /* float32 and the half types; NULL: use combine */
@@ -37,6 +43,8 @@ typedef struct hora_isa {
     hora_divide_fn  divide[HORA_DTYPE_COUNT]; /* NULL: as scale */
     hora_cast_fn    widen[HORA_DTYPE_COUNT];  /* half types to float32; NULL for the others */
     hora_cast_fn    narrow[HORA_DTYPE_COUNT]; /* float32 to half types; NULL for the others */
+    hora_dots_fn    dots[HORA_DTYPE_COUNT];   /* float32 and float64; NULL for the others */
+    hora_blend_fn   blend[HORA_DTYPE_COUNT];  /* likewise */
     hora_cast_fn    f32_to_f64;
     hora_cast_fn    f64_to_f32;
     /* To odd: inexact results get an odd last bit, so that a second rounding, to a half type, is

@@ -42,6 +42,22 @@ void hora_kernel_reduce(const hora_reduce_t *how, void *const *dst, int ndst,
 void hora_kernel_convert(void *dst, hora_dtype_t dst_dtype, const void *src, hora_dtype_t src_dtype,
                          size_t count, double scale);
 
+/* Adasum of two vectors in two steps, for float32 and float64.
+ *
+ * hora_kernel_dots adds the vectors' dot products to *dots, accumulating in float64. The order of
+ * the sum is fixed for a call; calls one after the other give the bits of one call if all but the
+ * last have a multiple of HORA_DOTS_BLOCK elements. */
+typedef struct hora_dots {
+    double aa, ab, bb;
+} hora_dots_t;
+#define HORA_DOTS_BLOCK 1024
+void hora_kernel_dots(hora_dtype_t dtype, const void *a, const void *b, size_t count,
+                      hora_dots_t *dots);
+/* dst[i] = (a[i] * (1 - ab / 2aa) + b[i] * (1 - ab / 2bb)) * scale, in float64 and rounded once;
+ * with aa == 0 or bb == 0 both weights are 1. dst may equal a or b. */
+void hora_kernel_adasum(hora_dtype_t dtype, void *dst, const void *a, const void *b, size_t count,
+                        const hora_dots_t *dots, double scale);
+
 /* memcpy, with streaming stores where `bytes` is so large that they win (and then with the fence
  * that they need, so that a flag stored after it may announce the data). No overlap. */
 void hora_kernel_copy(void *dst, const void *src, size_t bytes);

@@ -283,6 +283,8 @@ static void cast_f32_to_f16(void *out, const void *in, size_t count)
     }
 }
 
+#include "dots.h"
+
 /* ---- Table ----------------------------------------------------------------------------------- */
 
 #define INTEGER_ROW(S, U)                                                                         \
@@ -335,6 +337,8 @@ const hora_isa_t LOOPS_TABLE = {
             [HORA_FLOAT32] = reduce_sum_f32},
     .widen = {[HORA_FLOAT16] = cast_f16_to_f32, [HORA_BFLOAT16] = cast_bf16_to_f32},
     .narrow = {[HORA_FLOAT16] = cast_f32_to_f16, [HORA_BFLOAT16] = cast_f32_to_bf16},
+    .dots = {[HORA_FLOAT32] = dots_f32, [HORA_FLOAT64] = dots_f64},
+    .blend = {[HORA_FLOAT32] = blend_f32, [HORA_FLOAT64] = blend_f64},
     .f32_to_f64 = cast_f32_to_f64,
     .f64_to_f32 = cast_f64_to_f32,
     .f64_to_f32_odd = cast_f64_to_f32_odd,

@@ -57,10 +57,19 @@ hora_status_t hora_check_op(hora_dtype_t dtype, hora_op_t op, const char *what) 
     if (!hora_op_is_valid(op))
         return hora_fail(HORA_ERR_INVALID_ARGUMENT, "%s: op %d (%s) is no operation that it takes",
                          what, (int)op, hora_op_name(op));
+    if (op == HORA_ADASUM && !hora_dtype_is_float(dtype))
+        return hora_fail(HORA_ERR_UNSUPPORTED, "%s: adasum needs a floating-point type, not %s", what,
+                         hora_dtype_name(dtype));
     if (!hora_op_supported(dtype, op))
         return hora_fail(HORA_ERR_UNSUPPORTED, "%s: operation %s is not defined for type %s", what,
                          hora_op_name(op), hora_dtype_name(dtype));
     return HORA_OK;
+}
+
+hora_status_t hora_check_plain_op(hora_dtype_t dtype, hora_op_t op, const char *what) {
+    if (op == HORA_ADASUM)
+        return hora_fail(HORA_ERR_UNSUPPORTED, "%s: adasum is an operation of allreduce only", what);
+    return hora_check_op(dtype, op, what);
 }
 
 hora_status_t hora_check_rank(const hora_comm_t *comm, int rank, const char *argument,

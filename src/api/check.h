@@ -18,6 +18,8 @@ hora_status_t hora_check_buffer(const void *ptr, size_t count, hora_dtype_t dtyp
 hora_status_t hora_check_dtype(hora_dtype_t dtype, const char *what);
 /* The type can be reduced with the operation. */
 hora_status_t hora_check_op(hora_dtype_t dtype, hora_op_t op, const char *what);
+/* The same for an operation of anything but an allreduce, the only one that takes HORA_ADASUM. */
+hora_status_t hora_check_plain_op(hora_dtype_t dtype, hora_op_t op, const char *what);
 hora_status_t hora_check_rank(const hora_comm_t *comm, int rank, const char *argument,
                               const char *what);
 /* in and out are equal or apart. */

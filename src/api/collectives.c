@@ -103,7 +103,9 @@ static hora_status_t finish(call_t *call, hora_status_t st) {
 
 static hora_status_t set_op(call_t *call, hora_op_t op) {
     call->coll.op = op;
-    return hora_check_op(call->coll.dtype, op, call->what);
+    if (call->coll.kind == HORA_COLL_ALLREDUCE)
+        return hora_check_op(call->coll.dtype, op, call->what);
+    return hora_check_plain_op(call->coll.dtype, op, call->what);
 }
 
 static hora_status_t set_root(call_t *call, int root) {

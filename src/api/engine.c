@@ -122,7 +122,7 @@ static hora_status_t check_task(const hora_comm_t *comm, const hora_task_t *task
     if (st != HORA_OK)
         return st;
     switch (task->kind) {
-    case HORA_TASK_REDUCESCATTER:
+    case HORA_TASK_REDUCESCATTER: st = hora_check_plain_op(task->dtype, task->op, task->name); break;
     case HORA_TASK_ALLREDUCE: st = hora_check_op(task->dtype, task->op, task->name); break;
     case HORA_TASK_BROADCAST: return check_broadcast(comm, task);
     case HORA_TASK_ALLGATHER:

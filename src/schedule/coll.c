@@ -54,10 +54,11 @@ size_t hora_block_longest(const hora_coll_t *coll) {
 }
 
 void hora_coll_how(const hora_coll_t *coll, hora_reduce_t *how_p) {
-    bool average = coll->op == HORA_AVERAGE;
+    bool     average = coll->op == HORA_AVERAGE;
+    uint32_t all = coll->divisor != 0 ? coll->divisor : (uint32_t)coll->size;
     *how_p = (hora_reduce_t){.dtype = coll->dtype,
-                             .op = average ? HORA_SUM : coll->op,
-                             .divisor = average ? (uint32_t)coll->size : 1,
+                             .op = average || coll->op == HORA_ADASUM ? HORA_SUM : coll->op,
+                             .divisor = average ? all : 1,
                              .prescale = coll->prescale,
                              .postscale = coll->postscale};
 }

@@ -90,6 +90,27 @@ void hora_plan_copy(hora_plan_t *plan, hora_ref_t src, hora_ref_t dst, size_t co
     step->dst = dst;
 }
 
+/* A step on places; NULL if out of memory. */
+static hora_step_t *emit_refs(hora_plan_t *plan, hora_step_kind_t kind, const hora_ref_t *refs,
+                              size_t nrefs, size_t count) {
+    void        *room = plan->refs;
+    hora_step_t *step;
+    if (plan->status != HORA_OK)
+        return NULL;
+    if (!grow(&room, plan->nrefs, &plan->refs_room, nrefs, sizeof(*plan->refs))) {
+        plan->status = HORA_ERR_NO_MEMORY;
+        return NULL;
+    }
+    plan->refs = room;
+    step = emit(plan, kind, count);
+    if (step == NULL)
+        return NULL;
+    step->first = (uint32_t)plan->nrefs;
+    memcpy(plan->refs + plan->nrefs, refs, nrefs * sizeof(*refs));
+    plan->nrefs += nrefs;
+    return step;
+}
+
 hora_step_t *hora_plan_reduce(hora_plan_t *plan, const hora_ref_t *src, int nsrc,
                               const hora_ref_t *dst, int ndst, size_t count) {
     void        *refs = plan->refs;
@@ -118,6 +139,30 @@ void hora_plan_combine(hora_plan_t *plan, hora_ref_t first, hora_ref_t second, h
                        size_t count, bool finish) {
     hora_ref_t   src[2] = {first, second};
     hora_step_t *step = hora_plan_reduce(plan, src, 2, &dst, 1, count);
+    if (step != NULL)
+        step->finish = finish;
+}
+
+void hora_plan_dots(hora_plan_t *plan, hora_ref_t a, hora_ref_t b, hora_ref_t dots, size_t count,
+                    bool begin) {
+    hora_ref_t   refs[3] = {a, b, dots};
+    hora_step_t *step = emit_refs(plan, HORA_STEP_DOTS, refs, 3, count);
+    if (step != NULL)
+        step->begin = begin;
+}
+
+void hora_plan_add_dots(hora_plan_t *plan, hora_ref_t src, hora_ref_t dst) {
+    hora_step_t *step = emit(plan, HORA_STEP_ADD_DOTS, 1);
+    if (step == NULL)
+        return;
+    step->src = src;
+    step->dst = dst;
+}
+
+void hora_plan_blend(hora_plan_t *plan, hora_ref_t a, hora_ref_t b, hora_ref_t dots,
+                     hora_ref_t dst, size_t count, bool finish) {
+    hora_ref_t   refs[4] = {a, b, dots, dst};
+    hora_step_t *step = count > 0 ? emit_refs(plan, HORA_STEP_BLEND, refs, 4, count) : NULL;
     if (step != NULL)
         step->finish = finish;
 }

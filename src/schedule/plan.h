@@ -43,6 +43,7 @@ typedef struct hora_coll {
     const size_t    *displs;  /* offsets of these blocks; always set when counts is */
     const size_t    *other_counts, *other_displs; /* alltoall: receive side */
     double           prescale, postscale, timeout;
+    uint32_t         divisor; /* of AVERAGE; 0: the number of ranks */
     const char      *name;    /* for messages; may be NULL */
 } hora_coll_t;
 
@@ -66,20 +67,23 @@ typedef enum hora_step_kind {
     HORA_STEP_WAIT,   /* until transfer xfer is done */
     HORA_STEP_COPY,   /* src -> dst */
     HORA_STEP_REDUCE, /* refs[first .. first+nsrc) in order -> refs[first+nsrc .. +ndst) */
+    HORA_STEP_DOTS,   /* refs[first], [first+1] -> adds to the hora_dots_t at [first+2]; begin: the first */
+    HORA_STEP_ADD_DOTS, /* hora_dots_t at src -> adds to the one at dst */
+    HORA_STEP_BLEND,  /* refs[first], [first+1] by the dots at [first+2] -> Adasum at [first+3] */
     HORA_STEP_SIGNAL, /* publish phase xfer (1, 2, ...) */
     HORA_STEP_AWAIT   /* wait until every member has signalled phase xfer */
 } hora_step_kind_t;
 
 typedef struct hora_step {
     uint8_t    kind;
-    bool       finish;    /* REDUCE, COPY: apply divisor and postscale here (last touch) */
+    bool       finish;    /* REDUCE, COPY, BLEND: apply divisor and postscale here (last touch) */
     bool       begin;     /* REDUCE, COPY: apply prescale to the sources here (first touch) */
     int16_t    nsrc, ndst;
     int32_t    peer;
     uint32_t   xfer;
-    uint32_t   first;     /* REDUCE: index into plan->refs */
+    uint32_t   first;     /* REDUCE, DOTS, BLEND: index into plan->refs */
     hora_ref_t src, dst;
-    size_t     count;     /* elements, >= 1: the emitters drop steps of 0 elements */
+    size_t     count;     /* elements, >= 1 but for DOTS: the emitters drop steps of 0 elements */
 } hora_step_t;
 
 #define HORA_NO_XFER UINT32_MAX /* what SEND and RECV of 0 elements return; WAIT ignores it */
@@ -150,6 +154,13 @@ hora_step_t *hora_plan_reduce(hora_plan_t *plan, const hora_ref_t *src, int nsrc
 /* first op second -> dst, with `finish`: the reduction of two. */
 void     hora_plan_combine(hora_plan_t *plan, hora_ref_t first, hora_ref_t second, hora_ref_t dst,
                            size_t count, bool finish);
+/* Adasum (kernels.h), float32 and float64. Dot products lie aligned in TMP. begin: *dots counts as 0
+ * before; count may be 0 then. finish: applies postscale. */
+void     hora_plan_dots(hora_plan_t *plan, hora_ref_t a, hora_ref_t b, hora_ref_t dots, size_t count,
+                        bool begin);
+void     hora_plan_add_dots(hora_plan_t *plan, hora_ref_t src, hora_ref_t dst);
+void     hora_plan_blend(hora_plan_t *plan, hora_ref_t a, hora_ref_t b, hora_ref_t dots,
+                         hora_ref_t dst, size_t count, bool finish);
 void     hora_plan_signal(hora_plan_t *plan, uint32_t phase);
 void     hora_plan_await(hora_plan_t *plan, uint32_t phase);
 

@@ -309,6 +309,31 @@ static void run_reduce(hora_exec_t *exec, const hora_step_t *step, const hora_re
     hora_kernel_reduce(&how, ptrs + nsrc, ndst, (const void *const *)ptrs, nsrc, step->count);
 }
 
+/* ---- Adasum ---- */
+
+static void run_dots(hora_exec_t *exec, const hora_step_t *step, const hora_ref_t *refs) {
+    hora_dots_t *dots = (hora_dots_t *)(void *)place_of(exec, &refs[2]);
+    if (step->begin)
+        *dots = (hora_dots_t){0, 0, 0};
+    hora_kernel_dots(exec->inner.dtype, place_of(exec, &refs[0]), place_of(exec, &refs[1]),
+                     step->count, dots);
+}
+
+static void run_add_dots(hora_exec_t *exec, const hora_step_t *step) {
+    const hora_dots_t *src = (const hora_dots_t *)(void *)place_of(exec, &step->src);
+    hora_dots_t       *dst = (hora_dots_t *)(void *)place_of(exec, &step->dst);
+    *dst = (hora_dots_t){dst->aa + src->aa, dst->ab + src->ab, dst->bb + src->bb};
+}
+
+static void run_blend(hora_exec_t *exec, const hora_step_t *step, const hora_ref_t *refs) {
+    hora_kernel_adasum(exec->inner.dtype, place_of(exec, &refs[3]), place_of(exec, &refs[0]),
+                       place_of(exec, &refs[1]), step->count,
+                       (const hora_dots_t *)(void *)place_of(exec, &refs[2]),
+                       step->finish ? exec->how.postscale : 1.0);
+}
+
+/* ---- phases and steps ---- */
+
 static void signal_phase(hora_exec_t *exec, uint32_t phase) {
     hora_pads_t     *pads = exec->comm->pads;
     hora_pads_note_t note = {.in = HORA_PADS_NONE, .out = HORA_PADS_NONE, .sig = exec->sig};
@@ -332,6 +357,15 @@ static hora_status_t run_step(hora_exec_t *exec, const hora_step_t *step) {
         return HORA_OK;
     case HORA_STEP_REDUCE:
         run_reduce(exec, step, refs, step->nsrc, refs + step->nsrc, step->ndst);
+        return HORA_OK;
+    case HORA_STEP_DOTS:
+        run_dots(exec, step, refs);
+        return HORA_OK;
+    case HORA_STEP_ADD_DOTS:
+        run_add_dots(exec, step);
+        return HORA_OK;
+    case HORA_STEP_BLEND:
+        run_blend(exec, step, refs);
         return HORA_OK;
     case HORA_STEP_SIGNAL:
         signal_phase(exec, step->xfer);

@@ -2,7 +2,7 @@
  * Choice of an algorithm. Any thread that may use the communicator.
  *
  * Every member must choose the same, so only what is equal on all members counts: the call, the
- * members' hosts, the settings. In this order: HORA_ALGO where it applies; the arena where all
+ * members' hosts, the settings. Adasum has one algorithm. Else, in this order: HORA_ALGO where it applies; the arena where all
  * members share one; else the cheapest by a + b + g model, with constants per kind of wire.
  */
 #include "schedule/algos.h"
@@ -118,6 +118,8 @@ static const hora_algo_t *best(const hora_comm_t *comm, const hora_coll_t *coll)
 const hora_algo_t *hora_select(const hora_comm_t *comm, const hora_coll_t *coll) {
     const hora_settings_t *settings = &comm->world->settings;
     const hora_algo_t     *algo;
+    if (coll->op == HORA_ADASUM && coll->kind == HORA_COLL_ALLREDUCE)
+        return &hora_algo_adasum;
     if (strcmp(settings->algo, "auto") == 0)
         return best(comm, coll);
     algo = forced(comm, coll);

@@ -19,7 +19,7 @@ bool hora_tiny_applies(const hora_comm_t *comm, const hora_coll_t *coll) {
         return false;
     if (coll->kind == HORA_COLL_BARRIER)
         return true;
-    return coll->kind == HORA_COLL_ALLREDUCE && comm->tiny_allowed &&
+    return coll->kind == HORA_COLL_ALLREDUCE && comm->tiny_allowed && coll->op != HORA_ADASUM &&
            coll->count <= HORA_PADS_TINY / hora_dtype_size(coll->dtype);
 }
 

@@ -70,7 +70,7 @@ bool hora_dtype_is_valid(hora_dtype_t dtype) {
 }
 
 bool hora_op_is_valid(hora_op_t op) {
-    return (unsigned)op < HORA_OP_COUNT && op != HORA_ADASUM;
+    return (unsigned)op < HORA_OP_COUNT;
 }
 
 bool hora_dtype_is_float(hora_dtype_t dtype) {
@@ -96,6 +96,8 @@ const char *hora_op_name(hora_op_t op) {
 int hora_op_supported(hora_dtype_t dtype, hora_op_t op) {
     if (!hora_dtype_is_valid(dtype) || !hora_op_is_valid(op))
         return 0;
+    if (op == HORA_ADASUM)
+        return dtypes[dtype].kind >= KIND_FLOAT;
     if (op >= HORA_BAND)
         return dtypes[dtype].kind <= KIND_INTEGER;
     return !(op == HORA_AVERAGE && dtypes[dtype].kind == KIND_BOOL);

@@ -313,6 +313,44 @@ static void run_reduce(sim_t *sim, int rank, const hora_step_t *step) {
                        step->count);
 }
 
+/* Touches nrefs vectors, the last of them to write if `writes`, and the dot products. */
+static bool touch_adasum(sim_t *sim, int rank, const hora_step_t *step, bool writes, void **ptrs,
+                         hora_dots_t **dots_p) {
+    const hora_ref_t *refs = sim->ranks[rank].plan.refs + step->first;
+    size_t            length = sizeof(hora_dots_t) / sim->elem;
+    ptrs[0] = touch(sim, rank, refs[0], step->count, false);
+    ptrs[1] = touch(sim, rank, refs[1], step->count, false);
+    ptrs[2] = writes ? touch(sim, rank, refs[3], step->count, true) : ptrs[0];
+    *dots_p = (hora_dots_t *)(void *)touch(sim, rank, refs[2], length, !writes);
+    return ptrs[0] != NULL && ptrs[1] != NULL && ptrs[2] != NULL && *dots_p != NULL;
+}
+
+static void run_dots(sim_t *sim, int rank, const hora_step_t *step) {
+    hora_dots_t *dots;
+    void        *ptrs[3];
+    if (!touch_adasum(sim, rank, step, false, ptrs, &dots))
+        return;
+    if (step->begin)
+        memset(dots, 0, sizeof(*dots));
+    hora_kernel_dots(sim->what->dtype, ptrs[0], ptrs[1], step->count, dots);
+}
+
+static void run_add_dots(sim_t *sim, int rank, const hora_step_t *step) {
+    size_t  length = sizeof(hora_dots_t) / sim->elem;
+    double *src = (double *)(void *)touch(sim, rank, step->src, length, false);
+    double *dst = (double *)(void *)touch(sim, rank, step->dst, length, true);
+    for (int i = 0; src != NULL && dst != NULL && i < 3; i++)
+        dst[i] += src[i];
+}
+
+static void run_blend(sim_t *sim, int rank, const hora_step_t *step) {
+    hora_dots_t *dots;
+    void        *ptrs[3];
+    if (touch_adasum(sim, rank, step, true, ptrs, &dots))
+        hora_kernel_adasum(sim->what->dtype, ptrs[2], ptrs[0], ptrs[1], step->count, dots,
+                           step->finish ? sim->what->postscale : 1.0);
+}
+
 /* In place, copies of a place to itself are no accesses: executors skip them. */
 static bool copies_nothing(const sim_t *sim, int rank, const hora_step_t *step) {
     const rank_state_t *me = &sim->ranks[rank];
@@ -349,6 +387,15 @@ static bool run_step(sim_t *sim, int rank, const hora_step_t *step) {
         return true;
     case HORA_STEP_REDUCE:
         run_reduce(sim, rank, step);
+        return true;
+    case HORA_STEP_DOTS:
+        run_dots(sim, rank, step);
+        return true;
+    case HORA_STEP_ADD_DOTS:
+        run_add_dots(sim, rank, step);
+        return true;
+    case HORA_STEP_BLEND:
+        run_blend(sim, rank, step);
         return true;
     case HORA_STEP_SIGNAL:
         signal_phase(sim, rank, me->base + sim->what->shared + step->xfer);

@@ -201,6 +201,46 @@ static double reduced(const sim_case_t *what, int call, size_t i) {
     return acc;
 }
 
+/* ---- Adasum: the tree over the ranks in float64 ---- */
+
+static double dot(const double *a, const double *b, size_t n) {
+    double sum = 0;
+    for (size_t i = 0; i < n; i++)
+        sum += a[i] * b[i];
+    return sum;
+}
+
+/* a = adasum(a, b) */
+static void adasum(double *a, const double *b, size_t n) {
+    double ab = dot(a, b, n), aa = dot(a, a, n), bb = dot(b, b, n);
+    double wa = aa > 0 && bb > 0 ? 1 - ab / (2 * aa) : 1, wb = aa > 0 && bb > 0 ? 1 - ab / (2 * bb) : 1;
+    for (size_t i = 0; i < n; i++)
+        a[i] = wa * a[i] + wb * b[i];
+}
+
+static void expect_adasum(const sim_case_t *what, int call, double *want) {
+    size_t  n = what->count, ranks = 1, size = (size_t)what->size, live = 0;
+    double *all = calloc(size * n + 1, sizeof(*all));
+    for (size_t r = 0; r < size; r++)
+        for (size_t i = 0; i < n; i++)
+            all[r * n + i] = input(what, (int)r, call, i);
+    while (2 * ranks <= size)
+        ranks *= 2;
+    for (size_t r = 0; r < size; live++) { /* the first size - ranks pairs are joined first */
+        size_t extra = size - ranks;
+        if (r < 2 * extra)
+            adasum(all + r * n, all + (r + 1) * n, n);
+        memmove(all + live * n, all + r * n, n * sizeof(*all));
+        r += r < 2 * extra ? 2 : 1;
+    }
+    for (size_t step = 1; step < ranks; step *= 2)
+        for (size_t r = 0; r < ranks; r += 2 * step)
+            adasum(all + r * n, all + (r + step) * n, n);
+    for (size_t i = 0; i < n; i++)
+        want[i] = all[i] * what->postscale;
+    free(all);
+}
+
 static void expect_at(const sim_case_t *what, void *want, uint8_t *mask, size_t i, double x) {
     put(what->dtype, want, i, x);
     mask[i] = 1;
@@ -234,6 +274,14 @@ void sim_expect(const sim_case_t *what, const sim_layout_t *layout, int rank, in
     memset(mask, 0, layout->out);
     if (layout->out == 0)
         return;
+    if (what->op == HORA_ADASUM) {
+        double *result = calloc(layout->out, sizeof(*result));
+        expect_adasum(what, call, result);
+        for (size_t i = 0; i < layout->out; i++)
+            expect_at(what, want, mask, i, result[i]);
+        free(result);
+        return;
+    }
     switch (what->kind) {
     case HORA_COLL_ALLREDUCE:
     case HORA_COLL_REDUCE:

@@ -44,7 +44,8 @@ static void op__supported_pairs(void **state) {
     assert_false(hora_op_supported(HORA_BOOL, HORA_AVERAGE));
     assert_true(hora_op_supported(HORA_BOOL, HORA_BXOR));
     assert_false(hora_op_supported(HORA_FLOAT16, HORA_BAND));
-    assert_false(hora_op_supported(HORA_FLOAT32, HORA_ADASUM));
+    assert_true(hora_op_supported(HORA_BFLOAT16, HORA_ADASUM));
+    assert_false(hora_op_supported(HORA_INT64, HORA_ADASUM));
     assert_false(hora_op_supported(HORA_FLOAT32, (hora_op_t)99));
     assert_false(hora_op_supported((hora_dtype_t)99, HORA_SUM));
     assert_string_equal(hora_op_name(HORA_PRODUCT), "product");
