@@ -1,0 +1,216 @@
+"""The libraries that benchmarks/compare knows: where they are, how their worker is built and started.
+
+A peer that is not here is None with a reason. PyPI's MPIs and oneCCL live in environments of their own
+under .venv-mpi (tools/mpi-envs makes them); Debian's MPI is what mpicc on PATH gives.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+ENVS = Path(os.environ.get("HORA_MPI_ENVS", ROOT / ".venv-mpi"))
+START_SECONDS = 60
+
+
+@dataclasses.dataclass
+class Peer:
+    name: str
+    command: list[str]            # starts all ranks, or one rank where `each`
+    env: dict[str, str]
+    each: bool = False            # the command is started once per rank, with PEER_RANK and PEER_SIZE
+    shared: bool = False          # has memory of its own to measure as well
+
+
+class Absent(Exception):
+    """Why a peer cannot be measured."""
+
+
+def compile_worker(compiler: list[str], source: str, out: Path, *options: str) -> None:
+    main = out.parent / "main.o"
+    if not main.exists():
+        subprocess.run(["cc", "-std=gnu11", "-O2", "-c", str(HERE / "main.c"), "-o", str(main)], check=True)
+    done = subprocess.run([*compiler, "-O2", str(HERE / source), str(main), *options, "-o", str(out)],
+                          capture_output=True, text=True)
+    if done.returncode:
+        raise Absent(f"{source} cannot be compiled: {done.stderr.strip().splitlines()[-1:]}")
+
+
+def hora_peer(build: Path, tcp: bool) -> Peer:
+    import hora
+
+    package = Path(hora.__file__).resolve().parent
+    worker = build / "hora"
+    compile_worker(["cc", "-std=gnu11", f"-I{ROOT}/include"], "hora.c", worker, f"-L{package}", "-lhora",
+                   f"-Wl,-rpath,{package}")
+    env = {"HORA_RENDEZVOUS": f"unix:compare-{os.getpid()}"}
+    if tcp:
+        env["HORA_TRANSPORT"] = "tcp"
+    return Peer("hora", [str(worker)], env, each=True, shared=not tcp)
+
+
+def gloo_peer(build: Path, tcp: bool) -> Peer:
+    try:
+        import torch.distributed as dist
+    except ImportError as error:
+        raise Absent("torch is not installed") from error
+    if not dist.is_gloo_available():
+        raise Absent("this torch has no gloo")
+    env = {"GLOO_SOCKET_IFNAME": "lo"} if tcp else {}
+    return Peer("gloo", [sys.executable, str(HERE / "gloo.py")], env, each=True)
+
+
+def mpirun(home: Path | None, ranks: int) -> list[str]:
+    """The launcher of the MPI at `home`, or of the one on PATH, for `ranks` ranks."""
+    found = shutil.which("mpiexec.hydra", path=str(home / "bin")) if home else None
+    found = found or (str(home / "bin/mpirun") if home else "mpirun")
+    version = subprocess.run([found, "--version"], capture_output=True, text=True).stdout
+    command = [found, "-np", str(ranks)]
+    if "Open MPI" in version or "OpenRTE" in version:
+        command += ["--oversubscribe"] if ranks > (os.cpu_count() or 1) else []
+        command += ["--allow-run-as-root"] if os.geteuid() == 0 else []
+    return command
+
+
+# What keeps an MPI off shared memory.
+TCP_ONLY = {
+    "openmpi-debian": {"OMPI_MCA_btl": "tcp,self", "OMPI_MCA_pml": "ob1"},
+    "openmpi": {"OMPI_MCA_btl": "tcp,self", "OMPI_MCA_pml": "ob1"},
+    "mpich": {"MPIR_CVAR_NOLOCAL": "1", "MPIR_CVAR_CH4_NETMOD": "ofi", "FI_PROVIDER": "tcp"},
+    "impi": {"I_MPI_FABRICS": "ofi", "FI_PROVIDER": "tcp"},
+    "oneccl": {"I_MPI_FABRICS": "ofi", "FI_PROVIDER": "tcp", "CCL_ENABLE_SHM": "0"},
+}
+
+
+def mpi_peer(name: str, home: Path | None, build: Path, ranks: int, tcp: bool) -> Peer:
+    if home is not None and not (home / "bin/mpicc").exists():
+        raise Absent(f"not in {ENVS} (tools/mpi-envs {name})")
+    if home is None and not (shutil.which("mpicc") and shutil.which("mpirun")):
+        raise Absent("no mpicc and mpirun on PATH (apt install libopenmpi-dev openmpi-bin)")
+    env = {}
+    if home is not None:
+        env["PATH"] = f"{home}/bin:{os.environ['PATH']}"
+    if name == "impi":
+        env |= {"I_MPI_ROOT": str(home), "FI_PROVIDER_PATH": f"{home}/lib", "LD_LIBRARY_PATH": f"{home}/lib"}
+    if tcp:
+        env |= TCP_ONLY[name]
+    worker = build / name
+    compiler = str(home / "bin/mpicc") if home else "mpicc"
+    before = dict(os.environ)
+    os.environ.update(env)
+    try:
+        compile_worker([compiler], "mpi.c", worker)
+        return Peer(name, [*mpirun(home, ranks), str(worker)], env)
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def oneccl_peer(build: Path, ranks: int, tcp: bool) -> Peer:
+    home = ENVS / "oneccl"
+    lib = home / "lib"
+    if not (lib / "libccl.so.1").exists():
+        raise Absent(f"not in {ENVS} (tools/mpi-envs oneccl)")
+    if not (lib / "libccl.so.2").exists():  # what PyPI's libccl.so asks for is the library itself
+        (lib / "libccl.so.2").symlink_to("libccl.so.1")
+    worker = build / "oneccl"
+    compile_worker(["c++", "-std=c++17", f"-I{home}/include"], "ccl.cpp", worker, f"-L{lib}", "-lccl",
+                   "-Wl,--no-as-needed", "-l:libintlc.so.5", "-lirng", "-limf", "-lsvml", f"-Wl,-rpath,{lib}")
+    env = {"PATH": f"{home}/bin:{os.environ['PATH']}", "LD_LIBRARY_PATH": str(lib), "I_MPI_ROOT": str(home),
+           "FI_PROVIDER_PATH": str(lib), "CCL_LOG_LEVEL": "error"}
+    if tcp:
+        env |= TCP_ONLY["oneccl"]
+    ranked = 'PEER_RANK=$PMI_RANK PEER_SIZE=$PMI_SIZE exec "$0"'
+    return Peer("oneccl", [*mpirun(home, ranks), "/bin/sh", "-c", ranked, str(worker)], env)
+
+
+NAMES = ["hora", "openmpi-debian", "openmpi", "mpich", "impi", "oneccl", "gloo"]
+
+
+def find(name: str, build: Path, ranks: int, tcp: bool) -> Peer:
+    """The peer, with its worker built. Raises Absent with the reason."""
+    if name == "hora":
+        return hora_peer(build, tcp)
+    if name == "gloo":
+        return gloo_peer(build, tcp)
+    if name == "oneccl":
+        return oneccl_peer(build, ranks, tcp)
+    return mpi_peer(name, None if name == "openmpi-debian" else ENVS / name, build, ranks, tcp)
+
+
+class Job:
+    """The running workers of a peer. Asleep but while they measure."""
+
+    def __init__(self, peer: Peer, ranks: int, folder: Path) -> None:
+        self.peer, self.ranks = peer, ranks
+        self.folder = Path(tempfile.mkdtemp(dir=folder))
+        self.streams: list[Any] = []
+        self.processes: list[subprocess.Popen[bytes]] = []
+        self.version = ""
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(str(self.folder / "s"))
+        listener.listen(ranks)
+        listener.settimeout(START_SECONDS)
+        env = {**os.environ, **peer.env, "PEER_SOCKET": str(self.folder / "s"), "PEER_DIR": str(self.folder)}
+        for rank in range(ranks if peer.each else 1):
+            own = {"PEER_RANK": str(rank), "PEER_SIZE": str(ranks), "HORA_RANK": str(rank),
+                   "HORA_SIZE": str(ranks)} if peer.each else {}
+            with open(self.folder / f"log.{rank}", "wb") as log:
+                self.processes.append(subprocess.Popen(peer.command, env={**env, **own}, stdout=log,
+                                                       stderr=log, stdin=subprocess.DEVNULL,
+                                                       start_new_session=True))
+        try:
+            for _ in range(ranks):
+                link = listener.accept()[0]
+                link.settimeout(600)
+                self.streams.append(link.makefile("rw"))
+            for stream in self.streams:
+                self.version = json.loads(stream.readline())["version"]
+        except (OSError, ValueError) as error:
+            self.end()
+            raise Absent(f"its workers did not start: {error or 'no answer'}; {self.last_words()}") from error
+
+    def last_words(self) -> str:
+        lines = [line for log in sorted(self.folder.glob("log.*"))
+                 for line in log.read_text(errors="replace").splitlines() if line.strip()]
+        return lines[-1][:200] if lines else "no output"
+
+    def ask(self, order: str) -> tuple[list[float], list[list[float]]]:
+        """CPU seconds of each rank, and times by rank."""
+        try:
+            for stream in self.streams:
+                print(order, file=stream, flush=True)
+            rows = [[float(word) for word in stream.readline().split()] for stream in self.streams]
+        except (OSError, ValueError) as error:
+            raise Absent(f"its workers failed: {error}; {self.last_words()}") from error
+        if not all(rows):
+            raise Absent(f"a worker has ended: {self.last_words()}")
+        return [row[0] for row in rows], [row[1:] for row in rows]
+
+    def times(self, op: int, count: int, calls: int, batch: int, shared: bool, gap_us: int) -> list[float]:
+        """Of each call, in microseconds: that of the slowest rank."""
+        rows = self.ask(f"run {op} {count} {calls} {batch} {int(shared)} {gap_us}")[1]
+        return [max(of_call) for of_call in zip(*rows)]
+
+    def end(self) -> None:
+        for stream in self.streams:
+            try:
+                print("quit", file=stream, flush=True)
+            except OSError:
+                pass
+        for process in self.processes:
+            try:
+                process.wait(5)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, 9)
+                process.wait()
