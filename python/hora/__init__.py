@@ -1,17 +1,21 @@
 """hora: ring-allreduce collective communication.
 
-``import hora.torch as hvd`` gives Horovod's interface for PyTorch. This module imports nothing but
-the standard library, so that ``import hora`` works without torch, CUDA or MPI.
+``import hora.torch as hvd`` gives Horovod's interface for PyTorch; ``hora.run(function, ...)`` calls
+a function on several ranks. This module itself imports nothing but the standard library, so that
+``import hora`` works without torch, CUDA or MPI.
 """
 
 from __future__ import annotations
 
-__all__ = ["__version__"]
+import importlib
+
+__all__ = ["__version__", "run"]
+
+# Name, and the module that has it: imported when it is first asked for.
+LAZY = {"__version__": "hora._core", "run": "hora.runner"}
 
 
 def __getattr__(name: str) -> object:
-    if name == "__version__":
-        from hora import _core
-
-        return _core.__version__
+    if name in LAZY:
+        return getattr(importlib.import_module(LAZY[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

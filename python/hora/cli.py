@@ -54,7 +54,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     runs = commands.add_parser("run", help="start a program on several ranks",
                                description=launch.DESCRIPTION, allow_abbrev=False,
-                               usage="hora run -np N [options] COMMAND ...",
+                               usage=launch.USAGE,
                                formatter_class=argparse.RawDescriptionHelpFormatter)
     launch.add_arguments(runs)
     runs.set_defaults(main=launch.main)

@@ -5,12 +5,14 @@ so it needs the standard library only (Python 3.7). It reads from standard input
 length of a JSON text, the text (see ``Agent``), and then lines ``signal N``. It writes JSON lines:
 
     {"info": TEXT} {"started": true} {"rank": R, "stream": "stdout", "data": TEXT}
-    {"rank": R, "exit": CODE} (negative: a signal) {"rank": R, "error": TEXT} {"end": true}
+    {"rank": R, "result": BASE64} {"rank": R, "exit": CODE} (negative: a signal)
+    {"rank": R, "error": TEXT} {"end": true}
 
 When standard input closes, the launcher is gone: the agent kills every rank and its descendants.
 When the agent itself is killed, the kernel kills the ranks. Single thread.
 """
 
+import base64
 import ctypes
 import json
 import os
@@ -18,6 +20,7 @@ import selectors
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 PR_SET_PDEATHSIG = 1
@@ -50,13 +53,16 @@ class Rank:
 
 class Agent:
     """config: command (list), cwd, env (added to this process's), ranks ([{rank, env}]), capture
-    (send the output), fds ([out, err] to inherit instead), threads (set OMP_NUM_THREADS)."""
+    (send the output), fds ([out, err] to inherit instead), threads (set OMP_NUM_THREADS), input
+    (null, or base64 of what each rank finds on its standard input; then a descriptor for its result
+    is the last argument of its command)."""
 
     def __init__(self, config):
         self.config = config
         self.ranks = []
         self.lost = False  # the launcher is gone
-        self.input = b""
+        self.input = b""  # orders that are not complete yet
+        self.task = base64.b64decode(config["input"]) if config.get("input") else None
         self.selector = selectors.DefaultSelector()
         self.wake_read, self.wake_write = os.pipe()
         os.set_blocking(self.wake_read, False)
@@ -76,6 +82,9 @@ class Agent:
         data = os.read(0, 4096)
         if not data:
             self.lost = True
+        self.obey(data)
+
+    def obey(self, data):
         self.input += data
         *lines, self.input = self.input.split(b"\n")
         for line in lines:
@@ -115,23 +124,46 @@ class Agent:
             if os.getppid() != parent:
                 os._exit(111)
 
-        process = subprocess.Popen(
-            self.config["command"],
-            env=env,
-            cwd=self.config["cwd"],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE if capture else fds[0],
-            stderr=subprocess.PIPE if capture else fds[1],
-            start_new_session=True,
-            preexec_fn=in_child,
-        )
+        given, result = self.task_files()
+        try:
+            process = subprocess.Popen(
+                self.config["command"] + [str(fd) for fd in result[1:]],
+                env=env,
+                cwd=self.config["cwd"],
+                stdin=given,
+                stdout=subprocess.PIPE if capture else fds[0],
+                stderr=subprocess.PIPE if capture else fds[1],
+                start_new_session=True,
+                preexec_fn=in_child,
+                pass_fds=result[1:],
+            )
+        finally:
+            for fd in result[1:]:
+                os.close(fd)
+            if self.task is not None:
+                given.close()
         rank = Rank(entry["rank"], process)
         self.ranks.append(rank)
         if capture:
-            for stream, pipe in (("stdout", process.stdout), ("stderr", process.stderr)):
-                os.set_blocking(pipe.fileno(), False)
-                self.selector.register(pipe, selectors.EVENT_READ, (rank, stream))
-                rank.open_pipes += 1
+            self.watch(rank, "stdout", process.stdout)
+            self.watch(rank, "stderr", process.stderr)
+        for fd in result[:1]:
+            self.watch(rank, "result", open(fd, "rb", buffering=0))
+
+    def task_files(self):
+        """What a rank that runs a function gets: its standard input, and both ends of a pipe for
+        the result. The input is a file without a name, which nobody else can open."""
+        if self.task is None:
+            return subprocess.DEVNULL, []
+        given = tempfile.TemporaryFile()
+        given.write(self.task)
+        given.seek(0)
+        return given, list(os.pipe())
+
+    def watch(self, rank, stream, pipe):
+        os.set_blocking(pipe.fileno(), False)
+        self.selector.register(pipe, selectors.EVENT_READ, (rank, stream))
+        rank.open_pipes += 1
 
     def start(self):
         prctl(PR_SET_CHILD_SUBREAPER, 1)
@@ -158,10 +190,12 @@ class Agent:
             data = os.read(pipe.fileno(), 65536)
         except BlockingIOError:
             return
-        if data:
+        if not data:
+            self.close(pipe, rank)
+        elif stream == "result":
+            self.tell(rank=rank.number, result=base64.b64encode(data).decode())
+        else:
             self.tell(rank=rank.number, stream=stream, data=data.decode("latin-1"))
-            return
-        self.close(pipe, rank)
 
     def close(self, pipe, rank):
         self.selector.unregister(pipe)
@@ -206,6 +240,7 @@ class Agent:
 
     def run(self):
         self.start()
+        self.obey(b"")
         while not self.lost and not all(rank.reported for rank in self.ranks):
             self.turn()
         self.kill_all()
@@ -246,8 +281,13 @@ class Agent:
 
 def main():
     stream = sys.stdin.buffer
-    config = json.loads(stream.read(int(stream.readline())).decode())
-    Agent(config).run()
+    agent = Agent(json.loads(stream.read(int(stream.readline())).decode()))
+    # Orders that have been read together with the configuration. Not blocking only for that long:
+    # behind ssh, standard input and output may be one socket.
+    os.set_blocking(0, False)
+    agent.input = stream.peek()
+    os.set_blocking(0, True)
+    agent.run()
 
 
 if __name__ == "__main__":

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import os
 import re
 import secrets
 import socket
+import struct
+
+SIOCGIFADDR = 0x8915  # Linux: the IPv4 address of an interface
 
 
 class HostError(ValueError):
@@ -112,13 +116,33 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def meeting_place(hosts: list[Host]) -> tuple[str, str, int]:
+def interface_address(names: list[str] | None) -> str | None:
+    """This machine's address on the first of these network interfaces that it has, if on any. A
+    name may be an address already."""
+    for name in names or []:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            try:
+                request = struct.pack("256s", name.encode()[:15])
+                answer = fcntl.ioctl(probe.fileno(), SIOCGIFADDR, request)
+                return socket.inet_ntoa(answer[20:24])
+            except OSError:
+                pass
+            try:
+                probe.bind((name, 0))
+                return name
+            except OSError:
+                pass
+    return None
+
+
+def meeting_place(hosts: list[Host], interfaces: list[str] | None = None) -> tuple[str, str, int]:
     """(rendezvous of hora, address and port for torch's MASTER_ADDR and MASTER_PORT)."""
     if len(hosts) == 1:
         return f"unix:hora-{secrets.token_hex(12)}", "127.0.0.1", free_port()
     first = hosts[0]
     if first.is_local:
-        address, port, other_port = address_towards(hosts[1].name), free_port(), free_port()
+        address = interface_address(interfaces) or address_towards(hosts[1].name)
+        port, other_port = free_port(), free_port()
     else:
         # Below the range from which systems take ports for outgoing connections.
         port = 20000 + secrets.randbelow(6000)
@@ -127,22 +151,28 @@ def meeting_place(hosts: list[Host]) -> tuple[str, str, int]:
     return f"tcp:{shown}:{port}", address, other_port
 
 
-def rank_environments(hosts: list[Host], secret: str) -> dict[int, dict[str, str]]:
-    """What each rank finds in its environment, by rank. hora's names, and torchrun's for programs
-    that call torch.distributed themselves."""
-    rendezvous, address, port = meeting_place(hosts)
+def rank_environments(hosts: list[Host], secret: str,
+                      interfaces: list[str] | None = None) -> dict[int, dict[str, str]]:
+    """What each rank finds in its environment, by rank. hora's names; Horovod's, which scripts
+    read; torchrun's for programs that call torch.distributed themselves."""
+    rendezvous, address, port = meeting_place(hosts, interfaces)
     size = sum(len(host.ranks) for host in hosts)
     environments = {}
     for host in hosts:
         for local_rank, rank in enumerate(host.ranks):
             peers = [h for h in hosts if len(h.ranks) > local_rank]
+            place = {
+                "RANK": rank,
+                "SIZE": size,
+                "LOCAL_RANK": local_rank,
+                "LOCAL_SIZE": len(host.ranks),
+                "CROSS_RANK": peers.index(host),
+                "CROSS_SIZE": len(peers),
+            }
             env = {
-                "HORA_RANK": rank,
-                "HORA_SIZE": size,
-                "HORA_LOCAL_RANK": local_rank,
-                "HORA_LOCAL_SIZE": len(host.ranks),
-                "HORA_CROSS_RANK": peers.index(host),
-                "HORA_CROSS_SIZE": len(peers),
+                **{f"HORA_{name}": value for name, value in place.items()},
+                **{f"HOROVOD_{name}": value for name, value in place.items()},
+                "HOROVOD_HOSTNAME": host.name,
                 "HORA_RENDEZVOUS": rendezvous,
                 "HORA_SECRET": secret,
                 "RANK": rank,

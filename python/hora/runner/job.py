@@ -7,6 +7,7 @@ their own errors, then get SIGTERM, then SIGKILL.
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import json
 import os
@@ -15,6 +16,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -39,8 +41,14 @@ class Job:
     ssh: list[str]
     remote_python: str = "python3"
     prefix: bool = True
+    timestamp: bool = False
     output_dir: str | None = None
     grace: float = 5.0
+    start_timeout: float | None = None  # seconds until every host must have started its ranks
+    threads: bool = True  # the agents choose OMP_NUM_THREADS where it is not set
+    title: str | None = None  # what the one process is that is no rank: mpirun
+    task: bytes | None = None  # what the ranks get on standard input, for a function (function.py)
+    on_result: Callable[[int, bytes], None] = lambda rank, data: None
     info: Callable[[str], None] = lambda text: None
 
     @property
@@ -50,7 +58,7 @@ class Job:
     @property
     def captures(self) -> bool:
         """The ranks' output comes to us, instead of going straight to our own streams."""
-        return self.prefix or self.output_dir is not None
+        return self.prefix or self.timestamp or self.output_dir is not None
 
 
 class AgentLink:
@@ -59,6 +67,9 @@ class AgentLink:
     def __init__(self, job: Job, host: Host) -> None:
         self.host = host
         self.left = set(host.ranks)  # ranks that have not ended
+        self.started = False
+        self.gone = False
+        self.unsent = bytearray()  # orders that the agent's pipe had no room for
         self.buffer = b""
         source = Path(__file__).with_name("agent.py").read_bytes()
         own = [os.dup(1), os.dup(2)] if host.is_local and not job.captures else []
@@ -68,9 +79,12 @@ class AgentLink:
             stdout=subprocess.PIPE,
             start_new_session=True,  # Ctrl-C is for us; the agent hears of it from us
             pass_fds=own,
+            bufsize=0,
         )
         for fd in own:
             os.close(fd)
+        assert self.process.stdin is not None
+        os.set_blocking(self.process.stdin.fileno(), False)
         config = json.dumps(self.config(job, own)).encode()
         self.send(b"%d\n%s%d\n%s" % (len(source), source, len(config), config))
 
@@ -88,19 +102,35 @@ class AgentLink:
             "ranks": [{"rank": rank, "env": job.rank_env[rank]} for rank in self.host.ranks],
             "capture": not fds,
             "fds": fds,
-            "threads": True,
+            "threads": job.threads,
+            "input": None if job.task is None else base64.b64encode(job.task).decode(),
         }
 
-    def send(self, data: bytes) -> None:
+    def send(self, data: bytes = b"") -> None:
+        """Never waits: behind an ssh that hangs nobody reads. The main loop sends the rest."""
+        self.unsent += data
+        assert self.process.stdin is not None
         try:
-            assert self.process.stdin is not None
-            self.process.stdin.write(data)
-            self.process.stdin.flush()
+            while self.unsent:
+                del self.unsent[: os.write(self.process.stdin.fileno(), self.unsent[: 1 << 20])]
+        except BlockingIOError:
+            pass
         except (OSError, ValueError):
-            pass  # it is gone; the end of its output tells the main loop
+            self.unsent.clear()  # it is gone; the end of its output tells the main loop
 
     def signal(self, number: int) -> None:
         self.send(b"signal %d\n" % number)
+
+    def end(self) -> None:
+        """Closes its pipes, upon which it kills what still runs."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.close()
+        self.process.stdout.close()
+        try:
+            self.process.wait(LOST_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
 
     def events(self) -> list[dict[str, Any]] | None:
         """What the agent has said since; None: it is gone."""
@@ -128,11 +158,16 @@ def parse_event(line: bytes) -> dict[str, Any] | None:
 class Launcher:
     def __init__(self, job: Job) -> None:
         self.job = job
-        self.output = Output(job.size, job.prefix, job.output_dir)
+        self.output = Output(job.size, job.prefix, job.output_dir, job.timestamp)
         self.selector = selectors.DefaultSelector()
         self.agents: list[AgentLink] = []
         self.code: int | None = None  # of the whole job, once something has failed
+        self.reason = ""  # why it has failed
+        self.failed_rank: int | None = None  # the first
+        self.failed_host: str | None = None
+        self.stopped_by: int | None = None  # the signal that ended it
         self.plan: list[tuple[float, int]] = []  # (when, signal), soonest first
+        self.start_deadline: float | None = None
         self.wake_read, self.wake_write = os.pipe()
 
     def say(self, text: str) -> None:
@@ -146,6 +181,7 @@ class Launcher:
         if self.code is not None:
             return
         self.code = code
+        self.reason = text
         self.say(text)
         begin = time.monotonic() + wait
         self.plan = [(begin, signal.SIGTERM), (begin + TERM_SECONDS, signal.SIGKILL)]
@@ -156,7 +192,9 @@ class Launcher:
         self.output.end(rank)
         if code == 0:
             return
-        where = f"rank {rank} of {self.job.size} on host {agent.host.name}"
+        if self.code is None and self.job.title is None:
+            self.failed_rank, self.failed_host = rank, agent.host.name
+        where = self.job.title or f"rank {rank} of {self.job.size} on host {agent.host.name}"
         if code < 0:
             self.fail(128 - code, f"{where} was ended by {signal_name(-code)}", self.job.grace)
         else:
@@ -166,10 +204,10 @@ class Launcher:
         assert agent.process.stdout is not None and agent.process.stdin is not None
         self.selector.unregister(agent.process.stdout)
         agent.process.stdout.close()
-        try:
-            agent.process.stdin.close()
-        except OSError:
-            pass
+        agent.unsent.clear()
+        self.watch_input(agent)
+        agent.process.stdin.close()
+        agent.gone = True
         code = agent.process.wait()
         if agent.left:
             ranks = ", ".join(map(str, sorted(agent.left)))
@@ -183,7 +221,9 @@ class Launcher:
 
     def on_signal(self, number: int) -> None:
         again = self.code is not None
-        self.fail(128 + number, f"{signal_name(number)}: ending {self.job.size} ranks", 2.0)
+        what = self.job.title or f"{self.job.size} rank{'s' if self.job.size > 1 else ''}"
+        self.stopped_by = self.stopped_by or number
+        self.fail(128 + number, f"{signal_name(number)}: ending {what}", 2.0)
         for agent in self.agents:
             agent.signal(signal.SIGKILL if again else number)
 
@@ -192,6 +232,12 @@ class Launcher:
     def handle(self, agent: AgentLink, event: dict[str, Any]) -> None:
         if "stream" in event:
             self.output.feed(event["rank"], event["stream"], event["data"].encode("latin-1"))
+        elif "result" in event:
+            self.job.on_result(event["rank"], base64.b64decode(event["result"]))
+        elif "started" in event:
+            agent.started = True
+            if all(each.started for each in self.agents):
+                self.start_deadline = None
         elif "exit" in event:
             self.rank_ended(agent, event["rank"], event["exit"])
         elif "error" in event:
@@ -201,8 +247,18 @@ class Launcher:
         elif "info" in event:
             self.job.info(f"host {agent.host.name}: {event['info']}")
 
+    def check_start(self) -> None:
+        """A host that does not come up in time, for instance because ssh hangs."""
+        if self.start_deadline is None or time.monotonic() < self.start_deadline:
+            return
+        self.start_deadline = None
+        late = [agent.host.name for agent in self.agents if not agent.started]
+        self.fail(255, f"no rank was started on {', '.join(late)} within {self.job.start_timeout:g} s "
+                  "(--start-timeout)", 0.0)
+
     def run_plan(self) -> float | None:
         """Sends what is due; returns seconds until the next."""
+        self.check_start()
         while self.plan and self.plan[0][0] <= time.monotonic():
             _, number = self.plan.pop(0)
             for agent in self.agents:
@@ -210,42 +266,80 @@ class Launcher:
                     agent.signal(number)
                 elif agent.process.poll() is None:
                     agent.process.kill()  # it closes its pipes, and with them its ranks end
-        return max(0.0, self.plan[0][0] - time.monotonic()) if self.plan else None
+        due = [self.plan[0][0]] if self.plan else []
+        due += [self.start_deadline] if self.start_deadline is not None else []
+        return max(0.0, min(due) - time.monotonic()) if due else None
+
+    def watch_input(self, agent: AgentLink) -> None:
+        """Wakes the loop when an agent's pipe has room for orders that are waiting."""
+        pipe = agent.process.stdin
+        assert pipe is not None
+        watched = not pipe.closed and pipe.fileno() in self.selector.get_map()
+        if agent.unsent and not watched:
+            self.selector.register(pipe, selectors.EVENT_WRITE, agent)
+        elif watched and not agent.unsent:
+            self.selector.unregister(pipe)
 
     def turn(self) -> None:
-        for key, _ in self.selector.select(self.run_plan()):
+        wait = self.run_plan()
+        for agent in self.agents:
+            self.watch_input(agent)
+        for key, what in self.selector.select(wait):
             if key.data is None:
                 for number in os.read(self.wake_read, 64):
                     if number != signal.SIGCHLD:
                         self.on_signal(number)
-                continue
-            events = key.data.events()
-            if events is None:
-                self.agent_gone(key.data)
-            for event in events or []:
-                self.handle(key.data, event)
+            elif what & selectors.EVENT_WRITE:
+                key.data.send()
+            else:
+                events = key.data.events()
+                if events is None:
+                    self.agent_gone(key.data)
+                for event in events or []:
+                    self.handle(key.data, event)
 
-    def catch_signals(self) -> dict[int, Any]:
-        os.set_blocking(self.wake_write, False)
+    def catch_signals(self) -> tuple[int, dict[int, Any]] | None:
+        """Makes signals wake the loop. Only the main thread may; elsewhere the caller's handlers
+        stay, and the agents see to it that nothing is left should this process end."""
         self.selector.register(self.wake_read, selectors.EVENT_READ, None)
-        signal.set_wakeup_fd(self.wake_write, warn_on_full_buffer=False)
+        if threading.current_thread() is not threading.main_thread():
+            return None
+        os.set_blocking(self.wake_write, False)
+        old_fd = signal.set_wakeup_fd(self.wake_write, warn_on_full_buffer=False)
         numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        return {number: signal.signal(number, lambda *_: None) for number in numbers}
+        return old_fd, {number: signal.signal(number, lambda *_: None) for number in numbers}
+
+    @staticmethod
+    def restore_signals(old: tuple[int, dict[int, Any]] | None) -> None:
+        if old is None:
+            return
+        signal.set_wakeup_fd(old[0])
+        for number, handler in old[1].items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+    def close(self) -> None:
+        """Ends what an exception in this process may have left, and gives the descriptors back."""
+        for agent in self.agents:
+            agent.end()
+        self.output.close()
+        self.selector.close()
+        os.close(self.wake_read)
+        os.close(self.wake_write)
 
     def run(self) -> int:
         old = self.catch_signals()
+        if self.job.start_timeout is not None:
+            self.start_deadline = time.monotonic() + self.job.start_timeout
         try:
             for host in self.job.hosts:
                 agent = AgentLink(self.job, host)
                 self.agents.append(agent)
                 self.selector.register(agent.process.stdout, selectors.EVENT_READ, agent)
-            while len(self.selector.get_map()) > 1:
+            while any(not agent.gone for agent in self.agents):
                 self.turn()
         finally:
-            self.output.close()
-            signal.set_wakeup_fd(-1)
-            for number, handler in old.items():
-                signal.signal(number, handler)
+            self.restore_signals(old)
+            self.close()
         return self.code or 0
 
 

@@ -1,5 +1,4 @@
-"""`hora run`: start a program on several ranks. This module reads the command line; job.py does
-the work."""
+"""`hora run`, which is horovodrun too: from the command line to a job (job.py, mpi.py, elastic/)."""
 
 from __future__ import annotations
 
@@ -9,6 +8,7 @@ import secrets
 import shutil
 import sys
 
+from hora.runner import arguments, check_build, config_file, mpi
 from hora.runner.hosts import (
     Host, HostError, assign, forwarded_environment, named_environment, parse_hostfile, parse_hosts,
     rank_environments,
@@ -23,64 +23,39 @@ DESCRIPTION = """Start N copies of a program that find each other through hora.
 Hosts other than this one are reached with ssh, which must not ask for a password; they need Python
 3.7 and the program at the same path. Each line of output is written whole, with its rank before it.
 Ranks have no standard input. When a rank fails, the others are ended too, and the exit code is that
-of the first that failed; when this command ends, however it ends, nothing of the job is left."""
+of the first that failed; when this command ends, however it ends, nothing of the job is left.
+
+Every option of horovodrun is understood."""
+
+USAGE = "%(prog)s -np N [options] COMMAND ..."
+
+
+def say(text: str) -> None:
+    print(f"hora run: {text}", file=sys.stderr)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    hosts = parser.add_argument_group("ranks and hosts")
-    hosts.add_argument("-np", "--num-proc", type=int, metavar="N", help="number of ranks "
-                       "(default: the slots of all hosts)")
-    where = hosts.add_mutually_exclusive_group()
-    where.add_argument("-H", "--hosts", metavar="HOST:SLOTS,...", help="where the ranks run "
-                       "(default: all on this machine)")
-    where.add_argument("-hostfile", "--hostfile", metavar="FILE",
-                       help="lines 'HOST slots=N' or 'HOST:N'")
-    hosts.add_argument("-p", "--ssh-port", type=int, metavar="PORT")
-    hosts.add_argument("-i", "--ssh-identity-file", metavar="FILE")
-    hosts.add_argument("--ssh", default="ssh", metavar="PROGRAM", help="instead of ssh")
-    hosts.add_argument("--remote-python", default="python3", metavar="PROGRAM",
-                       help="Python of the other hosts, for the launcher's own use")
-    hosts.add_argument("-x", "--env", action="append", default=[], metavar="NAME[=VALUE]",
-                       help="set or pass an environment variable; may be repeated")
-
-    output = parser.add_argument_group("output")
-    output.add_argument("-q", "--no-prefix", action="store_true",
-                        help="no rank before the lines; local ranks write straight to this terminal")
-    output.add_argument("--output-filename", metavar="DIR",
-                        help="also write DIR/rank.N/stdout and stderr")
-    output.add_argument("--verbose", action="store_true", help="say what is done")
-
-    job = parser.add_argument_group("settings of the job (see docs/config.md)")
-    job.add_argument("--start-timeout", type=float, metavar="S", help="HORA_START_TIMEOUT")
-    job.add_argument("--timeout", type=float, metavar="S", help="HORA_TIMEOUT")
-    job.add_argument("--transport", metavar="NAME", help="HORA_TRANSPORT")
-    job.add_argument("--network-interfaces", "--network-interface", metavar="NAME",
-                     help="HORA_INTERFACE")
-    job.add_argument("--fusion-threshold-mb", type=float, metavar="MB", help="HORA_FUSION_THRESHOLD")
-    job.add_argument("--log-level", metavar="LEVEL", help="HORA_LOG_LEVEL")
-    job.add_argument("--grace", type=float, default=5.0, metavar="S", help="seconds that the other "
-                     "ranks have to end by themselves after one has failed (5)")
-    parser.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND ...",
-                        help="the program and its arguments")
+    arguments.add_arguments(parser)
 
 
-def settings(args: argparse.Namespace) -> dict[str, str]:
-    """The options that stand for settings, as environment variables."""
-    values = {
-        "HORA_START_TIMEOUT": args.start_timeout,
-        "HORA_TIMEOUT": args.timeout,
-        "HORA_TRANSPORT": args.transport,
-        "HORA_INTERFACE": args.network_interfaces,
-        "HORA_LOG_LEVEL": args.log_level,
-    }
-    if args.fusion_threshold_mb is not None:
-        values["HORA_FUSION_THRESHOLD"] = int(args.fusion_threshold_mb * 1024 * 1024)
-    return {name: str(value) for name, value in values.items() if value is not None}
+def make_parser(prog: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=prog, usage=USAGE, description=DESCRIPTION, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_arguments(parser)
+    return parser
+
+
+def parse_args(argv: list[str] | None = None, prog: str = "horovodrun") -> argparse.Namespace:
+    return make_parser(prog).parse_args(argv)
+
+
+def is_elastic(args: argparse.Namespace) -> bool:
+    return any(value is not None for value in
+               (args.host_discovery_script, args.min_num_proc, args.max_num_proc))
 
 
 def find_hosts(args: argparse.Namespace) -> list[Host]:
-    if args.num_proc is not None and args.num_proc < 1:
-        raise HostError(f"-np {args.num_proc}: at least one rank is needed")
     if args.hostfile:
         hosts = parse_hostfile(args.hostfile)
     elif args.hosts:
@@ -95,7 +70,7 @@ def find_hosts(args: argparse.Namespace) -> list[Host]:
 
 
 def ssh_command(args: argparse.Namespace) -> list[str]:
-    ssh = [args.ssh, "-o", "BatchMode=yes", "-o", "ConnectTimeout=15"]
+    ssh = [args.ssh or "ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=15"]
     if args.ssh_port:
         ssh += ["-p", str(args.ssh_port)]
     if args.ssh_identity_file:
@@ -103,37 +78,88 @@ def ssh_command(args: argparse.Namespace) -> list[str]:
     return ssh
 
 
-def make_job(args: argparse.Namespace) -> Job:
-    hosts = find_hosts(args)
+def make_template(args: argparse.Namespace) -> Job:
+    """The job but for its hosts and what each rank finds in its environment."""
     command = args.command[1:] if args.command[:1] == ["--"] else args.command
     if not command:
         raise HostError("which program? hora run -np 2 COMMAND ...")
-    if any(not host.is_local for host in hosts) and shutil.which(args.ssh) is None:
-        raise HostError(f"{args.ssh} is not installed; it starts the ranks of other hosts")
-    level = args.log_level or os.environ.get("HORA_LOG_LEVEL", "")
+    level = (args.log_level or os.environ.get("HORA_LOG_LEVEL", "")).lower()
     talks = args.verbose or level in ("info", "debug", "trace")
-    own = {**named_environment(args.env), **settings(args)}
+    given = args.env or []
+    own = {**named_environment(given), **arguments.settings(args)}
+    start = args.start_timeout
+    if start is None:
+        start = start_timeout_of_environment()
     return Job(
-        hosts=hosts,
+        hosts=[],
         command=command,
-        rank_env=rank_environments(hosts, secrets.token_hex(32)),
+        rank_env={},
         local_env=own,
-        remote_env={**forwarded_environment(args.env), **own},
+        remote_env={**forwarded_environment(given), **own},
         ssh=ssh_command(args),
-        remote_python=args.remote_python,
+        remote_python=args.remote_python or "python3",
         prefix=not args.no_prefix,
+        timestamp=bool(args.prefix_output_with_timestamp),
         output_dir=args.output_filename,
-        grace=max(0.0, args.grace),
-        info=(lambda text: print(f"hora run: {text}", file=sys.stderr)) if talks else (lambda text: None),
+        grace=5.0 if args.grace is None else args.grace,
+        start_timeout=start,
+        info=say if talks else (lambda text: None),
     )
 
 
-def main(args: argparse.Namespace) -> int:
+def start_timeout_of_environment() -> float:
+    text = os.environ.get("HORA_START_TIMEOUT") or os.environ.get("HOROVOD_START_TIMEOUT") or "60"
     try:
-        job = make_job(args)
-        for host in job.hosts:
-            job.info(f"host {host.name}: ranks {', '.join(map(str, host.ranks))}")
-        return Launcher(job).run()
+        return float(text)
+    except ValueError:
+        raise HostError(f"HORA_START_TIMEOUT={text} is no number of seconds") from None
+
+
+def make_job(args: argparse.Namespace) -> Job:
+    job = make_template(args)
+    job.hosts = find_hosts(args)
+    if any(not host.is_local for host in job.hosts) and shutil.which(job.ssh[0]) is None:
+        raise HostError(f"{job.ssh[0]} is not installed; it starts the ranks of other hosts")
+    if args.use_mpi:
+        return mpi.job(args, job)
+    job.rank_env = rank_environments(job.hosts, secrets.token_hex(32), args.network_interfaces)
+    for host in job.hosts:
+        job.info(f"host {host.name}: ranks {', '.join(map(str, host.ranks))}")
+    return job
+
+
+def prepare(args: argparse.Namespace) -> None:
+    """The config file, and everything that can be said about the options themselves."""
+    notes = config_file.apply(args, args.config_file) if args.config_file else []
+    arguments.check_values(args)
+    for note in notes + arguments.notes(args):
+        say(note)
+    if args.use_jsrun:
+        raise HostError("--jsrun: let jsrun start the ranks, hora knows its variables: "
+                        f"jsrun -n {args.num_proc or 'N'} python train.py")
+    if args.use_mpi and is_elastic(args):
+        raise HostError("--mpi: MPI cannot go on without a rank; leave --mpi out of an elastic job")
+
+
+def run_job(args: argparse.Namespace) -> int:
+    prepare(args)
+    if is_elastic(args):
+        from hora.runner.elastic.driver import run_elastic
+
+        return int(run_elastic(args, make_template(args)))
+    return Launcher(make_job(args)).run()
+
+
+def main(args: argparse.Namespace) -> int:
+    if args.check_build:
+        return check_build.main()
+    try:
+        return run_job(args)
     except (HostError, OSError) as error:
-        print(f"hora run: {error}", file=sys.stderr)
+        say(str(error))
         return 2
+
+
+def run_commandline(argv: list[str] | None = None) -> int:
+    """The `horovodrun` command."""
+    return main(parse_args(argv))
