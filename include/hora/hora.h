@@ -117,7 +117,9 @@ typedef enum hora_dtype {
 /* Values 0 to 5 are Horovod's. Integers wrap; float NaN propagates through every operation;
  * half types accumulate in float32 and round once. bool: SUM and MAX are "or", PRODUCT and MIN
  * are "and". AVERAGE divides once by the number of ranks; integers truncate toward zero; not for
- * bool. BAND, BOR and BXOR are for integers and bool. ADASUM is reserved. */
+ * bool. BAND, BOR and BXOR are for integers and bool. ADASUM is for allreduce of floating-point types:
+ * vectors a and b give a (1 - a.b/2|a|^2) + b (1 - a.b/2|b|^2), in a binary tree over the ranks; the
+ * dot products are summed in float64; a vector of zeros is neutral (docs/adasum.md). */
 typedef enum hora_op {
     HORA_AVERAGE = 0,
     HORA_SUM = 1,
@@ -137,7 +139,7 @@ HORA_API size_t hora_dtype_size(hora_dtype_t dtype);
 HORA_API const char *hora_dtype_name(hora_dtype_t dtype);
 /* "sum", "average", ...; "unknown" otherwise. Static storage. */
 HORA_API const char *hora_op_name(hora_op_t op);
-/* 1 when hora can reduce this type with this operation, else 0. */
+/* 1 when hora can reduce this type with this operation (ADASUM: in allreduce), else 0. */
 HORA_API int hora_op_supported(hora_dtype_t dtype, hora_op_t op);
 
 /* ---- Communicators -------------------------------------------------------------------------- */
@@ -156,11 +158,15 @@ typedef struct hora_comm_options {
     double      timeout;       /* seconds after which an operation fails; 0: HORA_TIMEOUT */
     const volatile int *cancel; /* NULL, or: another thread makes it non-zero, and the joining ends
                                    with HORA_ERR_ABORTED within some 20 ms */
+    const char *name;          /* tells communicators apart that are made at one time; see below */
 } hora_comm_options_t;
-#define HORA_COMM_OPTIONS_INIT {sizeof(hora_comm_options_t), -1, -1, NULL, NULL, 0.0, 0.0, NULL}
+#define HORA_COMM_OPTIONS_INIT {sizeof(hora_comm_options_t), -1, -1, NULL, NULL, 0.0, 0.0, NULL, NULL}
 
 /* Finds the other ranks of the job, links up and returns the communicator of all ranks.
- * Collective: every rank of the job calls it, as often as every other. options may be NULL.
+ * Collective: every rank of the job calls it, as often as every other, in one order. Several threads
+ * that make communicators at one time have no order among them: each then passes a name of its own,
+ * equal on all ranks. Copies of this library in one process need no names: they are told apart by
+ * the order in which they were loaded, which must be the same on all ranks. options may be NULL.
  * The caller frees *comm_p with hora_comm_free. */
 HORA_API hora_status_t hora_comm_create(const hora_comm_options_t *options, hora_comm_t **comm_p);
 
@@ -308,7 +314,8 @@ typedef enum hora_task_kind {
     HORA_TASK_ALLTOALL = 3,      /* dimension 0 split by splits[], or evenly */
     HORA_TASK_REDUCESCATTER = 4, /* dimension 0; the first ranks take the remainder rows */
     HORA_TASK_BARRIER = 5,
-    HORA_TASK_KIND_COUNT = 6
+    HORA_TASK_JOIN = 6,          /* this rank has no more tasks until every rank has joined */
+    HORA_TASK_KIND_COUNT = 7
 } hora_task_kind_t;
 
 typedef struct hora_task {
@@ -319,8 +326,9 @@ typedef struct hora_task {
     int              ndim;      /* 0 .. HORA_MAX_DIMS */
     const int64_t   *shape;     /* ndim extents of the input; copied */
     const void      *in;        /* contiguous, row major; valid until the handle is done */
-    void            *out;       /* allreduce, broadcast: same shape, may equal in. NULL for the
-                                   others: the engine allocates (hora_handle_output) */
+    void            *out;       /* allreduce, broadcast: same shape, may equal in. join: int32_t,
+                                   gets the rank that joined last. NULL for the others: the
+                                   engine allocates (hora_handle_output) */
     hora_op_t        op;        /* allreduce; reducescatter: SUM or AVERAGE, MIN, MAX, PRODUCT */
     double           prescale;  /* allreduce, reducescatter */
     double           postscale; /* allreduce, reducescatter */
@@ -345,6 +353,15 @@ HORA_API hora_status_t hora_engine_create(hora_comm_t *comm, const hora_engine_o
 /* Ends tasks in flight with HORA_ERR_SHUT_DOWN, stops the background thread and frees the engine.
  * Handles that were not released stay valid until they are. Not collective. NULL is allowed. */
 HORA_API hora_status_t hora_engine_free(hora_engine_t *engine);
+
+/* Join, for ranks that run out of data at different times. A rank that has joined takes part in
+ * whatever the others still do, with input that changes nothing (zeros in a sum, ones in a product,
+ * no rows in an allgather or alltoall); a broadcast from it fails on every rank. An average is still
+ * divided by all ranks, or, with HORA_JOIN_AVERAGE=active, by those that contributed. Its own tasks
+ * that were enqueued before the join take part as ever; what it enqueues after the join waits for
+ * the join to end. That is when every rank has joined: then everybody goes on as before, and may
+ * join again. name, dtype, shape and in are ignored; a join stands alone, not in a group, and a rank
+ * has one at a time (HORA_ERR_DUPLICATE_NAME). While others work, a join never times out. */
 
 #define HORA_ENQUEUE_WILL_WAIT 1u /* the caller waits at once: do not wake the background thread */
 

@@ -114,6 +114,15 @@ static hora_status_t check_splits(const hora_comm_t *comm, const hora_task_t *ta
     return HORA_OK;
 }
 
+static hora_status_t check_join(const hora_task_t *task, size_t ntasks) {
+    if (task->out == NULL)
+        return hora_fail(HORA_ERR_INVALID_ARGUMENT, "enqueue: a join needs out, for the rank that "
+                         "joins last");
+    if (ntasks > 1)
+        return hora_fail(HORA_ERR_INVALID_ARGUMENT, "enqueue: a join stands alone, not in a group");
+    return HORA_OK;
+}
+
 static hora_status_t check_task(const hora_comm_t *comm, const hora_task_t *task) {
     hora_status_t st = check_name(task);
     if (st != HORA_OK || task->kind == HORA_TASK_BARRIER)
@@ -154,7 +163,8 @@ static hora_status_t check_and_enqueue(hora_engine_t *engine, const hora_task_t 
                                        size_t ntasks, unsigned flags, hora_handle_t **handle_p) {
     const hora_comm_t *comm = hora_background_comm(engine);
     for (size_t i = 0; i < ntasks; i++) {
-        hora_status_t st = check_task(comm, &tasks[i]);
+        hora_status_t st = tasks[i].kind == HORA_TASK_JOIN ? check_join(&tasks[i], ntasks)
+                                                           : check_task(comm, &tasks[i]);
         if (st != HORA_OK)
             return st;
     }

@@ -7,11 +7,16 @@
 
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #define GOODBYE_SECONDS 1.0 /* to hand the last message over */
 
 static const char *host_of(const void *arg, int rank) {
     return hora_comm_peer(arg, rank)->host;
+}
+
+static bool averages_active(const hora_engine_t *engine) {
+    return strcmp(engine->world->settings.join_average, "active") == 0;
 }
 
 static hora_status_t create_controller(hora_engine_t *engine) {
@@ -20,6 +25,7 @@ static hora_status_t create_controller(hora_engine_t *engine) {
                                           .cache_capacity = HORA_CACHE_MAX,
                                           .stall_check_ns = engine->stall_check_ns,
                                           .stall_limit_ns = engine->stall_limit_ns,
+                                          .average_active = averages_active(engine),
                                           .host = host_of,
                                           .host_arg = engine->comm};
     hora_status_t              st = HORA_OK;
@@ -58,6 +64,8 @@ static void destroy_driver_side(hora_engine_t *engine) {
     free(engine->pieces);
     free(engine->blocks);
     free(engine->rows);
+    free(engine->lens);
+    free(engine->all_rows);
     engine->control = NULL;
     engine->coordinator = NULL;
 }

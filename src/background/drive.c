@@ -33,6 +33,19 @@ void hora_engine_leave_locked(hora_engine_t *engine) {
     hora_engine_pass_on_locked(engine);
 }
 
+/* A waiting thread drives only until its own task is done, and somebody may have enqueued more while
+ * this one drove. */
+void hora_engine_drive_alone_locked(hora_engine_t *engine) {
+    while (!engine->driven && engine->sleepers == NULL && !atomic_load(&engine->closing) &&
+           atomic_load_explicit(&engine->pending, memory_order_relaxed) > 0) {
+        engine->driven = true;
+        pthread_mutex_unlock(&engine->lock);
+        hora_engine_drive(engine, NULL);
+        pthread_mutex_lock(&engine->lock);
+        hora_engine_leave_locked(engine);
+    }
+}
+
 /* The background thread's reasons to stop. */
 static bool is_not_needed(hora_engine_t *engine) {
     if (atomic_load_explicit(&engine->nsleepers, memory_order_relaxed) > 0)

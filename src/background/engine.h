@@ -18,6 +18,7 @@
 #include "controller/control.h"
 #include "controller/coordinator.h"
 #include "fusion/fusion.h"
+#include "schedule/plan.h"
 #include "transport/wait.h"
 #include "util/names.h"
 
@@ -49,6 +50,8 @@ struct hora_work {
     size_t           count;    /* elements of in */
     int64_t         *splits;   /* alltoall; NULL: even. Freed with the handle */
     bool             queued;   /* in queue */
+    bool             is_held;  /* in queue: enqueued after a join of this rank, which comes first */
+    bool             is_ghost; /* of other ranks; this one has joined (ghost.c) */
     uint32_t         sent_id;  /* driver: reported by this id; 0: in full */
     uint64_t         since;    /* driver: ns, when the driver first saw it */
     uint64_t         next_ask; /* driver: ns, when to ask the coordinator what it waits for */
@@ -112,6 +115,7 @@ struct hora_engine {
     pthread_cond_t  left;    /* signalled when the driver leaves while closing */
     hora_handle_t  *idle;    /* handles of one task, for reuse */
     size_t          nidle;
+    hora_work_t    *join;    /* this rank's join, enqueued and not ended; or NULL */
     size_t          refs;    /* live handles, and one for the engine's owner */
     hora_status_t   failed;  /* HORA_OK, or why the engine has ended */
     char            failed_text[HORA_FAILURE_TEXT_MAX];
@@ -120,7 +124,8 @@ struct hora_engine {
     hora_works_t        flight; /* reported to the coordinator; oldest first */
     hora_record_t     **by_slot;
     size_t              nslots;
-    uint32_t            errors_seen;
+    uint32_t            errors_seen, resends_seen;
+    bool                has_joined; /* the join has been reported: nothing more until it ends */
     hora_control_t     *control;     /* NULL: one rank */
     hora_coordinator_t *coordinator; /* rank 0 of several */
     hora_outgoing_t    *out;         /* requests that are being gathered; NULL: none */
@@ -133,8 +138,13 @@ struct hora_engine {
     hora_work_t       **batch;  /* the tasks that are executed now */
     hora_piece_t       *pieces;
     size_t              nbatch, batch_room;
+    uint32_t            divisor; /* of averages, where some ranks have joined; 0: none has */
+    hora_work_t        *ghosts;  /* tasks of the batch that this rank does not have */
     size_t             *blocks; /* [4 * size] counts and offsets */
     int64_t            *rows;   /* [size] */
+    size_t             *lens;   /* [lens_room] bytes from each rank, for each task of a batch */
+    int64_t            *all_rows; /* [lens_room] rows, for each task, from each rank */
+    size_t              lens_room;
 };
 
 #define HORA_LINGER_NS 100000 /* after the first task that the background thread sees */
@@ -165,17 +175,50 @@ void hora_engine_drive(hora_engine_t *engine, const hora_handle_t *handle);
 void hora_engine_leave_locked(hora_engine_t *engine);
 /* Wakes somebody to drive if that is needed. */
 void hora_engine_pass_on_locked(hora_engine_t *engine);
+/* One rank, where there is no background thread: executes what is pending unless somebody does. */
+void hora_engine_drive_alone_locked(hora_engine_t *engine);
 /* request.c: this rank's side of the negotiation. Driver. */
 hora_status_t hora_requests_report(hora_engine_t *engine, bool *moved_p);
 hora_status_t hora_request_resend(hora_engine_t *engine, uint32_t id);
+/* This rank has joined and the others go on: the join has not waited for nothing until now. */
+void hora_requests_join_lives(hora_engine_t *engine);
 hora_status_t hora_requests_ask(hora_engine_t *engine, uint64_t now);
 
 /* response.c: does what the coordinator says. Driver. */
 hora_status_t hora_response_handle(hora_engine_t *engine, const uint8_t *buf, size_t len);
 
-/* execute.c: executes engine->batch[0..nbatch) and ends the tasks. Driver. */
+/* batch.c: executes engine->batch[0..nbatch) and ends the tasks. Driver. */
 hora_status_t hora_batch_execute(hora_engine_t *engine);
 hora_status_t hora_batch_add(hora_engine_t *engine, hora_work_t *work);
+
+/* execute.c: one task on its own buffers; and what packed ones need as well. Driver. */
+hora_status_t hora_execute_one(hora_engine_t *engine, size_t i); /* batch[i] */
+hora_coll_t   hora_execute_describe(const hora_engine_t *engine, const hora_work_t *work,
+                                    hora_coll_kind_t kind);
+hora_status_t hora_execute_run(const hora_engine_t *engine, const hora_coll_t *coll);
+size_t       *hora_execute_list(const hora_engine_t *engine, int i); /* [size], of blocks */
+/* Turns numbers of rows, which may come from other ranks, into counts and offsets of blocks. */
+hora_status_t hora_execute_lay_out(const hora_engine_t *engine, const hora_work_t *work,
+                                   const int64_t *rows, size_t *counts, size_t *displs,
+                                   int64_t *total_p);
+hora_status_t hora_execute_make_output(hora_work_t *work, int64_t rows);
+/* An allgather of which it is known how many rows each rank brings. */
+hora_status_t hora_execute_gather(hora_engine_t *engine, hora_work_t *work, const int64_t *rows);
+static inline size_t hora_work_elem_size(const hora_work_t *work) {
+    return hora_dtype_size((hora_dtype_t)work->sig.dtype);
+}
+
+/* pack.c: tasks [from, to) of the batch, packed into the fusion buffer. For allgathers, engine->lens
+ * and the works' out_rows are set. Driver. */
+hora_status_t hora_pack_execute(hora_engine_t *engine, size_t from, size_t to);
+
+/* ghost.c: tasks in which this rank takes part because it has joined. Driver. */
+/* record->sig says what the task is. */
+hora_status_t hora_ghost_make(hora_engine_t *engine, hora_record_t *record, hora_work_t **work_p);
+/* Writes what changes nothing in a reduction by op. */
+void hora_ghost_fill(void *dst, hora_dtype_t dtype, hora_op_t op, size_t count);
+void hora_ghosts_free_locked(hora_engine_t *engine);
+bool hora_ghost_scales_first(const hora_engine_t *engine, const hora_work_t *work);
 
 /* thread.c */
 hora_status_t hora_thread_start(hora_engine_t *engine);

@@ -9,7 +9,8 @@
 static void set_signature(hora_work_t *work, const hora_task_t *task, uint64_t group_key,
                           size_t ntasks) {
     hora_signature_t *sig = &work->sig;
-    int               ndim = task->kind == HORA_TASK_BARRIER ? 0 : task->ndim;
+    bool              bare = task->kind == HORA_TASK_BARRIER || task->kind == HORA_TASK_JOIN;
+    int               ndim = bare ? 0 : task->ndim;
     *sig = (hora_signature_t){.kind = (uint8_t)task->kind,
                               .dtype = (uint8_t)task->dtype,
                               .op = (uint8_t)task->op,
@@ -26,21 +27,27 @@ static void set_signature(hora_work_t *work, const hora_task_t *task, uint64_t g
     hora_signature_normalize(sig);
 }
 
+/* All joins have one name, so there is one at a time. */
+static const char *name_of(const hora_task_t *task) {
+    return task->kind == HORA_TASK_JOIN ? HORA_JOIN_NAME : task->name;
+}
+
 static hora_status_t attach_locked(hora_engine_t *engine, hora_handle_t *handle, size_t i,
                                    const hora_task_t *task, uint64_t group_key) {
     hora_work_t   *work = &handle->works[i];
-    size_t         len = strlen(task->name);
-    hora_record_t *record = hora_record_find_locked(engine, task->name, len);
+    size_t         len = strlen(name_of(task));
+    hora_record_t *record = hora_record_find_locked(engine, name_of(task), len);
     if (record != NULL && record->work != NULL)
         return HORA_ERR_DUPLICATE_NAME;
     if (record == NULL)
-        record = hora_record_make_locked(engine, task->name, len);
+        record = hora_record_make_locked(engine, name_of(task), len);
     if (record == NULL)
         return HORA_ERR_NO_MEMORY;
     work->handle = handle;
     work->record = record;
     work->in = task->in;
     work->out = task->out;
+    work->is_held = engine->join != NULL;
     set_signature(work, task, group_key, handle->nworks);
     record->work = work;
     if (task->nsplits == 0 || task->kind != HORA_TASK_ALLTOALL)
@@ -105,8 +112,21 @@ static void end_late_locked(hora_engine_t *engine, hora_work_t *work) {
     free(text);
 }
 
+/* What the other ranks have failed until now was before this rank's join, or without it: none of it
+ * waits for a task that comes after. */
+static void begin_join_locked(hora_engine_t *engine, hora_work_t *join) {
+    engine->join = join;
+    for (size_t i = 0; i < engine->records.room; i++) {
+        hora_record_t *record = (hora_record_t *)engine->records.slots[i];
+        if (record != NULL && record != join->record)
+            record->late_status = HORA_OK; /* the text is freed with the record, or replaced */
+    }
+}
+
 static void queue_locked(hora_engine_t *engine, hora_handle_t *handle) {
     size_t n = handle->nworks; /* the handle stays: nobody can release it yet */
+    if (handle->works[0].sig.kind == HORA_TASK_JOIN)
+        begin_join_locked(engine, &handle->works[0]);
     for (size_t i = 0; i < n; i++) {
         handle->works[i].queued = true;
         hora_works_append(&engine->queue, &handle->works[i]);
@@ -121,20 +141,9 @@ static void queue_locked(hora_engine_t *engine, hora_handle_t *handle) {
         hora_engine_fail_queued_locked(engine);
 }
 
-/* One rank: nobody to agree with. */
-static void drive_alone_locked(hora_engine_t *engine) {
-    if (engine->driven)
-        return;
-    engine->driven = true;
-    pthread_mutex_unlock(&engine->lock);
-    hora_engine_drive(engine, NULL);
-    pthread_mutex_lock(&engine->lock);
-    hora_engine_leave_locked(engine);
-}
-
 static void wake_locked(hora_engine_t *engine, unsigned flags) {
     if (engine->size == 1)
-        drive_alone_locked(engine);
+        hora_engine_drive_alone_locked(engine);
     else if (engine->driven)
         hora_bell_ring(engine->world->bell, engine->world->eventfd);
     else if (!(flags & HORA_ENQUEUE_WILL_WAIT))
@@ -156,9 +165,9 @@ hora_status_t hora_background_enqueue(hora_engine_t *engine, const hora_task_t *
     pthread_mutex_unlock(&engine->lock);
     if (st == HORA_ERR_DUPLICATE_NAME)
         return hora_fail(st, "%s %s: a tensor of this name is already in flight",
-                         hora_kind_name(tasks[bad].kind), tasks[bad].name);
+                         hora_kind_name(tasks[bad].kind), name_of(&tasks[bad]));
     if (st != HORA_OK)
-        return hora_fail(st, "%s %s: %s", hora_kind_name(tasks[bad].kind), tasks[bad].name,
+        return hora_fail(st, "%s %s: %s", hora_kind_name(tasks[bad].kind), name_of(&tasks[bad]),
                          hora_status_message(st));
     *handle_p = handle;
     return HORA_OK;

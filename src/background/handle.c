@@ -5,8 +5,21 @@
 
 #include "util/fork.h"
 
-int hora_background_poll(hora_handle_t *handle) {
+static bool is_done(const hora_handle_t *handle) {
     return atomic_load_explicit(&handle->done, memory_order_acquire);
+}
+
+/* Who polls does not wait, whatever was promised when the task was enqueued: somebody else has to
+ * drive. If the lock is taken, somebody looks after the engine already, or the next poll does. */
+int hora_background_poll(hora_handle_t *handle) {
+    hora_engine_t *engine = handle->engine;
+    if (is_done(handle))
+        return 1;
+    if (pthread_mutex_trylock(&engine->lock) == 0) {
+        hora_engine_pass_on_locked(engine);
+        pthread_mutex_unlock(&engine->lock);
+    }
+    return 0;
 }
 
 static void add_sleeper_locked(hora_engine_t *engine, hora_sleeper_t *s) {
@@ -36,7 +49,7 @@ static void sleep_locked(hora_engine_t *engine, hora_handle_t *handle) {
     add_sleeper_locked(engine, &s);
     if (engine->thread_state == HORA_THREAD_DRIVING)
         hora_bell_ring(engine->world->bell, engine->world->eventfd);
-    while (!hora_background_poll(handle) && (engine->driven || atomic_load(&engine->closing)))
+    while (!is_done(handle) && (engine->driven || atomic_load(&engine->closing)))
         pthread_cond_wait(&s.wake, &engine->lock);
     remove_sleeper_locked(engine, &s);
     pthread_cond_destroy(&s.wake);
@@ -45,7 +58,7 @@ static void sleep_locked(hora_engine_t *engine, hora_handle_t *handle) {
 static void wait_until_done(hora_handle_t *handle) {
     hora_engine_t *engine = handle->engine;
     pthread_mutex_lock(&engine->lock);
-    while (!hora_background_poll(handle)) {
+    while (!is_done(handle)) {
         if (engine->driven || atomic_load(&engine->closing)) {
             sleep_locked(engine, handle);
             continue;
@@ -57,11 +70,13 @@ static void wait_until_done(hora_handle_t *handle) {
         hora_engine_leave_locked(engine);
     }
     hora_engine_pass_on_locked(engine); /* it may have been this thread's turn to drive */
+    if (engine->size == 1)
+        hora_engine_drive_alone_locked(engine);
     pthread_mutex_unlock(&engine->lock);
 }
 
 hora_status_t hora_background_wait(hora_handle_t *handle) {
-    if (!hora_background_poll(handle)) {
+    if (!is_done(handle)) {
         if (handle->engine->world->fork_generation != hora_fork_generation)
             return hora_fail(HORA_ERR_UNSUPPORTED, "handle_wait: called in the child of a fork");
         wait_until_done(handle);
@@ -77,10 +92,12 @@ void hora_background_release(hora_handle_t *handle) {
     hora_engine_t *engine = handle->engine;
     bool           last;
     pthread_mutex_lock(&engine->lock);
-    if (hora_background_poll(handle))
+    if (is_done(handle)) {
         hora_handle_free_locked(engine, handle);
-    else
+    } else {
         handle->released = true;
+        hora_engine_pass_on_locked(engine); /* whoever was going to wait was interrupted */
+    }
     last = engine->refs == 0;
     pthread_mutex_unlock(&engine->lock);
     if (last)
@@ -91,7 +108,7 @@ hora_status_t hora_background_output(hora_handle_t *handle, size_t index, hora_o
     hora_engine_t *engine = handle->engine;
     hora_work_t   *work;
     bool           has_output = false;
-    if (!hora_background_poll(handle))
+    if (!is_done(handle))
         return hora_fail(HORA_ERR_INVALID_ARGUMENT, "handle_output: the handle is not done");
     if (index >= handle->nworks)
         return hora_fail(HORA_ERR_INVALID_ARGUMENT, "handle_output: task %zu of a handle of %zu",

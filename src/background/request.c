@@ -32,6 +32,8 @@ static void flush(hora_engine_t *engine) {
 
 static bool put_report(hora_engine_t *engine, const hora_work_t *work) {
     const hora_name_t *name = &work->record->name;
+    if (work->sig.kind == HORA_TASK_JOIN)
+        return hora_frame_put_join(&engine->writer, engine->resends_seen);
     if (work->sent_id != 0)
         return hora_frame_put_cached(&engine->writer, work->sent_id);
     return hora_frame_put_full(&engine->writer, name->text, name->len, &work->sig);
@@ -39,6 +41,9 @@ static bool put_report(hora_engine_t *engine, const hora_work_t *work) {
 
 static hora_status_t report_to_self(hora_engine_t *engine, const hora_work_t *work) {
     const hora_name_t *name = &work->record->name;
+    if (work->sig.kind == HORA_TASK_JOIN)
+        return hora_coordinator_join(engine->coordinator, 0, engine->errors_seen,
+                                     engine->resends_seen);
     if (work->sent_id != 0)
         return hora_coordinator_cached(engine->coordinator, 0, engine->errors_seen, work->sent_id);
     return hora_coordinator_full(engine->coordinator, 0, engine->errors_seen, name->hash,
@@ -61,25 +66,34 @@ static hora_status_t report(hora_engine_t *engine, hora_work_t *work) {
 
 /* ---- New tasks ------------------------------------------------------------------------------ */
 
-/* Moves the queue to the end of flight; returns the first task that was moved. */
+/* Moves the queue, without what comes after a join, to the end of flight; returns the first task
+ * that was moved. */
 static hora_work_t *take_queue(hora_engine_t *engine) {
-    hora_work_t *first;
+    hora_work_t *first, *work, *last = NULL;
+    size_t       n = 0;
     pthread_mutex_lock(&engine->lock);
-    first = engine->queue.first;
-    for (hora_work_t *work = first; work != NULL; work = work->next)
+    first = work = engine->queue.first;
+    for (; work != NULL && !work->is_held; work = work->next, n++) {
         work->queued = false;
-    if (first != NULL) {
+        last = work;
+    }
+    if (last != NULL) {
         first->prev = engine->flight.last;
         if (first->prev != NULL)
             first->prev->next = first;
         else
             engine->flight.first = first;
-        engine->flight.last = engine->queue.last;
+        engine->flight.last = last;
+        last->next = NULL;
+        engine->queue.first = work;
+        if (work != NULL)
+            work->prev = NULL;
+        else
+            engine->queue.last = NULL;
     }
-    engine->queue = (hora_works_t){NULL, NULL};
-    atomic_store_explicit(&engine->nqueued, 0, memory_order_relaxed);
+    atomic_fetch_sub_explicit(&engine->nqueued, n, memory_order_relaxed);
     pthread_mutex_unlock(&engine->lock);
-    return first;
+    return last != NULL ? first : NULL;
 }
 
 static hora_status_t execute_alone(hora_engine_t *engine) {
@@ -100,7 +114,7 @@ static uint64_t first_ask(const hora_engine_t *engine) {
 hora_status_t hora_requests_report(hora_engine_t *engine, bool *moved_p) {
     hora_status_t st = HORA_OK;
     uint64_t      now;
-    if (atomic_load_explicit(&engine->nqueued, memory_order_acquire) == 0)
+    if (atomic_load_explicit(&engine->nqueued, memory_order_acquire) == 0 || engine->has_joined)
         return HORA_OK;
     *moved_p = true;
     hora_work_t *work = take_queue(engine);
@@ -117,6 +131,7 @@ hora_status_t hora_requests_report(hora_engine_t *engine, bool *moved_p) {
         if (record->id != 0 && hora_signature_equal(&record->sig, &work->sig))
             work->sent_id = record->id;
         record->sent = work;
+        engine->has_joined = work->sig.kind == HORA_TASK_JOIN;
         st = report(engine, work);
     }
     if (st == HORA_OK)
@@ -126,16 +141,24 @@ hora_status_t hora_requests_report(hora_engine_t *engine, bool *moved_p) {
 
 hora_status_t hora_request_resend(hora_engine_t *engine, uint32_t id) {
     hora_work_t  *work = engine->flight.first;
-    hora_status_t st;
+    hora_status_t st = HORA_OK;
+    engine->resends_seen++;
     while (work != NULL && work->sent_id != id)
         work = work->next;
-    if (work == NULL)
-        return HORA_OK; /* it has failed meanwhile */
-    work->sent_id = 0;
-    st = report(engine, work);
+    if (work != NULL) { /* else it has failed meanwhile */
+        work->sent_id = 0;
+        st = report(engine, work);
+    }
+    if (st == HORA_OK && engine->has_joined) /* the one before did not count, as it came too early */
+        st = report(engine, engine->join);
     if (st == HORA_OK)
         flush(engine);
     return st;
+}
+
+void hora_requests_join_lives(hora_engine_t *engine) {
+    engine->join->since = hora_clock_ns();
+    engine->join->next_ask = engine->join->since + first_ask(engine);
 }
 
 /* ---- Tasks that wait ------------------------------------------------------------------------ */

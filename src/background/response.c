@@ -37,8 +37,9 @@ static hora_status_t reserve_slot(hora_engine_t *engine, size_t slot) {
     return HORA_OK;
 }
 
-/* From now on `id` stands for the record's name and for the parameters that its task has. */
-static hora_status_t learn_id(hora_engine_t *engine, hora_record_t *record, uint32_t id) {
+/* From now on `id` stands for the record's name and for sig. */
+static hora_status_t learn_id(hora_engine_t *engine, hora_record_t *record, uint32_t id,
+                              const hora_signature_t *sig) {
     size_t         slot = id & 0xffff;
     hora_record_t *before;
     hora_status_t  st = reserve_slot(engine, slot);
@@ -54,7 +55,7 @@ static hora_status_t learn_id(hora_engine_t *engine, hora_record_t *record, uint
     if (id != 0)
         engine->by_slot[slot] = record;
     record->id = id;
-    record->sig = record->sent->sig;
+    record->sig = *sig;
     pthread_mutex_unlock(&engine->lock);
     return HORA_OK;
 }
@@ -77,25 +78,69 @@ static hora_record_t *find_slot(hora_engine_t *engine, uint32_t id) {
     return record != NULL && record->id == id ? record : NULL;
 }
 
+/* The record of a name that this rank need not have used yet. */
+static hora_status_t find_or_make(hora_engine_t *engine, const hora_item_ref_t *ref,
+                                  hora_record_t **record_p) {
+    hora_record_t *record;
+    pthread_mutex_lock(&engine->lock);
+    record = hora_record_find_locked(engine, ref->name, ref->name_len);
+    if (record == NULL)
+        record = hora_record_make_locked(engine, ref->name, ref->name_len);
+    pthread_mutex_unlock(&engine->lock);
+    if (record == NULL)
+        return hora_fail(HORA_ERR_NO_MEMORY, "tensor %.*s", (int)ref->name_len, ref->name);
+    *record_p = record;
+    return HORA_OK;
+}
+
+/* The task is in flight here, or this rank has joined and is told what the task is. */
+static hora_status_t find_task(hora_engine_t *engine, const hora_item_t *item,
+                               const hora_item_ref_t *ref, hora_work_t **work_p) {
+    bool           may_miss = item->divisor > 0 && engine->has_joined;
+    hora_record_t *record = ref->name_len > 0 ? find_sent(engine, ref->name, ref->name_len)
+                                              : find_slot(engine, ref->id);
+    hora_status_t  st = HORA_OK;
+    if (record == NULL && ref->name_len > 0 && may_miss)
+        st = find_or_make(engine, ref, &record);
+    if (st != HORA_OK)
+        return st;
+    if (record == NULL || (record->sent == NULL && !may_miss))
+        return malformed(engine);
+    if (ref->name_len > 0)
+        st = learn_id(engine, record, ref->id,
+                      record->sent != NULL ? &record->sent->sig : &ref->sig);
+    if (st == HORA_OK && record->sent == NULL)
+        return hora_ghost_make(engine, record, work_p);
+    *work_p = record->sent;
+    record->sent = NULL; /* a second mention of it would be malformed */
+    return st;
+}
+
 static hora_status_t execute(hora_engine_t *engine, hora_item_t *item) {
-    uint32_t    id;
-    const char *name;
-    size_t      name_len;
-    while (hora_item_next_ref(item, &id, &name, &name_len)) {
-        hora_record_t *record = name_len > 0 ? find_sent(engine, name, name_len)
-                                             : find_slot(engine, id);
-        hora_status_t  st = HORA_OK;
-        if (record == NULL || record->sent == NULL)
-            return malformed(engine);
-        if (name_len > 0)
-            st = learn_id(engine, record, id);
+    hora_item_ref_t ref;
+    hora_work_t    *work;
+    hora_status_t   st = HORA_OK;
+    while (st == HORA_OK && hora_item_next_ref(item, &ref)) {
+        st = find_task(engine, item, &ref, &work);
         if (st == HORA_OK)
-            st = hora_batch_add(engine, record->sent);
-        if (st != HORA_OK)
-            return st;
-        record->sent = NULL; /* a second mention of it would be malformed */
+            st = hora_batch_add(engine, work);
     }
-    return hora_batch_execute(engine);
+    engine->divisor = item->divisor;
+    if (st == HORA_OK)
+        st = hora_batch_execute(engine);
+    if (st == HORA_OK && engine->has_joined)
+        hora_requests_join_lives(engine);
+    return st;
+}
+
+static hora_status_t take_joined(hora_engine_t *engine, const hora_item_t *item) {
+    if (!engine->has_joined)
+        return malformed(engine);
+    pthread_mutex_lock(&engine->lock);
+    *(int32_t *)engine->join->out = (int32_t)item->rank;
+    hora_work_end_locked(engine, engine->join, HORA_OK, NULL);
+    pthread_mutex_unlock(&engine->lock);
+    return HORA_OK;
 }
 
 /* The error of a task that is not in flight here waits for it. */
@@ -120,9 +165,9 @@ static hora_status_t take_error(hora_engine_t *engine, const hora_item_t *item) 
         st = HORA_ERR_NO_MEMORY;
     } else {
         forget_id_locked(engine, record);
-        if (record->work != NULL)
+        if (record->work != NULL && !record->work->is_held)
             hora_work_end_locked(engine, record->work, item->status, text);
-        else
+        else if (engine->join == NULL) /* else it is of a time when this rank has joined */
             keep_late_locked(engine, record, item->status, text);
     }
     pthread_mutex_unlock(&engine->lock);
@@ -136,7 +181,9 @@ static void take_stall(hora_engine_t *engine, const hora_item_t *item) {
 
 static hora_status_t handle_item(hora_engine_t *engine, hora_item_t *item) {
     switch (item->type) {
-    case HORA_ITEM_EXECUTE: return execute(engine, item);
+    case HORA_ITEM_EXECUTE:
+    case HORA_ITEM_EXECUTE_SOME: return execute(engine, item);
+    case HORA_ITEM_JOINED: return take_joined(engine, item);
     case HORA_ITEM_ERROR: return take_error(engine, item);
     case HORA_ITEM_STALL: take_stall(engine, item); return HORA_OK;
     case HORA_ITEM_RESEND:

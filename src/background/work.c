@@ -109,11 +109,22 @@ static void end_handle_locked(hora_engine_t *engine, hora_handle_t *handle) {
 
 /* ---- The end of a task ---------------------------------------------------------------------- */
 
+/* What was enqueued after it may go on. */
+static void end_join_locked(hora_engine_t *engine, const hora_work_t *join) {
+    engine->join = NULL;
+    if (!join->queued)
+        engine->has_joined = false;
+    for (hora_work_t *work = engine->queue.first; work != NULL; work = work->next)
+        work->is_held = false;
+}
+
 /* A task in the queue is not known to the driver, so any thread may end it. */
 void hora_work_end_locked(hora_engine_t *engine, hora_work_t *work, hora_status_t status,
                           const char *text) {
     hora_handle_t *handle = work->handle;
     hora_record_t *record = work->record;
+    if (work == engine->join)
+        end_join_locked(engine, work);
     if (work->queued) {
         hora_works_remove(&engine->queue, work);
         atomic_fetch_sub_explicit(&engine->nqueued, 1, memory_order_relaxed);
@@ -155,6 +166,7 @@ void hora_engine_fail(hora_engine_t *engine, hora_status_t status, const char *t
         snprintf(engine->failed_text, sizeof(engine->failed_text), "%s", text);
     }
     engine->nbatch = 0;
+    hora_ghosts_free_locked(engine);
     fail_all_locked(engine, &engine->flight);
     fail_all_locked(engine, &engine->queue);
     pthread_mutex_unlock(&engine->lock);

@@ -2,9 +2,10 @@
  * The coordinator's voice: what is ready is put into batches, and batches and notes into frames
  * (coordinator.h). Pure code; the driving thread of rank 0.
  *
- * Fusion. Each allreduce joins the newest batch of its type, operation and scales while the batch
- * stays within the threshold, so types that alternate still fuse. Batches are said in the order
- * in which they were begun.
+ * Fusion. Each task joins the newest batch of its kind, type, operation, root and scales while the
+ * batch stays within the threshold, so types that alternate still fuse. Batches are said in the order
+ * in which they were begun. How many rows the ranks bring to an allgather is not known here: who
+ * executes the batch looks to it.
  */
 #include "controller/round.h"
 
@@ -18,8 +19,17 @@ static bool needs_name(const hora_entry_t *e) {
     return e->id == 0 || e->id_stale || e->sig != &e->id_sig;
 }
 
-static size_t ref_bytes(const hora_entry_t *e) {
-    return hora_frame_ref_bytes(needs_name(e) ? e->name.len : 0);
+/* Ranks that have joined bring nothing to it, and must be told what it is. */
+static bool is_partial(const hora_coordinator_t *c, const hora_entry_t *e) {
+    return e->nready < (uint32_t)c->options.size;
+}
+
+static const hora_signature_t *ref_sig(const hora_coordinator_t *c, const hora_entry_t *e) {
+    return is_partial(c, e) ? e->sig : NULL;
+}
+
+static size_t ref_bytes(const hora_coordinator_t *c, const hora_entry_t *e) {
+    return hora_frame_ref_bytes(needs_name(e) ? e->name.len : 0, ref_sig(c, e));
 }
 
 /* ---- Batches -------------------------------------------------------------------------------- */
@@ -27,24 +37,24 @@ static size_t ref_bytes(const hora_entry_t *e) {
 static void begin_batch(hora_coordinator_t *c, hora_entry_t *e) {
     e->batch_last = e;
     e->batch_bytes = e->bytes;
-    e->batch_refs = ref_bytes(e);
+    e->batch_refs = ref_bytes(c, e);
     e->batch_count = 1;
     e->batch_next = NULL;
     *c->batches_tail = e;
     c->batches_tail = &e->batch_next;
 }
 
-static void extend_batch(hora_entry_t *batch, hora_entry_t *e) {
+static void extend_batch(const hora_coordinator_t *c, hora_entry_t *batch, hora_entry_t *e) {
     batch->batch_last->next = e;
     batch->batch_last = e;
     batch->batch_bytes += e->bytes;
-    batch->batch_refs += ref_bytes(e);
+    batch->batch_refs += ref_bytes(c, e);
     batch->batch_count++;
 }
 
 static bool fits(const hora_coordinator_t *c, const hora_entry_t *batch, const hora_entry_t *e) {
     return e->bytes <= c->options.fusion_threshold - batch->batch_bytes &&
-           batch->batch_refs + ref_bytes(e) <= BATCH_REFS;
+           batch->batch_refs + ref_bytes(c, e) <= BATCH_REFS;
 }
 
 static void plan(hora_coordinator_t *c) {
@@ -54,14 +64,15 @@ static void plan(hora_coordinator_t *c) {
         size_t i = 0;
         next = e->next;
         e->next = NULL;
-        if (e->sig->kind != HORA_TASK_ALLREDUCE || threshold == 0 || e->bytes > threshold) {
+        if (!hora_signature_fuses(e->sig, e->sig) || threshold == 0 || e->bytes > threshold) {
             begin_batch(c, e);
             continue;
         }
-        while (i < OPEN_MAX && (open[i] == NULL || !hora_signature_fuses(open[i]->sig, e->sig)))
+        while (i < OPEN_MAX && (open[i] == NULL || open[i]->nready != e->nready ||
+                                !hora_signature_fuses(open[i]->sig, e->sig)))
             i++;
         if (i < OPEN_MAX && fits(c, open[i], e)) {
-            extend_batch(open[i], e);
+            extend_batch(c, open[i], e);
             continue;
         }
         if (i == OPEN_MAX)
@@ -80,7 +91,7 @@ static void say_entry(hora_coordinator_t *c, hora_frame_writer_t *w, hora_entry_
     bool named = needs_name(e);
     if (e->id == 0)
         hora_cache_assign(c, e);
-    hora_frame_put_ref(w, e->id, named ? e->name.text : NULL, e->name.len);
+    hora_frame_put_ref(w, e->id, named ? e->name.text : NULL, e->name.len, ref_sig(c, e));
     if (e->sig != &e->id_sig) {
         e->id_sig = e->own_sig;
         e->sig = &e->id_sig;
@@ -90,9 +101,15 @@ static void say_entry(hora_coordinator_t *c, hora_frame_writer_t *w, hora_entry_
     hora_entry_drop(c, e);
 }
 
+static uint32_t divisor_of(const hora_coordinator_t *c, const hora_entry_t *batch) {
+    if (!is_partial(c, batch))
+        return 0;
+    return c->options.average_active ? batch->nready : (uint32_t)c->options.size;
+}
+
 static bool say_batch(hora_coordinator_t *c, hora_frame_writer_t *w) {
     hora_entry_t *batch = c->batches;
-    if (!hora_frame_put_execute(w, batch->batch_count, batch->batch_refs))
+    if (!hora_frame_put_execute(w, batch->batch_count, batch->batch_refs, divisor_of(c, batch)))
         return false;
     c->batches = batch->batch_next;
     if (c->batches == NULL)
@@ -109,6 +126,7 @@ static bool put_note(hora_frame_writer_t *w, const hora_note_t *note) {
     case HORA_ITEM_ERROR:
         return hora_frame_put_error(w, note->name, note->name_len, note->status, note->text);
     case HORA_ITEM_STALL: return hora_frame_put_stall(w, note->name, note->name_len, note->text);
+    case HORA_ITEM_JOINED: return hora_frame_put_joined(w, note->rank);
     default: return hora_frame_put_resend(w, note->rank, note->id);
     }
 }
@@ -124,6 +142,13 @@ static bool say_note(hora_coordinator_t *c, hora_frame_writer_t *w) {
     return true;
 }
 
+/* Notes come before batches, but for those that end a join. */
+static bool say_next(hora_coordinator_t *c, hora_frame_writer_t *w) {
+    if (c->notes != NULL && !(c->notes->is_last && c->batches != NULL))
+        return say_note(c, w);
+    return c->batches != NULL && say_batch(c, w);
+}
+
 bool hora_coordinator_has_frame(hora_coordinator_t *c) {
     hora_stalls_answer(c);
     return c->ready != NULL || c->batches != NULL || c->notes != NULL;
@@ -135,9 +160,7 @@ size_t hora_coordinator_next_frame(hora_coordinator_t *c, uint8_t *buf) {
         return 0;
     plan(c);
     hora_frame_begin(&w, buf, HORA_FRAME_RESPONSES, 0);
-    while (c->notes != NULL && say_note(c, &w))
-        ;
-    while (c->notes == NULL && c->batches != NULL && say_batch(c, &w))
+    while (say_next(c, &w))
         ;
     return hora_frame_end(&w);
 }

@@ -19,7 +19,9 @@ hora_status_t hora_coordinator_create(const hora_coordinator_options_t *options,
     c->generations = calloc(options->cache_capacity, sizeof(*c->generations));
     c->acked = calloc((size_t)options->size, sizeof(*c->acked));
     c->left = calloc((size_t)options->size, sizeof(*c->left));
-    if (c->slots == NULL || c->generations == NULL || c->acked == NULL || c->left == NULL)
+    c->resends = calloc((size_t)options->size, sizeof(*c->resends));
+    if (c->slots == NULL || c->generations == NULL || c->acked == NULL || c->left == NULL ||
+        c->resends == NULL)
         goto err_free;
     c->ready_tail = &c->ready;
     c->batches_tail = &c->batches;
@@ -51,6 +53,7 @@ void hora_coordinator_destroy(hora_coordinator_t *c) {
     free(c->generations);
     free(c->acked);
     free(c->left);
+    free(c->resends);
     free(c);
 }
 
@@ -63,20 +66,26 @@ static void list_ready(hora_coordinator_t *c, hora_entry_t *e) {
     c->ready_tail = &e->next;
 }
 
-static void complete(hora_coordinator_t *c, hora_entry_t *e) {
+/* Nobody is missing any more. */
+static hora_status_t complete(hora_coordinator_t *c, hora_entry_t *e) {
     hora_group_t *group = e->group;
+    if (e->sig->kind == HORA_TASK_BROADCAST && !hora_entry_reported(e, e->sig->root))
+        return hora_round_fail_root(c, e);
     e->complete = true;
+    if (e == c->join)
+        return HORA_OK;
     if (group == NULL) {
         list_ready(c, e);
-        return;
+        return HORA_OK;
     }
     if (++group->ready < group->size)
-        return;
+        return HORA_OK;
     for (hora_entry_t *member = group->first; member != NULL; member = member->group_next) {
         member->group = NULL;
         list_ready(c, member);
     }
     hora_group_free(c, group);
+    return HORA_OK;
 }
 
 static hora_status_t join_group(hora_coordinator_t *c, hora_entry_t *e) {
@@ -134,11 +143,59 @@ static hora_status_t report(hora_coordinator_t *c, hora_entry_t *e, int rank, ui
         sig = &e->id_sig;
     if (!first && sig != e->sig && !hora_signature_equal(sig, e->sig))
         return hora_round_mismatch(c, e, rank, sig);
-    if (e->nready == (uint32_t)c->options.size)
-        complete(c, e);
-    else if (c->nleft > 0)
-        return hora_round_fail_left(c, e);
+    if (hora_entry_missing(c, e) == 0)
+        return complete(c, e);
+    return c->nleft > 0 ? hora_round_fail_left(c, e) : HORA_OK;
+}
+
+/* ---- Joins ---------------------------------------------------------------------------------- */
+
+/* A rank has joined: what waited only for it is complete. */
+static hora_status_t complete_all(hora_coordinator_t *c) {
+    hora_status_t st = HORA_OK;
+    for (size_t i = 0; i < c->names.room && st == HORA_OK; i++) { /* nothing leaves the table */
+        hora_entry_t *e = (hora_entry_t *)c->names.slots[i];
+        if (e != NULL && e != c->join && e->nready > 0 && !e->complete &&
+            hora_entry_missing(c, e) == 0)
+            st = complete(c, e);
+    }
+    return st;
+}
+
+/* Every rank has joined: they go on as before, after what was complete until now. */
+static hora_status_t end_join(hora_coordinator_t *c, int last) {
+    hora_entry_t *e = c->join;
+    hora_note_t  *note = NULL;
+    hora_status_t st = hora_note_add(c, HORA_ITEM_JOINED, e, "", &note);
+    if (st != HORA_OK)
+        return st;
+    note->rank = (uint32_t)last;
+    hora_entry_end_round(c, e);
     return HORA_OK;
+}
+
+hora_status_t hora_coordinator_join(hora_coordinator_t *c, int rank, uint32_t acked,
+                                    uint32_t resends) {
+    static const hora_signature_t sig = {.kind = HORA_TASK_JOIN, .group_size = 1};
+    size_t                        len = strlen(HORA_JOIN_NAME);
+    uint64_t                      hash = hora_name_hash(HORA_JOIN_NAME, len);
+    hora_entry_t                 *e = hora_entry_find(c, hash, HORA_JOIN_NAME, len);
+    hora_status_t                 st;
+    c->acked[rank] = acked;
+    if (resends != c->resends[rank])
+        return HORA_OK; /* it will report a task in full, and then the join again */
+    if (e == NULL)
+        e = hora_entry_make(c, hash, HORA_JOIN_NAME, len);
+    if (e == NULL)
+        return hora_fail(HORA_ERR_NO_MEMORY, "a join");
+    if (e->is_failed && (int32_t)(acked - e->failed_seq) < 0)
+        return HORA_OK; /* the error is on its way to the rank */
+    if (e->nready == 0)
+        c->join = e;
+    st = report(c, e, rank, acked, &sig);
+    if (st == HORA_OK && c->join != NULL)
+        st = complete_all(c);
+    return st == HORA_OK && c->join != NULL && e->complete ? end_join(c, rank) : st;
 }
 
 /* ---- Reports -------------------------------------------------------------------------------- */
@@ -168,6 +225,7 @@ hora_status_t hora_coordinator_cached(hora_coordinator_t *c, int rank, uint32_t 
         return st;
     note->rank = (uint32_t)rank;
     note->id = id;
+    c->resends[rank]++;
     return HORA_OK;
 }
 
@@ -176,9 +234,11 @@ void hora_coordinator_left(hora_coordinator_t *c, int rank) {
         return;
     c->left[rank] = true;
     c->nleft++;
+    if (hora_rank_has_joined(c, rank) && hora_round_fail_left(c, c->join) != HORA_OK)
+        return;
     for (size_t i = 0; i < c->names.room; i++) { /* failing takes nothing out of the table */
         hora_entry_t *e = (hora_entry_t *)c->names.slots[i];
-        if (e != NULL && e->nready > 0 && !hora_entry_reported(e, rank) &&
+        if (e != NULL && e->nready > 0 && hora_entry_misses(c, e, rank) &&
             hora_round_fail_left(c, e) != HORA_OK)
             return; /* no memory even for the error: the others find out by their own deadline */
     }
@@ -204,6 +264,7 @@ static hora_status_t feed_item(hora_coordinator_t *c, int rank, uint32_t acked,
                                 (uint64_t)item->waited_ms * 1000000u, now);
         return HORA_OK;
     case HORA_ITEM_LEFT: hora_coordinator_left(c, rank); return HORA_OK;
+    case HORA_ITEM_JOIN: return hora_coordinator_join(c, rank, acked, item->count);
     default: return HORA_ERR_PROTOCOL;
     }
 }

@@ -9,6 +9,12 @@
  * round keeps the error for its own next task of that name, so each rank sees each failure once.
  * The coordinator must then not take that task for the next round: requests carry the number of
  * errors that their rank had seen, and older ones are dropped.
+ *
+ * The join is a round as well: whoever has reported it counts as ready in every other round. When
+ * all have, or when it fails, the ranks hear it after everything that was complete before, so none
+ * reports anything new while a batch is under way in which it takes part without a task. A rank may
+ * join while an id that it sent is unknown here; so a join says how many RESENDs its rank has
+ * answered, and only the one that has answered all of them counts.
  */
 #ifndef HORA_CONTROLLER_COORDINATOR_H
 #define HORA_CONTROLLER_COORDINATOR_H
@@ -25,6 +31,7 @@ typedef struct hora_coordinator_options {
     size_t      cache_capacity;   /* ids, 1 .. HORA_CACHE_MAX */
     uint64_t    stall_check_ns;   /* between two warnings of one tensor; 0: no warnings */
     uint64_t    stall_limit_ns;   /* a tensor that has waited so long fails */
+    bool        average_active;   /* averages are divided by the ranks that have not joined */
     const char *(*host)(const void *arg, int rank); /* host name of a rank, for texts */
     const void *host_arg;
 } hora_coordinator_options_t;
@@ -43,6 +50,10 @@ hora_status_t hora_coordinator_full(hora_coordinator_t *c, int rank, uint32_t ac
                                     const char *name, size_t name_len,
                                     const hora_signature_t *sig);
 hora_status_t hora_coordinator_cached(hora_coordinator_t *c, int rank, uint32_t acked, uint32_t id);
+/* The rank has joined; resends: RESEND items that it has processed. Until every rank has, it counts
+ * as ready for everything, and must report nothing. */
+hora_status_t hora_coordinator_join(hora_coordinator_t *c, int rank, uint32_t acked,
+                                    uint32_t resends);
 void hora_coordinator_waited(hora_coordinator_t *c, const char *name, size_t name_len,
                              uint64_t waited_ns, uint64_t now);
 /* The rank will report nothing more: whatever waits for it fails, now and later. */

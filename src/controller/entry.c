@@ -34,7 +34,18 @@ hora_entry_t *hora_entry_make(hora_coordinator_t *c, uint64_t hash, const char *
     return e;
 }
 
+int hora_entry_missing(const hora_coordinator_t *c, const hora_entry_t *e) {
+    int missing = c->options.size - (int)e->nready;
+    if (c->join == NULL || missing == 0 || e == c->join)
+        return missing;
+    for (size_t i = 0; i < c->words; i++)
+        missing -= __builtin_popcountll(c->join->ready[i] & ~e->ready[i]);
+    return missing;
+}
+
 void hora_entry_end_round(hora_coordinator_t *c, hora_entry_t *e) {
+    if (c->join == e)
+        c->join = NULL;
     memset(e->ready, 0, c->words * sizeof(uint64_t));
     e->nready = 0;
     e->complete = false;

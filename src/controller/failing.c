@@ -18,6 +18,7 @@ hora_status_t hora_note_add(hora_coordinator_t *c, hora_item_type_t type, const 
     if (note == NULL)
         return hora_fail(HORA_ERR_NO_MEMORY, "a message to the ranks");
     note->type = type;
+    note->is_last = e != NULL && e == c->join;
     note->name_len = name_len;
     if (name_len > 0)
         memcpy(note->name, e->name.text, name_len);
@@ -168,11 +169,19 @@ hora_status_t hora_round_mismatch(hora_coordinator_t *c, hora_entry_t *e, int ra
 hora_status_t hora_round_fail_left(hora_coordinator_t *c, hora_entry_t *e) {
     char text[HORA_TEXT_MAX];
     int  rank = 0;
-    while (rank < c->options.size - 1 && (!c->left[rank] || hora_entry_reported(e, rank)))
+    while (rank < c->options.size - 1 && (!c->left[rank] || (!hora_entry_misses(c, e, rank) && e != c->join)))
         rank++;
     snprintf(text, sizeof(text), "%s %.300s: rank %d (%s) has left and will not take part",
              hora_kind_name(e->sig->kind), e->name.text, rank, host_of(c, rank));
     return hora_round_fail(c, e, HORA_ERR_PEER_FAILED, text);
+}
+
+hora_status_t hora_round_fail_root(hora_coordinator_t *c, hora_entry_t *e) {
+    char text[HORA_TEXT_MAX];
+    snprintf(text, sizeof(text), "%s %.300s: its root, rank %d (%s), has joined and has nothing to "
+             "send", hora_kind_name(e->sig->kind), e->name.text, e->sig->root,
+             host_of(c, e->sig->root));
+    return hora_round_fail(c, e, HORA_ERR_MISMATCH, text);
 }
 
 hora_status_t hora_round_swallow(hora_coordinator_t *c, hora_entry_t *e,

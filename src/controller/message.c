@@ -7,11 +7,15 @@
  *     CACHED    2, 0 u8; count u16; id u32[count]
  *     WAITED    3, 0 u8; name_len u16; waited_ms u32; name
  *     LEFT      4, 0 u8; 0 u16
+ *     JOIN      5, 0 u8; 0 u16; resends u32
  *     EXECUTE   16, 0 u8; count u16; count times: id u32, name_len u16, name
  *     ERROR     17, 0 u8; name_len u16; status i32; text_len u16; name; text
  *     STALL     18, 0 u8; name_len u16; text_len u16; name; text
  *     RESEND    19, 0 u8; 0 u16; rank u32; id u32
  *     SHUT_DOWN 20, 0 u8; text_len u16; text
+ *     EXECUTE_SOME 21, 0 u8; count u16; divisor u32; count times: id u32, name_len u16, and, where
+ *               that is not 0, name and signature: kind to shape as in FULL, its name_len 0
+ *     JOINED    22, 0 u8; 0 u16; rank u32
  */
 #include "controller/message.h"
 
@@ -19,6 +23,7 @@
 
 #define MAGIC     0x61726f68u /* "hora" */
 #define COUNT_MAX 65535u
+#define SIG_BYTES 39 /* without the shape */
 
 /* ---- Writing -------------------------------------------------------------------------------- */
 
@@ -80,10 +85,7 @@ size_t hora_frame_end(hora_frame_writer_t *w) {
     return len;
 }
 
-bool hora_frame_put_full(hora_frame_writer_t *w, const char *name, size_t name_len,
-                         const hora_signature_t *sig) {
-    if (!begin_item(w, HORA_ITEM_FULL, 40 + (size_t)sig->ndim * 8 + name_len))
-        return false;
+static void put_signature(hora_frame_writer_t *w, const hora_signature_t *sig, size_t name_len) {
     put_u8(w, sig->kind);
     put_u8(w, sig->dtype);
     put_u8(w, sig->op);
@@ -97,6 +99,13 @@ bool hora_frame_put_full(hora_frame_writer_t *w, const char *name, size_t name_l
     put_f64(w, sig->postscale);
     for (int i = 0; i < sig->ndim; i++)
         put_u64(w, (uint64_t)sig->shape[i]);
+}
+
+bool hora_frame_put_full(hora_frame_writer_t *w, const char *name, size_t name_len,
+                         const hora_signature_t *sig) {
+    if (!begin_item(w, HORA_ITEM_FULL, 1 + SIG_BYTES + (size_t)sig->ndim * 8 + name_len))
+        return false;
+    put_signature(w, sig, name_len);
     put_bytes(w, name, name_len);
     return true;
 }
@@ -140,20 +149,51 @@ bool hora_frame_put_left(hora_frame_writer_t *w) {
     return true;
 }
 
-bool hora_frame_put_execute(hora_frame_writer_t *w, uint32_t nrefs, size_t bytes) {
-    if (nrefs > COUNT_MAX || bytes > HORA_FRAME_MAX ||
-        !begin_item(w, HORA_ITEM_EXECUTE, 4 + bytes))
+bool hora_frame_put_join(hora_frame_writer_t *w, uint32_t resends) {
+    if (!begin_item(w, HORA_ITEM_JOIN, 8))
         return false;
     put_u8(w, 0);
-    put_u16(w, nrefs);
+    put_u16(w, 0);
+    put_u32(w, resends);
     return true;
 }
 
-void hora_frame_put_ref(hora_frame_writer_t *w, uint32_t id, const char *name, size_t name_len) {
+bool hora_frame_put_execute(hora_frame_writer_t *w, uint32_t nrefs, size_t bytes,
+                            uint32_t divisor) {
+    hora_item_type_t type = divisor > 0 ? HORA_ITEM_EXECUTE_SOME : HORA_ITEM_EXECUTE;
+    if (nrefs > COUNT_MAX || bytes > HORA_FRAME_MAX ||
+        !begin_item(w, type, (divisor > 0 ? 8 : 4) + bytes))
+        return false;
+    put_u8(w, 0);
+    put_u16(w, nrefs);
+    if (divisor > 0)
+        put_u32(w, divisor);
+    return true;
+}
+
+size_t hora_frame_ref_bytes(size_t name_len, const hora_signature_t *sig) {
+    size_t bytes = 6 + name_len;
+    return sig != NULL && name_len > 0 ? bytes + SIG_BYTES + (size_t)sig->ndim * 8 : bytes;
+}
+
+void hora_frame_put_ref(hora_frame_writer_t *w, uint32_t id, const char *name, size_t name_len,
+                        const hora_signature_t *sig) {
     put_u32(w, id);
     put_u16(w, name != NULL ? name_len : 0);
-    if (name != NULL)
-        put_bytes(w, name, name_len);
+    if (name == NULL)
+        return;
+    put_bytes(w, name, name_len);
+    if (sig != NULL)
+        put_signature(w, sig, 0);
+}
+
+bool hora_frame_put_joined(hora_frame_writer_t *w, uint32_t last) {
+    if (!begin_item(w, HORA_ITEM_JOINED, 8))
+        return false;
+    put_u8(w, 0);
+    put_u16(w, 0);
+    put_u32(w, last);
+    return true;
 }
 
 static size_t text_length(const char *text) {
@@ -254,17 +294,16 @@ bool hora_frame_open(hora_frame_reader_t *r, const void *buf, size_t len, hora_f
     return true;
 }
 
-static bool read_full(hora_frame_reader_t *r, int size, hora_item_t *item) {
-    hora_signature_t *sig = &item->sig;
-    const uint8_t    *p = take(r, 39);
-    size_t            name_len;
+static bool read_signature(hora_frame_reader_t *r, int size, hora_signature_t *sig,
+                           size_t *name_len_p) {
+    const uint8_t *p = take(r, SIG_BYTES);
     if (p == NULL || p[3] > HORA_MAX_DIMS || p[4] != 0)
         return false;
     sig->kind = p[0];
     sig->dtype = p[1];
     sig->op = p[2];
     sig->ndim = p[3];
-    name_len = hora_get_u16(p + 5);
+    *name_len_p = hora_get_u16(p + 5);
     sig->root = (int32_t)hora_get_u32(p + 7);
     sig->group_size = hora_get_u32(p + 11);
     sig->group_key = hora_get_u64(p + 15);
@@ -275,7 +314,12 @@ static bool read_full(hora_frame_reader_t *r, int size, hora_item_t *item) {
             return false;
         sig->shape[i] = (int64_t)hora_get_u64(p);
     }
-    return hora_signature_is_sane(sig, size) && take_name(r, name_len, item);
+    return hora_signature_is_sane(sig, size);
+}
+
+static bool read_full(hora_frame_reader_t *r, int size, hora_item_t *item) {
+    size_t name_len;
+    return read_signature(r, size, &item->sig, &name_len) && take_name(r, name_len, item);
 }
 
 static bool read_cached(hora_frame_reader_t *r, hora_item_t *item) {
@@ -300,12 +344,23 @@ static bool read_left(hora_frame_reader_t *r) {
     return p != NULL && p[0] == 0 && hora_get_u16(p + 1) == 0;
 }
 
-static bool read_execute(hora_frame_reader_t *r, hora_item_t *item) {
-    const uint8_t *p = take(r, 3);
-    hora_item_t    ignored;
-    if (p == NULL || p[0] != 0)
+static bool read_join(hora_frame_reader_t *r, hora_item_t *item) {
+    const uint8_t *p = take(r, 7);
+    if (p == NULL || p[0] != 0 || hora_get_u16(p + 1) != 0)
         return false;
-    item->count = hora_get_u16(p + 1);
+    item->count = hora_get_u32(p + 3);
+    return true;
+}
+
+/* After its name, where some ranks have joined. */
+static bool read_ref_signature(hora_frame_reader_t *r, int size, hora_signature_t *sig) {
+    size_t name_len;
+    return read_signature(r, size, sig, &name_len) && name_len == 0;
+}
+
+static bool read_refs(hora_frame_reader_t *r, int size, hora_item_t *item) {
+    hora_item_t    ignored;
+    const uint8_t *p;
     item->refs = r->buf + r->off;
     for (uint32_t i = 0; i < item->count; i++) {
         if ((p = take(r, 6)) == NULL)
@@ -313,8 +368,37 @@ static bool read_execute(hora_frame_reader_t *r, hora_item_t *item) {
         if (hora_get_u16(p + 4) > 0 ? !take_name(r, hora_get_u16(p + 4), &ignored)
                                     : hora_get_u32(p) == 0)
             return false;
+        if (hora_get_u16(p + 4) > 0 && item->divisor > 0 &&
+            !read_ref_signature(r, size, &ignored.sig))
+            return false;
     }
     return item->count > 0;
+}
+
+static bool read_execute(hora_frame_reader_t *r, int size, hora_item_t *item) {
+    const uint8_t *p = take(r, 3);
+    if (p == NULL || p[0] != 0)
+        return false;
+    item->count = hora_get_u16(p + 1);
+    item->divisor = 0;
+    return read_refs(r, size, item);
+}
+
+static bool read_execute_some(hora_frame_reader_t *r, int size, hora_item_t *item) {
+    const uint8_t *p = take(r, 7);
+    if (p == NULL || p[0] != 0)
+        return false;
+    item->count = hora_get_u16(p + 1);
+    item->divisor = hora_get_u32(p + 3);
+    return item->divisor > 0 && item->divisor <= (uint32_t)size && read_refs(r, size, item);
+}
+
+static bool read_joined(hora_frame_reader_t *r, int size, hora_item_t *item) {
+    const uint8_t *p = take(r, 7);
+    if (p == NULL || p[0] != 0 || hora_get_u16(p + 1) != 0)
+        return false;
+    item->rank = hora_get_u32(p + 3);
+    return item->rank < (uint32_t)size;
 }
 
 static bool read_error(hora_frame_reader_t *r, hora_item_t *item) {
@@ -353,7 +437,10 @@ static bool read_item(hora_frame_reader_t *r, int size, hora_item_t *item) {
     case HORA_ITEM_CACHED: return requests && read_cached(r, item);
     case HORA_ITEM_WAITED: return requests && read_waited(r, item);
     case HORA_ITEM_LEFT: return requests && read_left(r);
-    case HORA_ITEM_EXECUTE: return !requests && read_execute(r, item);
+    case HORA_ITEM_JOIN: return requests && read_join(r, item);
+    case HORA_ITEM_EXECUTE: return !requests && read_execute(r, size, item);
+    case HORA_ITEM_EXECUTE_SOME: return !requests && read_execute_some(r, size, item);
+    case HORA_ITEM_JOINED: return !requests && read_joined(r, size, item);
     case HORA_ITEM_ERROR: return !requests && read_error(r, item);
     case HORA_ITEM_STALL: return !requests && read_stall(r, item);
     case HORA_ITEM_RESEND: return !requests && read_resend(r, size, item);
@@ -378,14 +465,19 @@ uint32_t hora_item_id(const hora_item_t *item, uint32_t i) {
     return hora_get_u32(item->refs + (size_t)i * 4);
 }
 
-bool hora_item_next_ref(hora_item_t *item, uint32_t *id_p, const char **name_p,
-                        size_t *name_len_p) {
+/* All of it was checked when the item was read. */
+bool hora_item_next_ref(hora_item_t *item, hora_item_ref_t *ref_p) {
     if (item->count == 0)
         return false;
-    *id_p = hora_get_u32(item->refs);
-    *name_len_p = hora_get_u16(item->refs + 4);
-    *name_p = (const char *)item->refs + 6;
-    item->refs += 6 + *name_len_p;
+    ref_p->id = hora_get_u32(item->refs);
+    ref_p->name_len = hora_get_u16(item->refs + 4);
+    ref_p->name = (const char *)item->refs + 6;
+    item->refs += 6 + ref_p->name_len;
     item->count--;
+    if (item->divisor > 0 && ref_p->name_len > 0) {
+        hora_frame_reader_t r = {.buf = item->refs, .limit = HORA_FRAME_MAX};
+        read_ref_signature(&r, INT32_MAX, &ref_p->sig);
+        item->refs += r.off;
+    }
     return true;
 }

@@ -19,6 +19,7 @@
 #define HORA_FRAME_VERSION 1
 #define HORA_NAME_MAX      1024 /* bytes of a tensor's name */
 #define HORA_TEXT_MAX      1024 /* bytes of an error text in a message */
+#define HORA_JOIN_NAME     "of all ranks" /* what a join is called, whatever its task's name */
 
 typedef enum hora_frame_type {
     HORA_FRAME_REQUESTS = 1,
@@ -31,12 +32,17 @@ typedef enum hora_item_type {
     HORA_ITEM_CACHED = 2, /* tasks are ready here, with the signatures that these ids stand for */
     HORA_ITEM_WAITED = 3, /* name has waited for `waited_ms` here; what about it? */
     HORA_ITEM_LEFT = 4,   /* this rank has freed its engine */
+    HORA_ITEM_JOIN = 5,   /* this rank has joined; it has processed `count` RESEND items */
     /* Responses. */
     HORA_ITEM_EXECUTE = 16, /* execute these tasks now, as one */
     HORA_ITEM_ERROR = 17,   /* the task of that name has failed on every rank */
     HORA_ITEM_STALL = 18,   /* whoever has that task waiting logs the text */
     HORA_ITEM_RESEND = 19,  /* rank: `id` is no longer known; send the full request */
-    HORA_ITEM_SHUT_DOWN = 20 /* the coordinator has freed its engine */
+    HORA_ITEM_SHUT_DOWN = 20, /* the coordinator has freed its engine */
+    HORA_ITEM_EXECUTE_SOME = 21, /* the same as EXECUTE where ranks that have joined bring nothing:
+                                    averages are divided by `divisor`; references by name have a
+                                    signature */
+    HORA_ITEM_JOINED = 22        /* every rank has joined, `rank` as the last */
 } hora_item_type_t;
 
 /* ---- Writing -------------------------------------------------------------------------------- */
@@ -60,13 +66,16 @@ bool hora_frame_put_cached(hora_frame_writer_t *w, uint32_t id);
 bool hora_frame_put_waited(hora_frame_writer_t *w, const char *name, size_t name_len,
                            uint32_t waited_ms);
 bool hora_frame_put_left(hora_frame_writer_t *w);
-/* Opens an item for nrefs references that take `bytes` (hora_frame_ref_bytes) altogether. */
-bool hora_frame_put_execute(hora_frame_writer_t *w, uint32_t nrefs, size_t bytes);
-/* name NULL: the ranks know the id. With a name: from now on id stands for it; 0: no id. */
-void hora_frame_put_ref(hora_frame_writer_t *w, uint32_t id, const char *name, size_t name_len);
-static inline size_t hora_frame_ref_bytes(size_t name_len) {
-    return 6 + name_len;
-}
+bool hora_frame_put_join(hora_frame_writer_t *w, uint32_t resends);
+/* Opens an item for nrefs references that take `bytes` (hora_frame_ref_bytes) altogether. divisor:
+ * 0 where every rank has the tasks, and then no reference has a signature. */
+bool hora_frame_put_execute(hora_frame_writer_t *w, uint32_t nrefs, size_t bytes, uint32_t divisor);
+/* name NULL: the ranks know the id. With a name: from now on id stands for it, and for sig where
+ * some ranks have no such task (else NULL); id 0: no id. */
+void hora_frame_put_ref(hora_frame_writer_t *w, uint32_t id, const char *name, size_t name_len,
+                        const hora_signature_t *sig);
+size_t hora_frame_ref_bytes(size_t name_len, const hora_signature_t *sig);
+bool hora_frame_put_joined(hora_frame_writer_t *w, uint32_t last);
 bool hora_frame_put_error(hora_frame_writer_t *w, const char *name, size_t name_len,
                           hora_status_t status, const char *text);
 bool hora_frame_put_stall(hora_frame_writer_t *w, const char *name, size_t name_len,
@@ -95,6 +104,7 @@ typedef struct hora_item {
     uint32_t         waited_ms, rank, id;
     const uint8_t   *refs; /* CACHED: count ids. EXECUTE: count references, checked */
     uint32_t         count;
+    uint32_t         divisor; /* EXECUTE_SOME: what an average is divided by; EXECUTE: 0 */
 } hora_item_t;
 
 /* false: not a frame of this type and version, or not of this length. */
@@ -104,7 +114,14 @@ bool hora_frame_open(hora_frame_reader_t *r, const void *buf, size_t len, hora_f
 hora_status_t hora_frame_next(hora_frame_reader_t *r, int size, hora_item_t *item_p);
 /* Id number i of a CACHED item. */
 uint32_t hora_item_id(const hora_item_t *item, uint32_t i);
-/* Takes the next reference of an EXECUTE item; false: no more. name_len_p 0: known by its id. */
-bool hora_item_next_ref(hora_item_t *item, uint32_t *id_p, const char **name_p, size_t *name_len_p);
+/* A reference of an EXECUTE or EXECUTE_SOME item. */
+typedef struct hora_item_ref {
+    uint32_t    id;
+    const char *name;     /* not ended by '\0' */
+    size_t      name_len; /* 0: known by its id */
+    hora_signature_t sig; /* EXECUTE_SOME, with a name */
+} hora_item_ref_t;
+/* Takes the next one; false: no more. */
+bool hora_item_next_ref(hora_item_t *item, hora_item_ref_t *ref_p);
 
 #endif

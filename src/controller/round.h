@@ -16,7 +16,7 @@ struct hora_entry {
     uint32_t         id;   /* generation << 16 | slot; 0: none */
     bool             used; /* since the clock hand passed by */
     bool             id_stale; /* the ranks have dropped the id, after a failure */
-    bool             complete; /* every rank has reported */
+    bool             complete; /* every rank has reported, or has joined */
     bool             is_listed; /* in the ready list or in a batch */
     bool             is_failed; /* failed_seq counts; in the list of failed entries */
     int              first;     /* rank that began the round */
@@ -56,6 +56,7 @@ struct hora_group {
 typedef struct hora_note {
     struct hora_note *next;
     hora_item_type_t  type;
+    bool              is_last; /* to be said after every batch */
     hora_status_t     status;
     uint32_t          rank, id;
     size_t            name_len;
@@ -75,6 +76,8 @@ struct hora_coordinator {
     uint32_t      *acked;  /* [size] errors that each rank had seen at its last frame */
     bool          *left;   /* [size] */
     int            nleft;
+    uint32_t      *resends; /* [size] RESEND items said to each rank */
+    hora_entry_t  *join;    /* the join, while some rank has joined: it has reported this; or NULL */
     hora_entry_t  *ready, **ready_tail;     /* complete, in the order in which they became so */
     hora_entry_t  *batches, **batches_tail; /* planned, not said yet */
     hora_note_t   *notes, **notes_tail;
@@ -90,7 +93,18 @@ static inline bool hora_entry_reported(const hora_entry_t *e, int rank) {
     return e->ready[rank >> 6] >> (rank & 63) & 1;
 }
 
+static inline bool hora_rank_has_joined(const hora_coordinator_t *c, int rank) {
+    return c->join != NULL && hora_entry_reported(c->join, rank);
+}
+
+/* The rank has not reported the entry and still could. */
+static inline bool hora_entry_misses(const hora_coordinator_t *c, const hora_entry_t *e, int rank) {
+    return !hora_entry_reported(e, rank) && (e == c->join || !hora_rank_has_joined(c, rank));
+}
+
 /* entry.c */
+/* Number of ranks that the entry misses. */
+int hora_entry_missing(const hora_coordinator_t *c, const hora_entry_t *e);
 hora_entry_t *hora_entry_find(const hora_coordinator_t *c, uint64_t hash, const char *name,
                               size_t name_len);
 hora_entry_t *hora_entry_make(hora_coordinator_t *c, uint64_t hash, const char *name,
@@ -115,6 +129,8 @@ hora_status_t hora_round_fail(hora_coordinator_t *c, hora_entry_t *e, hora_statu
 hora_status_t hora_round_mismatch(hora_coordinator_t *c, hora_entry_t *e, int rank,
                                   const hora_signature_t *sig);
 hora_status_t hora_round_fail_left(hora_coordinator_t *c, hora_entry_t *e);
+/* A broadcast whose root has joined. */
+hora_status_t hora_round_fail_root(hora_coordinator_t *c, hora_entry_t *e);
 /* A task arrived whose group has failed. */
 hora_status_t hora_round_fail_late(hora_coordinator_t *c, hora_entry_t *e, hora_group_t *group);
 /* Rank reported, too late, a task of a failed round; in the group of `sig`. */

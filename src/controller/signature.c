@@ -50,9 +50,20 @@ bool hora_signature_equal(const hora_signature_t *a, const hora_signature_t *b) 
            same_double(a->prescale, b->prescale) && same_double(a->postscale, b->postscale);
 }
 
+/* Adasum looks at whole tensors. */
+static bool can_be_packed(const hora_signature_t *sig) {
+    switch ((hora_task_kind_t)sig->kind) {
+    case HORA_TASK_ALLREDUCE:
+    case HORA_TASK_REDUCESCATTER: return sig->op != HORA_ADASUM;
+    case HORA_TASK_BROADCAST:
+    case HORA_TASK_ALLGATHER: return true;
+    default: return false;
+    }
+}
+
 bool hora_signature_fuses(const hora_signature_t *a, const hora_signature_t *b) {
-    return a->kind == HORA_TASK_ALLREDUCE && b->kind == HORA_TASK_ALLREDUCE &&
-           a->dtype == b->dtype && a->op == b->op && same_double(a->prescale, b->prescale) &&
+    return can_be_packed(a) && a->kind == b->kind && a->dtype == b->dtype && a->op == b->op &&
+           a->root == b->root && same_double(a->prescale, b->prescale) &&
            same_double(a->postscale, b->postscale);
 }
 
@@ -75,11 +86,13 @@ bool hora_shape_count(const int64_t *shape, int first, int ndim, size_t elem_siz
 
 bool hora_signature_is_sane(const hora_signature_t *sig, int size) {
     size_t count;
-    if (sig->kind >= HORA_TASK_KIND_COUNT || !hora_dtype_is_valid((hora_dtype_t)sig->dtype) ||
+    if (sig->kind >= HORA_TASK_JOIN || !hora_dtype_is_valid((hora_dtype_t)sig->dtype) ||
         sig->ndim > HORA_MAX_DIMS || sig->root < 0 || sig->root >= size)
         return false;
     if (has_op(sig->kind) ? !hora_op_supported((hora_dtype_t)sig->dtype, (hora_op_t)sig->op)
                           : sig->op != HORA_SUM)
+        return false;
+    if (sig->op == HORA_ADASUM && sig->kind != HORA_TASK_ALLREDUCE)
         return false;
     if (sig->group_size < 1 || (sig->group_size == 1) != (sig->group_key == 0))
         return false;
@@ -94,6 +107,7 @@ const char *hora_kind_name(int kind) {
         [HORA_TASK_ALLREDUCE] = "allreduce",         [HORA_TASK_ALLGATHER] = "allgather",
         [HORA_TASK_BROADCAST] = "broadcast",         [HORA_TASK_ALLTOALL] = "alltoall",
         [HORA_TASK_REDUCESCATTER] = "reducescatter", [HORA_TASK_BARRIER] = "barrier",
+        [HORA_TASK_JOIN] = "join",
     };
     return (unsigned)kind < HORA_TASK_KIND_COUNT ? names[kind] : "unknown";
 }

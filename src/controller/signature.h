@@ -22,9 +22,10 @@ typedef struct hora_signature {
 
 void hora_signature_normalize(hora_signature_t *sig);
 bool hora_signature_equal(const hora_signature_t *a, const hora_signature_t *b);
-/* Are all values in their ranges, for `size` ranks? Also that the bytes can be counted. */
+/* Are all values in their ranges, for `size` ranks? Also that the bytes can be counted. A join has
+ * no signature that travels. */
 bool hora_signature_is_sane(const hora_signature_t *sig, int size);
-/* May two allreduces be packed into one? */
+/* May the two tasks be packed into one? */
 bool hora_signature_fuses(const hora_signature_t *a, const hora_signature_t *b);
 
 /* Product of shape[first..ndim); false if it or its bytes do not fit, or an extent is negative. */

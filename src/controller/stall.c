@@ -14,18 +14,32 @@
 #define RANKS_NAMED   8 /* of a list of ranks; of the others the number is given */
 #define TENSORS_NAMED 8 /* warned of at one time */
 
+typedef enum which { REPORTED, MISSING, JOINED } which_t;
+
+static bool is_in(const hora_coordinator_t *c, const hora_entry_t *e, int rank, which_t which) {
+    switch (which) {
+    case REPORTED: return hora_entry_reported(e, rank);
+    case MISSING: return hora_entry_misses(c, e, rank);
+    default: return !hora_entry_reported(e, rank) && !hora_entry_misses(c, e, rank);
+    }
+}
+
 /* "rank 2 (hostB)" or "ranks 2 (hostB), 3 (hostB) and 5 more": the ranks that have, or have not,
- * reported the entry. */
-static void list_ranks(const hora_coordinator_t *c, const hora_entry_t *e, bool reported,
-                       char *text, size_t len) {
-    int    total = reported ? (int)e->nready : c->options.size - (int)e->nready, named = 0;
-    size_t n = (size_t)snprintf(text, len, total == 1 ? "rank" : "ranks");
+ * reported the entry, or that have joined instead. Returns their number. */
+static int list_ranks(const hora_coordinator_t *c, const hora_entry_t *e, which_t which,
+                      char *text, size_t len) {
+    int    total = 0, named = 0;
+    size_t n;
+    for (int r = 0; r < c->options.size; r++)
+        total += is_in(c, e, r, which);
+    n = (size_t)snprintf(text, len, total == 1 ? "rank" : "ranks");
     for (int r = 0; r < c->options.size && named < RANKS_NAMED && n < len; r++)
-        if (hora_entry_reported(e, r) == reported)
+        if (is_in(c, e, r, which))
             n += (size_t)snprintf(text + n, len - n, "%s %d (%.64s)", named++ > 0 ? "," : "", r,
                                   c->options.host(c->options.host_arg, r));
     if (total > named && n < len)
         snprintf(text + n, len - n, " and %d more", total - named);
+    return total;
 }
 
 /* The tensor that holds up the group of `e`, or e itself. */
@@ -40,7 +54,7 @@ static hora_entry_t *culprit(hora_entry_t *e) {
 
 static void describe(const hora_coordinator_t *c, hora_entry_t *e, double seconds, char *text,
                      size_t len) {
-    char                missing[384], ready[192];
+    char                missing[384], ready[192], joined[192], more[256] = "";
     const hora_entry_t *m = culprit(e);
     const char         *kind = hora_kind_name(e->sig->kind);
     if (m->complete) {
@@ -48,14 +62,16 @@ static void describe(const hora_coordinator_t *c, hora_entry_t *e, double second
                  kind, e->name.text, seconds, e->sig->group_size);
         return;
     }
-    list_ranks(c, m, false, missing, sizeof(missing));
-    list_ranks(c, m, true, ready, sizeof(ready));
+    list_ranks(c, m, MISSING, missing, sizeof(missing));
+    list_ranks(c, m, REPORTED, ready, sizeof(ready));
+    if (list_ranks(c, m, JOINED, joined, sizeof(joined)) > 0)
+        snprintf(more, sizeof(more), "; joined: %s", joined);
     if (m == e)
-        snprintf(text, len, "%s %.150s: waited %.1f s for %s; ready: %s", kind, e->name.text,
-                 seconds, missing, ready);
+        snprintf(text, len, "%s %.150s: waited %.1f s for %s; ready: %s%s", kind, e->name.text,
+                 seconds, missing, ready, more);
     else
         snprintf(text, len, "%s %.150s: waited %.1f s for %.150s of its group, which is missing on "
-                 "%s; ready: %s", kind, e->name.text, seconds, m->name.text, missing, ready);
+                 "%s; ready: %s%s", kind, e->name.text, seconds, m->name.text, missing, ready, more);
 }
 
 /* Every waiting rank asks, for every task of a group; one answer in each interval serves all. */

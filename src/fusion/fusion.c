@@ -54,18 +54,51 @@ hora_status_t hora_fusion_reserve(hora_fusion_t *fusion, size_t bytes, size_t mo
     return HORA_OK;
 }
 
-void hora_fusion_pack(hora_fusion_t *fusion, const hora_piece_t *pieces, size_t n) {
-    uint8_t *at = fusion->data;
+void hora_fusion_pack(hora_fusion_t *fusion, size_t at, const hora_piece_t *pieces, size_t n) {
+    uint8_t *to = fusion->data + at;
     for (size_t i = 0; i < n; i++) {
-        hora_kernel_copy(at, pieces[i].in, pieces[i].bytes);
-        at += pieces[i].bytes;
+        if (pieces[i].in != NULL)
+            hora_kernel_copy(to, pieces[i].in, pieces[i].bytes);
+        to += pieces[i].bytes;
     }
 }
 
-void hora_fusion_unpack(const hora_fusion_t *fusion, const hora_piece_t *pieces, size_t n) {
-    const uint8_t *at = fusion->data;
+void hora_fusion_unpack(const hora_fusion_t *fusion, size_t at, const hora_piece_t *pieces,
+                        size_t n) {
+    const uint8_t *from = fusion->data + at;
     for (size_t i = 0; i < n; i++) {
-        hora_kernel_copy(pieces[i].out, at, pieces[i].bytes);
-        at += pieces[i].bytes;
+        if (pieces[i].out != NULL)
+            hora_kernel_copy(pieces[i].out, from, pieces[i].bytes);
+        from += pieces[i].bytes;
     }
+}
+
+void hora_fusion_pack_blocks(hora_fusion_t *fusion, hora_piece_t *pieces, size_t n,
+                             const size_t *lens, int nranks) {
+    uint8_t *to = fusion->data;
+    for (size_t i = 0; i < n; i++)
+        pieces[i].at = 0;
+    for (int r = 0; r < nranks; r++)
+        for (size_t i = 0; i < n; i++) {
+            size_t len = lens[i * (size_t)nranks + (size_t)r];
+            if (pieces[i].in != NULL)
+                hora_kernel_copy(to, (const uint8_t *)pieces[i].in + pieces[i].at, len);
+            pieces[i].at += len;
+            to += len;
+        }
+}
+
+void hora_fusion_unpack_blocks(const hora_fusion_t *fusion, hora_piece_t *pieces, size_t n,
+                               const size_t *lens, int nranks) {
+    const uint8_t *from = fusion->data;
+    for (size_t i = 0; i < n; i++)
+        pieces[i].at = 0;
+    for (int r = 0; r < nranks; r++)
+        for (size_t i = 0; i < n; i++) {
+            size_t len = lens[i * (size_t)nranks + (size_t)r];
+            if (pieces[i].out != NULL)
+                hora_kernel_copy((uint8_t *)pieces[i].out + pieces[i].at, from, len);
+            pieces[i].at += len;
+            from += len;
+        }
 }

@@ -181,6 +181,7 @@ static hora_status_t reduce(hora_comm_t *comm, const hora_coll_t *coll, const vo
 
 static hora_status_t allreduce(hora_comm_t *comm, const hora_coll_t *coll) {
     bool        average = coll->op == HORA_AVERAGE;
+    uint32_t    divisor = coll->divisor != 0 ? coll->divisor : (uint32_t)comm->size;
     const void *in = coll->in;
     if (coll->prescale != 1.0) {
         scale(coll, in, 1, coll->prescale, 1.0);
@@ -188,7 +189,7 @@ static hora_status_t allreduce(hora_comm_t *comm, const hora_coll_t *coll) {
     }
     hora_status_t st = reduce(comm, coll, in, average ? HORA_SUM : coll->op);
     if (st == HORA_OK)
-        scale(coll, coll->out, average ? (uint32_t)comm->size : 1, 1.0, coll->postscale);
+        scale(coll, coll->out, average ? divisor : 1, 1.0, coll->postscale);
     return st;
 }
 

@@ -74,7 +74,7 @@ static void kinds_main(hora_comm_t *comm, int rank, int size, void *arg) {
     hora_engine_t *engine = engine_of(comm, 0);
     char           name[64];
     (void)rank, (void)size, (void)arg;
-    for (int kind = 0; kind < HORA_TASK_KIND_COUNT; kind++)
+    for (int kind = 0; kind <= HORA_TASK_BARRIER; kind++)
         for (int dtype = 0; dtype < HORA_DTYPE_COUNT; dtype++)
             for (int64_t rows = 0; rows < 8; rows += 3) {
                 tensor_t t;
@@ -100,7 +100,7 @@ static void make_many(tensor_t *many, hora_comm_t *comm) {
     static const hora_dtype_t dtypes[] = {HORA_FLOAT32, HORA_FLOAT64, HORA_BFLOAT16, HORA_INT32};
     char name[64];
     for (int i = 0; i < MANY; i++) {
-        hora_task_kind_t kind = i % 10 == 9 ? (hora_task_kind_t)(i / 10 % HORA_TASK_KIND_COUNT)
+        hora_task_kind_t kind = i % 10 == 9 ? (hora_task_kind_t)(i / 10 % HORA_TASK_JOIN)
                                             : HORA_TASK_ALLREDUCE;
         snprintf(name, sizeof(name), "layer.%d.weight", i);
         make_kind(&many[i], comm, kind, dtypes[i % 4], name, i % 7, 1 + i % 13);

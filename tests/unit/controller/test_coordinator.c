@@ -174,12 +174,35 @@ static void batches_end_at_the_threshold(void **state) {
     expect_batches(0, (hora_signature_t[]){a, none, a}, 3, (const int[]){0, -1, 1, -1, 2, -1}, 6);
 }
 
-static void only_allreduces_fuse(void **state) {
-    hora_signature_t a = allreduce_of(4), b = allreduce_of(4);
+static void each_kind_fuses_with_its_own(void **state) {
+    hora_signature_t a = allreduce_of(4), b = allreduce_of(4), c, d, e;
     (void)state;
     b.kind = HORA_TASK_BROADCAST;
     expect_batches(1000, (hora_signature_t[]){a, b, a, b}, 4,
-                   (const int[]){0, 2, -1, 1, -1, 3, -1}, 7);
+                   (const int[]){0, 2, -1, 1, 3, -1}, 6);
+    c = d = e = b;
+    c.root = 1; /* another root, type, ... */
+    d.dtype = HORA_FLOAT64;
+    expect_batches(1000, (hora_signature_t[]){b, c, d, b, c, d}, 6,
+                   (const int[]){0, 3, -1, 1, 4, -1, 2, 5, -1}, 9);
+    c.kind = d.kind = HORA_TASK_REDUCESCATTER;
+    c.root = 0;
+    d.dtype = HORA_FLOAT32;
+    d.postscale = 2; /* ... or scale */
+    e.kind = HORA_TASK_ALLGATHER;
+    e.shape[0] = 0;
+    expect_batches(1000, (hora_signature_t[]){c, d, e, c, d, e}, 6,
+                   (const int[]){0, 3, -1, 1, 4, -1, 2, 5, -1}, 9);
+}
+
+static void some_kinds_never_fuse(void **state) {
+    hora_signature_t a = allreduce_of(4), b = allreduce_of(4), c = allreduce_of(4);
+    (void)state;
+    a.kind = HORA_TASK_ALLTOALL;
+    b.kind = HORA_TASK_BARRIER;
+    c.op = HORA_ADASUM; /* it looks at whole tensors */
+    expect_batches(1000, (hora_signature_t[]){a, b, c, a, b, c}, 6,
+                   (const int[]){0, -1, 1, -1, 2, -1, 3, -1, 4, -1, 5, -1}, 12);
 }
 
 /* ---- Groups -------------------------------------------------------------------------------- */
@@ -459,7 +482,8 @@ int main(void) {
         cmocka_unit_test(an_id_that_was_taken_away),
         cmocka_unit_test(types_that_alternate_fuse),
         cmocka_unit_test(batches_end_at_the_threshold),
-        cmocka_unit_test(only_allreduces_fuse),
+        cmocka_unit_test(each_kind_fuses_with_its_own),
+        cmocka_unit_test(some_kinds_never_fuse),
         cmocka_unit_test(groups_wait_for_their_last),
         cmocka_unit_test(a_mismatch_fails_the_whole_group),
         cmocka_unit_test(a_group_in_pieces_fails_once),

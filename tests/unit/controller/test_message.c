@@ -30,6 +30,7 @@ static size_t write_requests(void) {
     assert_true(hora_frame_put_full(&w, "grad.w", 6, &sig));
     assert_true(hora_frame_put_cached(&w, 13));
     assert_true(hora_frame_put_waited(&w, "x", 1, 60000));
+    assert_true(hora_frame_put_join(&w, 4));
     assert_true(hora_frame_put_left(&w));
     return hora_frame_end(&w);
 }
@@ -40,11 +41,18 @@ static size_t write_responses(void) {
     assert_true(hora_frame_put_error(&w, "bad", 3, HORA_ERR_MISMATCH, "they differ"));
     assert_true(hora_frame_put_stall(&w, "slow", 4, "rank 2 is missing"));
     assert_true(hora_frame_put_resend(&w, 3, 99));
-    size_t refs = 2 * hora_frame_ref_bytes(0) + hora_frame_ref_bytes(3);
-    assert_true(hora_frame_put_execute(&w, 3, refs));
-    hora_frame_put_ref(&w, 5, NULL, 0);
-    hora_frame_put_ref(&w, 6, "new", 3);
-    hora_frame_put_ref(&w, 7, NULL, 0);
+    hora_signature_t sig = some_signature();
+    size_t           refs = 2 * hora_frame_ref_bytes(0, NULL) + hora_frame_ref_bytes(3, NULL);
+    assert_true(hora_frame_put_execute(&w, 3, refs, 0));
+    hora_frame_put_ref(&w, 5, NULL, 0, NULL);
+    hora_frame_put_ref(&w, 6, "new", 3, NULL);
+    hora_frame_put_ref(&w, 7, NULL, 0, NULL);
+    refs = hora_frame_ref_bytes(0, &sig) + 2 * hora_frame_ref_bytes(5, &sig);
+    assert_true(hora_frame_put_execute(&w, 3, refs, 2));
+    hora_frame_put_ref(&w, 8, "other", 5, &sig);
+    hora_frame_put_ref(&w, 9, NULL, 0, &sig);
+    hora_frame_put_ref(&w, 0, "third", 5, &sig);
+    assert_true(hora_frame_put_joined(&w, 2));
     assert_true(hora_frame_put_shut_down(&w, "done"));
     return hora_frame_end(&w);
 }
@@ -77,6 +85,9 @@ static void requests_come_back(void **state) {
     assert_true(text_is(item.name, item.name_len, "x"));
     assert_int_equal(item.waited_ms, 60000);
     assert_int_equal(hora_frame_next(&r, RANKS, &item), HORA_OK);
+    assert_int_equal(item.type, HORA_ITEM_JOIN);
+    assert_int_equal(item.count, 4);
+    assert_int_equal(hora_frame_next(&r, RANKS, &item), HORA_OK);
     assert_int_equal(item.type, HORA_ITEM_LEFT);
     assert_int_equal(hora_frame_next(&r, RANKS, &item), HORA_IN_PROGRESS);
 }
@@ -84,9 +95,9 @@ static void requests_come_back(void **state) {
 static void responses_come_back(void **state) {
     hora_frame_reader_t r;
     hora_item_t         item;
-    uint32_t            id;
-    const char         *name;
-    size_t              name_len, len = write_responses();
+    hora_item_ref_t     ref;
+    hora_signature_t    sig = some_signature();
+    size_t              len = write_responses();
     (void)state;
     assert_true(hora_frame_open(&r, frame, len, HORA_FRAME_RESPONSES));
     assert_int_equal(hora_frame_next(&r, RANKS, &item), HORA_OK);
@@ -101,15 +112,34 @@ static void responses_come_back(void **state) {
     assert_int_equal(item.id, 99);
     assert_int_equal(hora_frame_next(&r, RANKS, &item), HORA_OK);
     assert_int_equal(item.count, 3);
-    assert_true(hora_item_next_ref(&item, &id, &name, &name_len));
-    assert_int_equal(id, 5);
-    assert_int_equal(name_len, 0);
-    assert_true(hora_item_next_ref(&item, &id, &name, &name_len));
-    assert_int_equal(id, 6);
-    assert_true(text_is(name, name_len, "new"));
-    assert_true(hora_item_next_ref(&item, &id, &name, &name_len));
-    assert_int_equal(id, 7);
-    assert_false(hora_item_next_ref(&item, &id, &name, &name_len));
+    assert_int_equal(item.divisor, 0);
+    assert_true(hora_item_next_ref(&item, &ref));
+    assert_int_equal(ref.id, 5);
+    assert_int_equal(ref.name_len, 0);
+    assert_true(hora_item_next_ref(&item, &ref));
+    assert_int_equal(ref.id, 6);
+    assert_true(text_is(ref.name, ref.name_len, "new"));
+    assert_true(hora_item_next_ref(&item, &ref));
+    assert_int_equal(ref.id, 7);
+    assert_false(hora_item_next_ref(&item, &ref));
+    assert_int_equal(hora_frame_next(&r, RANKS, &item), HORA_OK);
+    assert_int_equal(item.type, HORA_ITEM_EXECUTE_SOME);
+    assert_int_equal(item.divisor, 2);
+    assert_true(hora_item_next_ref(&item, &ref));
+    assert_int_equal(ref.id, 8);
+    assert_true(text_is(ref.name, ref.name_len, "other"));
+    assert_true(hora_signature_equal(&ref.sig, &sig));
+    assert_true(hora_item_next_ref(&item, &ref));
+    assert_int_equal(ref.id, 9);
+    assert_int_equal(ref.name_len, 0);
+    assert_true(hora_item_next_ref(&item, &ref));
+    assert_int_equal(ref.id, 0);
+    assert_true(text_is(ref.name, ref.name_len, "third"));
+    assert_true(hora_signature_equal(&ref.sig, &sig));
+    assert_false(hora_item_next_ref(&item, &ref));
+    assert_int_equal(hora_frame_next(&r, RANKS, &item), HORA_OK);
+    assert_int_equal(item.type, HORA_ITEM_JOINED);
+    assert_int_equal(item.rank, 2);
     assert_int_equal(hora_frame_next(&r, RANKS, &item), HORA_OK);
     assert_true(text_is(item.text, item.text_len, "done"));
     assert_int_equal(hora_frame_next(&r, RANKS, &item), HORA_IN_PROGRESS);
@@ -124,14 +154,12 @@ static hora_status_t read_all(const uint8_t *bytes, size_t len, hora_frame_type_
     memcpy(copy, bytes, len);
     if (hora_frame_open(&r, copy, len, type))
         while ((st = hora_frame_next(&r, RANKS, &item)) == HORA_OK) {
-            uint32_t    id;
-            const char *name;
-            size_t      name_len;
+            hora_item_ref_t ref;
             for (uint32_t i = 0; item.type == HORA_ITEM_CACHED && i < item.count; i++)
                 hora_item_id(&item, i);
-            while (item.type == HORA_ITEM_EXECUTE &&
-                   hora_item_next_ref(&item, &id, &name, &name_len))
-                assert_true(name_len == 0 || memchr(name, '\0', name_len) == NULL);
+            while ((item.type == HORA_ITEM_EXECUTE || item.type == HORA_ITEM_EXECUTE_SOME) &&
+                   hora_item_next_ref(&item, &ref))
+                assert_true(ref.name_len == 0 || memchr(ref.name, '\0', ref.name_len) == NULL);
         }
     free(copy);
     return st;
@@ -207,6 +235,7 @@ static void bad_values_are_refused(void **state) {
      hora_frame_put_full(&w, "n", 1, &sig),                                                       \
      assert_int_equal(read_all(frame, hora_frame_end(&w), HORA_FRAME_REQUESTS), HORA_ERR_PROTOCOL))
     REFUSE(sig.kind = HORA_TASK_KIND_COUNT);
+    REFUSE(sig.kind = HORA_TASK_JOIN);
     REFUSE(sig.dtype = HORA_DTYPE_COUNT);
     REFUSE(sig.op = HORA_ADASUM);
     REFUSE(sig.op = HORA_OP_COUNT);
@@ -250,7 +279,7 @@ static void full_frames(void **state) {
         ;
     assert_true(n > 25);
     assert_int_equal(read_all(frame, hora_frame_end(&w), HORA_FRAME_RESPONSES), HORA_IN_PROGRESS);
-    assert_false(hora_frame_put_execute(&w, 1, HORA_FRAME_MAX));
+    assert_false(hora_frame_put_execute(&w, 1, HORA_FRAME_MAX, 0));
 }
 
 int main(void) {

@@ -187,15 +187,13 @@ static int by_id(const rank_t *r, uint32_t id) {
 }
 
 static void execute(rank_t *r, hora_item_t *item) {
-    uint32_t    id;
-    const char *name;
-    size_t      len;
-    while (hora_item_next_ref(item, &id, &name, &len)) {
-        int       i = len > 0 ? number_of(name, len) : by_id(r, id);
+    hora_item_ref_t ref;
+    while (hora_item_next_ref(item, &ref)) {
+        int       i = ref.name_len > 0 ? number_of(ref.name, ref.name_len) : by_id(r, ref.id);
         tensor_t *t = &r->tensors[i];
         assert_true(t->sent);
-        if (len > 0)
-            learn(r, i, id);
+        if (ref.name_len > 0)
+            learn(r, i, ref.id);
         t->sent = false;
         t->executed++;
         note_order(r, i);

@@ -81,11 +81,11 @@ static void packs_and_unpacks(void **state) {
         uint8_t *in = bytes ? malloc(bytes) : NULL;
         for (size_t k = 0; k < bytes; k++)
             in[k] = (uint8_t)rand();
-        pieces[i] = (hora_piece_t){in, bytes ? malloc(bytes) : NULL, bytes};
+        pieces[i] = (hora_piece_t){in, bytes ? malloc(bytes) : NULL, bytes, 0};
         total += bytes;
     }
     assert_int_equal(hora_fusion_reserve(&fusion, total, total), HORA_OK);
-    hora_fusion_pack(&fusion, pieces, PIECES);
+    hora_fusion_pack(&fusion, 0, pieces, PIECES);
     for (int i = 0; i < PIECES; i++) { /* one after the other, without gaps */
         if (pieces[i].bytes > 0)
             assert_memory_equal(fusion.data + at, pieces[i].in, pieces[i].bytes);
@@ -93,7 +93,7 @@ static void packs_and_unpacks(void **state) {
     }
     for (size_t k = 0; k < total; k++)
         fusion.data[k] ^= 0xff;
-    hora_fusion_unpack(&fusion, pieces, PIECES);
+    hora_fusion_unpack(&fusion, 0, pieces, PIECES);
     for (int i = 0; i < PIECES; i++) {
         for (size_t k = 0; k < pieces[i].bytes; k++)
             assert_int_equal(((uint8_t *)pieces[i].out)[k],
@@ -101,8 +101,62 @@ static void packs_and_unpacks(void **state) {
         free((void *)pieces[i].in);
         free(pieces[i].out);
     }
-    hora_fusion_pack(&fusion, NULL, 0);
-    hora_fusion_unpack(&fusion, NULL, 0);
+    hora_fusion_pack(&fusion, 0, NULL, 0);
+    hora_fusion_unpack(&fusion, 0, NULL, 0);
+    hora_fusion_destroy(&fusion);
+}
+
+#define RANKS 5
+
+/* By rank, then by piece; and back to where they came from. One piece is not packed, one not
+ * unpacked. */
+static void blocks_lie_by_rank(void **state) {
+    hora_fusion_t fusion;
+    hora_piece_t  pieces[PIECES];
+    size_t        lens[PIECES * RANKS], total = 0, at = 0, before[PIECES] = {0};
+    (void)state;
+    srand(4);
+    hora_fusion_init(&fusion, &world);
+    for (int i = 0; i < PIECES; i++) {
+        pieces[i] = (hora_piece_t){.bytes = 0};
+        for (int r = 0; r < RANKS; r++)
+            pieces[i].bytes += lens[i * RANKS + r] = i % 7 ? (size_t)(rand() % 90) : 0;
+        uint8_t *in = malloc(pieces[i].bytes + 1);
+        for (size_t k = 0; k < pieces[i].bytes; k++)
+            in[k] = (uint8_t)rand();
+        pieces[i].in = in;
+        pieces[i].out = calloc(1, pieces[i].bytes + 1);
+        total += pieces[i].bytes;
+    }
+    assert_int_equal(hora_fusion_reserve(&fusion, total, total), HORA_OK);
+    memset(fusion.data, 0x55, total);
+    const void *in = pieces[5].in;
+    pieces[5].in = NULL;
+    hora_fusion_pack_blocks(&fusion, pieces, PIECES, lens, RANKS);
+    pieces[5].in = in;
+    for (int r = 0; r < RANKS; r++)
+        for (int i = 0; i < PIECES; i++) {
+            size_t len = lens[i * RANKS + r];
+            if (i != 5)
+                assert_memory_equal(fusion.data + at, (const uint8_t *)pieces[i].in + before[i], len);
+            for (size_t k = 0; i == 5 && k < len; k++)
+                assert_int_equal(fusion.data[at + k], 0x55);
+            before[i] += len;
+            at += len;
+        }
+    assert_int_equal(at, total);
+    void *out = pieces[6].out;
+    pieces[6].out = NULL;
+    hora_fusion_unpack_blocks(&fusion, pieces, PIECES, lens, RANKS);
+    pieces[6].out = out;
+    for (int i = 0; i < PIECES; i++) {
+        for (size_t k = 0; k < pieces[i].bytes && i >= 5 && i <= 6; k++)
+            assert_int_equal(((uint8_t *)pieces[i].out)[k], i == 5 ? 0x55 : 0);
+        if (i != 5 && i != 6)
+            assert_memory_equal(pieces[i].out, pieces[i].in, pieces[i].bytes);
+        free((void *)pieces[i].in);
+        free(pieces[i].out);
+    }
     hora_fusion_destroy(&fusion);
 }
 
@@ -112,6 +166,7 @@ int main(void) {
         cmocka_unit_test(keeps_a_buffer_that_is_large_enough),
         cmocka_unit_test(no_memory_is_an_error),
         cmocka_unit_test(packs_and_unpacks),
+        cmocka_unit_test(blocks_lie_by_rank),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
