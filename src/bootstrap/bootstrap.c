@@ -15,6 +15,7 @@
  */
 #include "bootstrap/bootstrap.h"
 
+#include "bootstrap/copies.h"
 #include "bootstrap/gate.h"
 #include "bootstrap/launcher.h"
 #include "bootstrap/links.h"
@@ -77,7 +78,7 @@ static hora_status_t read_settings(const hora_comm_options_t *options, joining_t
 }
 
 /* Leaves the star; one rank alone has no need to meet. */
-static hora_status_t meet(joining_t *j) {
+static hora_status_t meet(joining_t *j, const char *name) {
     hora_env_t      env = hora_env_process();
     hora_meeting_t *m = &j->meeting;
     hora_status_t   st;
@@ -86,8 +87,10 @@ static hora_status_t meet(joining_t *j) {
     if (j->job.size == 1)
         return HORA_OK;
     st = hora_place_find(&env, &j->job, j->settings.rendezvous, &m->place);
-    if (st == HORA_OK)
+    if (st == HORA_OK) {
+        hora_place_name(&m->place, name, hora_copy_number());
         st = hora_place_count(&m->place, j->job.rank);
+    }
     if (st == HORA_OK && j->settings.secret[0] != '\0' && !m->place.local)
         st = hora_proof_available();
     if (st != HORA_OK)
@@ -183,9 +186,9 @@ static void tell_others(joining_t *j, hora_status_t status) {
     hora_star_fail(&j->star, status, text);
 }
 
-static hora_status_t join(joining_t *j) {
+static hora_status_t join(joining_t *j, const char *name) {
     hora_watch_t *watch;
-    hora_status_t st = meet(j);
+    hora_status_t st = meet(j, name);
     if (st != HORA_OK)
         return st; /* the gate has told the others */
     st = hora_world_create(j->job.rank, j->job.size, &j->world);
@@ -225,7 +228,7 @@ hora_status_t hora_bootstrap_join(const hora_comm_options_t *options, hora_world
     if (st != HORA_OK)
         return st;
     hora_poll_arm(options->cancel);
-    st = join(&j);
+    st = join(&j, options->name);
     hora_poll_arm(NULL);
     free(j.cards);
     if (st != HORA_OK) {

@@ -4,10 +4,12 @@
  */
 #include "bootstrap/endpoint.h"
 
+#include "bootstrap/conn.h"
 #include "util/clock.h"
 #include "util/log.h"
 
 #include <arpa/inet.h>
+#include <dirent.h>
 #include <errno.h>
 #include <ifaddrs.h>
 #include <net/if.h>
@@ -147,6 +149,48 @@ static int listen_in_range(hora_endpoint_t *at, const hora_place_t *place, int *
     return fd;
 }
 
+/* One of my own sockets listens at the port. */
+static bool listens_here(int port) {
+    DIR           *dir = opendir("/proc/self/fd");
+    struct dirent *entry;
+    bool           found = false;
+    while (dir != NULL && !found && (entry = readdir(dir)) != NULL) {
+        hora_endpoint_t at;
+        int             fd = atoi(entry->d_name), listens = 0;
+        socklen_t       len = sizeof(listens);
+        at.len = sizeof(at.sa);
+        if (getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &len) != 0 || !listens ||
+            getsockname(fd, (struct sockaddr *)&at.sa, &at.len) != 0)
+            continue;
+        if (at.sa.ss_family == AF_INET)
+            found = ntohs(((struct sockaddr_in *)&at.sa)->sin_port) == port;
+        else if (at.sa.ss_family == AF_INET6)
+            found = ntohs(((struct sockaddr_in6 *)&at.sa)->sin6_port) == port;
+    }
+    if (dir != NULL)
+        closedir(dir);
+    return found;
+}
+
+#define PORT_NAP_US  5000
+#define PORT_FREE_IN 4 /* naps: its other user in this process may close it while we look */
+
+/* The same, waiting for other worlds of this process to be done with the only port. */
+static int listen_in_turn(hora_endpoint_t *at, const hora_place_t *place, int *port_p,
+                          uint64_t deadline) {
+    int fd, tries = 0;
+    for (;;) {
+        fd = listen_in_range(at, place, port_p);
+        if (fd >= 0 || errno != EADDRINUSE || place->nports > 1)
+            return fd;
+        if (hora_poll_late(deadline) || (!listens_here(place->port) && ++tries > PORT_FREE_IN)) {
+            errno = EADDRINUSE;
+            return -1;
+        }
+        usleep(PORT_NAP_US);
+    }
+}
+
 /* A name such as "node7" that /etc/hosts maps to 127.0.1.1: nobody else could reach that. */
 static void widen(const hora_place_t *place, hora_endpoint_t *at) {
     hora_log(HORA_LOG_WARNING, "%s is a loopback address on rank 0's host, and the job may have "
@@ -157,7 +201,7 @@ static void widen(const hora_place_t *place, hora_endpoint_t *at) {
     at->len = sizeof(struct sockaddr_in);
 }
 
-static int listen_on_host(const hora_place_t *place, bool wide, int *port_p,
+static int listen_on_host(const hora_place_t *place, bool wide, uint64_t deadline, int *port_p,
                           const char **resolve_error_p) {
     int              err, fd = -1;
     struct addrinfo *list = resolve(place->host, 0, &err);
@@ -174,7 +218,7 @@ static int listen_on_host(const hora_place_t *place, bool wide, int *port_p,
         at.len = ai->ai_addrlen;
         if (wide && named && is_loopback(ai->ai_addr))
             widen(place, &at);
-        fd = listen_in_range(&at, place, port_p);
+        fd = listen_in_turn(&at, place, port_p, deadline);
     }
     err = errno;
     if (list != NULL)
@@ -183,17 +227,18 @@ static int listen_on_host(const hora_place_t *place, bool wide, int *port_p,
     return fd;
 }
 
-hora_status_t hora_net_listen(hora_place_t *place, const char *interface, bool wide, int *fd_p) {
+hora_status_t hora_net_listen(hora_place_t *place, const char *interface, bool wide,
+                              uint64_t deadline, int *fd_p) {
     const char     *why = NULL;
     hora_endpoint_t at;
     int             fd, port = place->port;
     if (interface[0] == '\0') {
-        fd = listen_on_host(place, wide, &port, &why);
+        fd = listen_on_host(place, wide, deadline, &port, &why);
     } else {
         if (!find_interface(interface, AF_UNSPEC, &at))
             return hora_fail(HORA_ERR_INVALID_ARGUMENT, "HORA_INTERFACE=\"%s\" is no interface or "
                              "address of rank 0's host that is up", interface);
-        fd = listen_in_range(&at, place, &port);
+        fd = listen_in_turn(&at, place, &port, deadline);
     }
     if (why != NULL)
         return hora_fail(HORA_ERR_INVALID_ARGUMENT, "rank 0 cannot resolve \"%s\" (from %s): %s",

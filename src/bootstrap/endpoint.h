@@ -22,9 +22,11 @@ int hora_unix_connect(const char *name);
 bool hora_unix_same_user(int fd);
 
 /* Listens for rank 0 at a TCP place: on the address of `interface` (a name or an address; "": on
- * that of the place's host), at the first free port, which it writes to place->port and text. With
- * `wide`, the job has ranks elsewhere and a loopback address would not do. */
-hora_status_t hora_net_listen(hora_place_t *place, const char *interface, bool wide, int *fd_p);
+ * that of the place's host), at the first free port, which it writes to place->port and text. Waits
+ * for a single port until the deadline while this process itself listens at it, for another world.
+ * With `wide`, the job has ranks elsewhere and a loopback address would not do. */
+hora_status_t hora_net_listen(hora_place_t *place, const char *interface, bool wide,
+                              uint64_t deadline, int *fd_p);
 
 /* The addresses of a TCP place, all ports; the caller frees *list_p. A name that cannot be resolved
  * (yet) is no error: *count_p is 0 and *why_p says why (static storage). */

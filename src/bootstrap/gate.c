@@ -306,7 +306,8 @@ static hora_status_t open_gate(gate_t *gate, hora_meeting_t *meeting, hora_star_
     gate->here[0] = 1;
     gate->missing = star->size - 1;
     if (!place->local)
-        return hora_net_listen(place, meeting->interface, meeting->wide, &gate->listener);
+        return hora_net_listen(place, meeting->interface, meeting->wide, deadline,
+                               &gate->listener);
     gate->listener = hora_unix_listen(place->name, SOMAXCONN);
     while (gate->listener < 0 && errno == EADDRINUSE && !hora_poll_late(deadline)) {
         usleep(5000);

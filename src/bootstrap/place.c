@@ -208,26 +208,38 @@ hora_status_t hora_place_find(const hora_env_t *env, const hora_job_t *job, cons
     return st;
 }
 
-/* How often each rank of this process has joined at the place where it joined last. Usually one
- * row; several where ranks are threads. Lives as long as the process. */
+void hora_place_name(hora_place_t *place, const char *name, unsigned copy) {
+    if ((name == NULL || name[0] == '\0') && copy == 0)
+        return;
+    place->world = hora_hash_text(HORA_HASH_START, name != NULL ? name : "");
+    place->world = hora_hash_bytes(place->world, &copy, sizeof(copy));
+    place->key = hora_hash_bytes(place->key, &place->world, sizeof(place->world));
+    if (place->local)
+        snprintf(place->name, sizeof(place->name), "hora-%u-%016llx", (unsigned)geteuid(),
+                 (unsigned long long)place->key);
+}
+
+/* How often each rank of this process has joined each world at the place where it joined it last.
+ * Usually one row; several where ranks are threads. Lives as long as the process. */
 static struct joins {
     int      rank;
+    uint64_t world;
     uint64_t place;
     uint32_t count;
 } *joins;
 static size_t          njoins;
 static pthread_mutex_t joins_lock = PTHREAD_MUTEX_INITIALIZER;
 
-static struct joins *find_joins(int rank) {
+static struct joins *find_joins(int rank, uint64_t world) {
     struct joins *more;
     for (size_t i = 0; i < njoins; i++)
-        if (joins[i].rank == rank)
+        if (joins[i].rank == rank && joins[i].world == world)
             return &joins[i];
     more = realloc(joins, (njoins + 1) * sizeof(*joins));
     if (more == NULL)
         return NULL;
     joins = more;
-    joins[njoins] = (struct joins){rank, 0, 0};
+    joins[njoins] = (struct joins){rank, world, 0, 0};
     return &joins[njoins++];
 }
 
@@ -237,7 +249,7 @@ hora_status_t hora_place_count(hora_place_t *place, int rank) {
     uint32_t      count = 0;
     struct joins *row;
     pthread_mutex_lock(&joins_lock);
-    row = find_joins(rank);
+    row = find_joins(rank, place->world);
     if (row != NULL) {
         count = row->place == place->key ? row->count + 1 : 0;
         row->place = place->key;

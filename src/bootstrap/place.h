@@ -14,6 +14,7 @@ typedef struct hora_place {
     char     host[256];                 /* TCP: name or address */
     int      port, nports;              /* TCP: rank 0 takes the first free one of them */
     uint64_t key;                       /* tells this job, and this joining, from others */
+    uint64_t world;                     /* the name of hora_place_name; 0: none */
     char     text[320];                 /* "unix:NAME" or "tcp:HOST:PORT", for messages */
     const char *why;                    /* what settled it. Static storage */
 } hora_place_t;
@@ -23,7 +24,11 @@ typedef struct hora_place {
 hora_status_t hora_place_find(const hora_env_t *env, const hora_job_t *job, const char *rendezvous,
                               hora_place_t *place_p);
 
-/* Numbers this joining: each rank of the process has joined at this place so many times. Every rank
+/* Makes it the place of one of several worlds of the job, by a name ("" or NULL: none) and by the
+ * number of this copy of the library (copies.h). Before hora_place_count. */
+void hora_place_name(hora_place_t *place, const char *name, unsigned copy);
+
+/* Numbers this joining: each rank of the process has joined this world at this place so many times. Every rank
  * of a job joins equally often, so the numbers agree. Any thread. */
 hora_status_t hora_place_count(hora_place_t *place, int rank);
 

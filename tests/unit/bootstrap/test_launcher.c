@@ -9,6 +9,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <cmocka.h>
+#include <stdio.h>
 #include <string.h>
 
 /* "A=1 B=2" as an environment. */
@@ -260,6 +261,52 @@ static void test_place_count(void **state) {
     assert_string_equal(a.name, "count.0");
 }
 
+/* Worlds of one job that are made at one time: by name, and by copy of the library. */
+static void test_place_name(void **state) {
+    (void)state;
+    hora_place_t plain, named, again, copied, both, port;
+    assert_int_equal(find("", "unix:worlds", &plain), HORA_OK);
+    named = copied = both = plain;
+    hora_place_name(&plain, NULL, 0);
+    hora_place_name(&plain, "", 0);
+    assert_string_equal(plain.name, "worlds");
+    again = plain;
+    hora_place_name(&named, "loader", 0);
+    hora_place_name(&again, "loader", 0);
+    hora_place_name(&copied, NULL, 1);
+    hora_place_name(&both, "loader", 1);
+    assert_string_equal(named.name, again.name);
+    assert_true(named.key == again.key);
+    assert_true(named.key != plain.key && copied.key != plain.key && both.key != plain.key);
+    assert_true(named.key != copied.key && named.key != both.key && copied.key != both.key);
+    assert_string_not_equal(named.name, plain.name);
+    assert_string_not_equal(named.name, copied.name);
+    assert_int_equal(find("", "tcp:node1:4000", &port), HORA_OK);
+    uint64_t key = port.key;
+    hora_place_name(&port, "loader", 0);
+    assert_int_equal(port.port, 4000);
+    assert_true(port.key != key);
+}
+
+/* However the joinings of two worlds fall between each other, each is counted by itself. */
+static void test_worlds_count(void **state) {
+    (void)state;
+    hora_place_t plain, named, a;
+    assert_int_equal(find("", "unix:mixed", &plain), HORA_OK);
+    named = plain;
+    hora_place_name(&named, "loader", 0);
+    for (unsigned i = 0; i < 3; i++) {
+        char end[8];
+        snprintf(end, sizeof(end), ".%u", i);
+        a = plain;
+        assert_int_equal(hora_place_count(&a, 9), HORA_OK);
+        assert_string_equal(strrchr(a.name, '.'), end);
+        a = named;
+        assert_int_equal(hora_place_count(&a, 9), HORA_OK);
+        assert_string_equal(strrchr(a.name, '.'), end);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_families),    cmocka_unit_test(test_order),
@@ -267,6 +314,7 @@ int main(void) {
         cmocka_unit_test(test_slurm_tasks), cmocka_unit_test(test_slurm_hosts),
         cmocka_unit_test(test_places),      cmocka_unit_test(test_places_between_hosts),
         cmocka_unit_test(test_bad_places),  cmocka_unit_test(test_place_count),
+        cmocka_unit_test(test_place_name),  cmocka_unit_test(test_worlds_count),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
