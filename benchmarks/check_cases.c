@@ -79,7 +79,7 @@ static bool run_case(round_t *r, coll_kind_t kind, hora_dtype_t dtype, hora_op_t
 
 static bool run_reductions(round_t *r, coll_kind_t kind, hora_dtype_t dtype) {
     for (int op = 0; op < HORA_OP_COUNT; op++)
-        for (size_t i = 0; i < LENGTH(few) && hora_op_supported(dtype, (hora_op_t)op); i++)
+        for (size_t i = 0; i < LENGTH(few) && coll_takes(kind, dtype, (hora_op_t)op); i++)
             if (!run_case(r, kind, dtype, (hora_op_t)op, few[i]))
                 return false;
     return true;

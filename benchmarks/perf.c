@@ -196,7 +196,7 @@ static bool is_wanted(const perf_options_t *o, int dtype, int op) {
         return op == HORA_SUM; /* once */
     if (o->op != HORA_OP_COUNT && (int)o->op != op)
         return false;
-    return hora_op_supported((hora_dtype_t)dtype, (hora_op_t)op);
+    return coll_takes(o->kind, (hora_dtype_t)dtype, (hora_op_t)op);
 }
 
 static hora_status_t measure_all(bench_t *b) {

@@ -137,7 +137,7 @@ static bool agree(const perf_options_t *o) {
         return fprintf(stderr, "hora-perf: root %d of %d ranks\n", o->root, o->nranks), false;
     if (o->op == HORA_OP_COUNT || o->dtype == HORA_DTYPE_COUNT || !coll_reduces(o->kind))
         return true;
-    if (!hora_op_supported(o->dtype, o->op))
+    if (!coll_takes(o->kind, o->dtype, o->op))
         return fprintf(stderr, "hora-perf: no %s of %s\n", text_op_name(o->op),
                        text_dtype_name(o->dtype)),
                false;

@@ -39,6 +39,11 @@ bool coll_reduces(coll_kind_t kind) {
            kind == COLL_REDUCE_SCATTERV;
 }
 
+bool coll_takes(coll_kind_t kind, hora_dtype_t dtype, hora_op_t op) {
+    return coll_reduces(kind) && hora_op_supported(dtype, op) &&
+           (op != HORA_ADASUM || kind == COLL_ALLREDUCE);
+}
+
 bool coll_has_root(coll_kind_t kind) {
     return kind == COLL_REDUCE || kind == COLL_BROADCAST || kind == COLL_GATHER ||
            kind == COLL_SCATTER;

@@ -48,6 +48,8 @@ const char *coll_name(coll_kind_t kind);
 /* COLL_KIND_COUNT if there is none of that name. */
 coll_kind_t coll_find(const char *name);
 bool coll_reduces(coll_kind_t kind);
+/* The kind reduces, and this type with this operation. */
+bool coll_takes(coll_kind_t kind, hora_dtype_t dtype, hora_op_t op);
 bool coll_has_root(coll_kind_t kind);
 bool coll_can_be_in_place(coll_kind_t kind);
 

@@ -103,9 +103,31 @@ static double factor(hora_dtype_t dtype, uint64_t h, int rank, int size, size_t 
     return !is_unsigned(dtype) && h % 3 == 1 ? -1 : 1;
 }
 
+/* Which vector a rank brings to an Adasum. Ranks that are combined first bring the same one, of which
+ * half and half is taken; all others bring vectors that are orthogonal, as they have their numbers at
+ * different places. So the result is exact. */
+static int adasum_owner(int rank, int size) {
+    int power = 1, extra;
+    while (2 * power <= size)
+        power *= 2;
+    extra = size - power;
+    if (extra == 0)
+        return rank / 2;
+    return rank < 2 * extra ? rank / 2 : rank - extra;
+}
+
+static double adasum_number(unsigned salt, int owner, int size, size_t i) {
+    int owners = adasum_owner(size - 1, size) + 1;
+    if ((int)(i % (size_t)owners) != owner)
+        return 0;
+    return (double)((mix(salt, owner, i) >> 7) % 201) - 100;
+}
+
 static double number(hora_dtype_t dtype, hora_op_t op, unsigned salt, int rank, int size,
                      size_t i) {
     uint64_t h = mix(salt, rank, i);
+    if (op == HORA_ADASUM)
+        return adasum_number(salt, adasum_owner(rank, size), size, i);
     if (dtype == HORA_BOOL)
         return bool_number(op, h, size);
     if (op == HORA_PRODUCT)
@@ -133,6 +155,8 @@ static double combine(hora_op_t op, double a, double b) {
 
 static double result_number(hora_dtype_t dtype, hora_op_t op, unsigned salt, int size, size_t i) {
     double acc = number(dtype, op, salt, 0, size, i);
+    if (op == HORA_ADASUM)
+        return adasum_number(salt, (int)(i % (size_t)(adasum_owner(size - 1, size) + 1)), size, i);
     for (int r = 1; r < size; r++)
         acc = combine(op, acc, number(dtype, op, salt, r, size, i));
     if (dtype == HORA_BOOL && op == HORA_SUM)

@@ -58,7 +58,7 @@ bool text_op(const char *text, hora_op_t *op_p) {
         if (strcmp(text, op_aliases[i].name) == 0)
             return *op_p = (hora_op_t)op_aliases[i].value, true;
     for (int op = 0; op < HORA_OP_COUNT; op++)
-        if (op != HORA_ADASUM && strcmp(text, hora_op_name((hora_op_t)op)) == 0)
+        if (strcmp(text, hora_op_name((hora_op_t)op)) == 0)
             return *op_p = (hora_op_t)op, true;
     return false;
 }

@@ -23,6 +23,9 @@
  *
  * In TMP: own dot products, those that come, then what the other rank sent of its vector.
  *
+ * Small vectors on one host go through the slots instead: everybody shows its own, and everybody
+ * computes the whole tree, with the same partial dot products, and so with the same bits.
+ *
  * Cost: lg p (lg p + 5)/2 a + 2(p-1)/p nb + 3(p-1)/p ng; when p is no power of two, 2a + 2nb + 3ng
  * more. Source: Maleki, Musuvathi, Mytkowicz, Saarikivi, Xu, Eksarevskiy, Ekanayake, Barsoum, "Scaling
  * Distributed Training with Adaptive Summation", 2020 (arXiv 2006.02924); the order of the ranks as
@@ -30,6 +33,8 @@
  */
 #include "schedule/algos.h"
 #include "schedule/fold.h"
+
+#include <stdlib.h>
 
 #define ROUNDS_MAX 31
 #define LEAD       4 /* chunks in flight before the one that is being read */
@@ -190,7 +195,99 @@ static double cost_adasum(const hora_coll_t *coll, size_t elem_size, double a, d
            (folds ? 2 * a + 2 * n * b + 3 * n * g : 0);
 }
 
-/* Not in hora_algo_list: it is no other way to a sum. select.c takes it for the operation. */
+/* ---- By one synchronisation, on one host ------------------------------------------------------ */
+
+typedef struct oneshot {
+    adasum_t    s;
+    size_t      line;    /* elements from one set of dot products to the next */
+    hora_ref_t *vectors; /* [ranks], by number; of what has been combined so far */
+} oneshot_t;
+
+/* The part that rank `number` keeps after the exchange with number ^ mask. */
+static span_t kept_by(const oneshot_t *o, int number, int mask) {
+    int first = 0, last = o->s.fold.ranks;
+    for (int bit = 1; bit <= mask; bit *= 2)
+        *(number & bit ? &first : &last) = (first + last) / 2;
+    return span_of(o->s.coll, o->s.fold.ranks, first, last);
+}
+
+static hora_ref_t dots_at(const oneshot_t *o, int i) {
+    return hora_own(HORA_BUF_TMP, (size_t)i * o->line);
+}
+
+static hora_ref_t behind(hora_ref_t ref, size_t off) {
+    ref.off += off;
+    return ref;
+}
+
+/* Combines the vectors of numbers low and low + mask, by the dot products that 2 * mask ranks would
+ * take; into the place of vector `low`, which is in TMP from then on. */
+static void combine(oneshot_t *o, int low, int mask) {
+    hora_plan_t *plan = o->s.plan;
+    hora_ref_t   a = o->vectors[low], b = o->vectors[low + mask];
+    bool         last = mask * 2 == o->s.fold.ranks;
+    for (int i = 0; i < 2 * mask; i++) {
+        span_t part = kept_by(o, low + i, mask);
+        hora_plan_dots(plan, behind(a, part.at), behind(b, part.at), dots_at(o, i), part.count, true);
+    }
+    for (int bit = 1; bit <= mask; bit *= 2)
+        for (int i = 0; i < 2 * mask; i += 2 * bit)
+            hora_plan_add_dots(plan, dots_at(o, i + bit), dots_at(o, i));
+    o->vectors[low] = last ? hora_own(HORA_BUF_OUT, 0)
+                           : hora_own(HORA_BUF_TMP, o->s.other + (size_t)low * o->s.coll->count);
+    hora_plan_blend(plan, a, b, dots_at(o, 0), o->vectors[low], o->s.coll->count, last);
+}
+
+static hora_ref_t shown_by(const hora_coll_t *coll, int rank) {
+    return rank == coll->rank ? hora_own(HORA_BUF_IN, 0) : hora_of(rank, HORA_BUF_SLOT, 0);
+}
+
+/* The vectors by number: of one rank, or of a pair. */
+static void begin_vectors(oneshot_t *o) {
+    const hora_coll_t *coll = o->s.coll;
+    for (int i = 0; i < o->s.fold.ranks; i++) {
+        int        rank = hora_fold_rank(&o->s.fold, i);
+        hora_ref_t own = shown_by(coll, rank);
+        o->vectors[i] = own;
+        if (i >= o->s.fold.extra)
+            continue;
+        o->vectors[i] = hora_own(HORA_BUF_TMP, o->s.other + (size_t)i * coll->count);
+        hora_plan_dots(o->s.plan, shown_by(coll, rank - 1), own, dots_at(o, 0), coll->count, true);
+        hora_plan_blend(o->s.plan, shown_by(coll, rank - 1), own, dots_at(o, 0), o->vectors[i],
+                        coll->count, false);
+    }
+}
+
+static void plan_oneshot(const hora_coll_t *coll, const hora_plan_hint_t *hint, hora_plan_t *plan) {
+    oneshot_t o = {.s = {.fold = hora_fold_init(coll, hint, plan), .coll = coll, .plan = plan}};
+    int       ranks = o.s.fold.ranks;
+    o.line = LINE / hint->elem_size;
+    o.s.other = (size_t)ranks * o.line;
+    plan->tmp = o.s.other + (size_t)ranks * coll->count;
+    plan->slot = coll->count;
+    o.vectors = malloc((size_t)ranks * sizeof(*o.vectors));
+    if (o.vectors == NULL) {
+        plan->status = HORA_ERR_NO_MEMORY;
+        return;
+    }
+    hora_plan_copy(plan, hora_own(HORA_BUF_IN, 0), hora_own(HORA_BUF_SLOT, 0), coll->count);
+    hora_plan_signal(plan, 1);
+    hora_plan_await(plan, 1);
+    begin_vectors(&o);
+    for (int mask = 1; mask < ranks; mask *= 2)
+        for (int low = 0; low < ranks; low += 2 * mask)
+            combine(&o, low, mask);
+    free(o.vectors);
+}
+
+static double cost_oneshot(const hora_coll_t *coll, size_t elem_size, double a, double b, double g) {
+    double n = (double)coll->count * (double)elem_size;
+    return a + (coll->size + 3) * n * b + 3 * (coll->size - 1) * n * g;
+}
+
+/* ---- The algorithms ---------------------------------------------------------------------------- */
+
+/* Not in hora_algo_list: they are no other ways to a sum. select.c takes them for the operation. */
 const hora_algo_t hora_algo_adasum = {
     .size = sizeof(hora_algo_t),
     .name = "adasum",
@@ -198,4 +295,15 @@ const hora_algo_t hora_algo_adasum = {
     .applies = hora_algo_always,
     .cost = cost_adasum,
     .plan = plan_adasum,
+};
+
+const hora_algo_t hora_algo_adasum_oneshot = {
+    .size = sizeof(hora_algo_t),
+    .name = "adasum, oneshot",
+    .colls = 1u << HORA_COLL_ALLREDUCE,
+    .needs_arena = true,
+    .small_only = true,
+    .applies = hora_algo_always,
+    .cost = cost_oneshot,
+    .plan = plan_oneshot,
 };

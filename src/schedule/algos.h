@@ -19,7 +19,9 @@ extern const hora_algo_t hora_algo_ring;
 extern const hora_algo_t hora_algo_doubling;
 extern const hora_algo_t hora_algo_halving;
 extern const hora_algo_t hora_algo_tree;
-extern const hora_algo_t hora_algo_adasum; /* of the operation HORA_ADASUM; not in hora_algo_list */
+/* Of the operation HORA_ADASUM; not in hora_algo_list. adasum.c */
+extern const hora_algo_t hora_algo_adasum;
+extern const hora_algo_t hora_algo_adasum_oneshot;
 
 /* Calls so small that a plan would cost more than the call (tiny.c). The same on all members. */
 bool          hora_tiny_applies(const hora_comm_t *comm, const hora_coll_t *coll);

@@ -2,7 +2,7 @@
  * Choice of an algorithm. Any thread that may use the communicator.
  *
  * Every member must choose the same, so only what is equal on all members counts: the call, the
- * members' hosts, the settings. Adasum has one algorithm. Else, in this order: HORA_ALGO where it applies; the arena where all
+ * members' hosts, the settings. Adasum has its own, by size. Else, in this order: HORA_ALGO where it applies; the arena where all
  * members share one; else the cheapest by a + b + g model, with constants per kind of wire.
  */
 #include "schedule/algos.h"
@@ -115,11 +115,22 @@ static const hora_algo_t *best(const hora_comm_t *comm, const hora_coll_t *coll)
     return chosen;
 }
 
+/* The work of the one-shot form grows with the ranks, and it is not shared. */
+static const hora_algo_t *adasum_by_size(const hora_comm_t *comm, const hora_coll_t *coll) {
+    size_t elem = hora_dtype_is_half(coll->dtype) ? sizeof(float) : hora_dtype_size(coll->dtype);
+    size_t limit = comm->world->settings.oneshot_limit * 2 / (size_t)comm->size;
+    if (comm->pads == NULL)
+        return &hora_algo_adasum;
+    if (limit > comm->pads->slot_bytes)
+        limit = comm->pads->slot_bytes;
+    return coll->count <= limit / elem ? &hora_algo_adasum_oneshot : &hora_algo_adasum;
+}
+
 const hora_algo_t *hora_select(const hora_comm_t *comm, const hora_coll_t *coll) {
     const hora_settings_t *settings = &comm->world->settings;
     const hora_algo_t     *algo;
     if (coll->op == HORA_ADASUM && coll->kind == HORA_COLL_ALLREDUCE)
-        return &hora_algo_adasum;
+        return adasum_by_size(comm, coll);
     if (strcmp(settings->algo, "auto") == 0)
         return best(comm, coll);
     algo = forced(comm, coll);

@@ -97,7 +97,7 @@ static void ops_main(hora_comm_t *comm, int rank, int size, void *arg) {
         for (int d = 0; d < HORA_DTYPE_COUNT; d++)
             for (int op = 0; op < HORA_OP_COUNT; op++) {
                 coll_t c;
-                if (!hora_op_supported((hora_dtype_t)d, (hora_op_t)op))
+                if (!coll_takes((coll_kind_t)kind, (hora_dtype_t)d, (hora_op_t)op))
                     continue;
                 coll_init(&c, (coll_kind_t)kind, (hora_dtype_t)d, (hora_op_t)op, 1237);
                 run_places(comm, &c, sweep);

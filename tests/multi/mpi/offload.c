@@ -107,7 +107,8 @@ static void check_all(hora_comm_t *comm) {
     for (int dtype = 0; dtype < HORA_DTYPE_COUNT; dtype++)
         for (int op = 0; op < HORA_OP_COUNT; op++)
             for (int k = 0; k < 8; k++)
-                if (hora_op_supported(dtype, op) && dtype != HORA_FLOAT16 && dtype != HORA_BFLOAT16)
+                if (hora_op_supported(dtype, op) && op != HORA_ADASUM && dtype != HORA_FLOAT16 &&
+                    dtype != HORA_BFLOAT16)
                     check_one(comm, dtype, op, counts[k / 2], k % 2);
 }
 

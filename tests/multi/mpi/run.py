@@ -137,6 +137,10 @@ def check(mpi: Mpi, build: Path, work: Path, verbose: bool) -> None:
             expect(text, "by MPI_Allreduce", "offload")
         say(f"allreduces, {nranks} ranks, {env.get('HORA_TRANSPORT', 'auto')}, "
             f"offload {env.get('HORA_OFFLOAD', 'none')}")
+    for nranks in (2, 3, 5):
+        text = launch(mpi, nranks, [str(build / "tests/multi/mpi/mpi_adasum")], over_mpi)
+        expect(text, f"PASS adasum, {nranks} ranks", "adasum")
+        say(f"adasum, {nranks} ranks")
     embedded = work / "embedded"
     build_embedded(mpi, build, embedded)
     for level in ("threads", "single"):

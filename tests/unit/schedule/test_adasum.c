@@ -57,6 +57,23 @@ static void plan__pipelines_long_vectors(void **state) {
         }
 }
 
+static void oneshot__agrees_with_the_tree(void **state) {
+    static const size_t counts[] = {0, 1, 2, 5, 100, 1500};
+    unsigned            turn = 0;
+    (void)state;
+    for (int size = 2; size <= 17; size++)
+        for (size_t c = 0; c < LEN(counts); c++, turn++) {
+            sim_case_t what = basic(size, counts[c]);
+            what.algo = &hora_algo_adasum_oneshot;
+            what.dtype = turn % 2 ? HORA_FLOAT64 : HORA_FLOAT32;
+            what.in_place = turn % 3 == 1;
+            what.calls = 3;
+            what.slot = counts[c] + 1;
+            what.postscale = turn % 5 == 0 ? 0.25 : 1.0;
+            must_pass(&what);
+        }
+}
+
 static void plan__sends_what_halving_sends(void **state) {
     sim_case_t  what = basic(8, 8000), wide = basic(6, 6000);
     sim_stats_t stats;
@@ -70,10 +87,11 @@ static void plan__sends_what_halving_sends(void **state) {
 
 /* ---- over real links ---- */
 
-#define LONG 50021
+#define LONG 50021 /* too long for one shot */
 
 typedef struct bits {
     hora_dtype_t dtype;
+    size_t       count;
     double       result[TEAM_MAX][LONG];
 } bits_t;
 
@@ -92,22 +110,23 @@ static void run_once(member_t *m) {
     bits_t     *bits = (bits_t *)(uintptr_t)m->arg;
     void       *out = bits->result[m->rank];
     hora_coll_t coll = {.kind = HORA_COLL_ALLREDUCE, .dtype = bits->dtype, .op = HORA_ADASUM,
-                        .rank = m->rank, .size = m->size, .count = LONG, .in = out, .out = out,
+                        .rank = m->rank, .size = m->size, .count = bits->count, .in = out, .out = out,
                         .prescale = 1.0, .postscale = 1.0};
     fill(bits->dtype, out, m->rank);
     if (hora_coll_run(m->comm, &coll) != HORA_OK)
         team_complain(m, "%s", hora_last_error());
 }
 
-static void bits__do_not_depend_on_chunk_or_pads(void **state) {
+static void bits__do_not_depend_on_chunk_pads_or_plan(void **state) {
     static const hora_dtype_t dtypes[] = {HORA_FLOAT16, HORA_BFLOAT16, HORA_FLOAT32, HORA_FLOAT64};
     bits_t                   *first = malloc(sizeof(*first)), *other = malloc(sizeof(*other));
     (void)state;
     for (size_t d = 0; d < LEN(dtypes); d++)
-        for (int size = 2; size <= 5; size++) {
-            size_t bytes = LONG * hora_dtype_size(dtypes[d]);
+        for (int size = 2; size <= 7; size++) {
+            size_t count = size % 2 ? LONG : 3001, bytes = count * hora_dtype_size(dtypes[d]);
             team_t team = {.size = size, .pads = true, .arg = first, .deterministic = true};
             first->dtype = other->dtype = dtypes[d];
+            first->count = other->count = count;
             team_run(&team, run_once);
             for (size_t chunk = 1000; chunk < 1000000; chunk *= 30) {
                 team_t again = {.size = size, .pads = chunk > 1000, .arg = other, .chunk = chunk,
@@ -125,8 +144,9 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(plan__agrees_with_the_tree_for_every_size_and_count),
         cmocka_unit_test(plan__pipelines_long_vectors),
+        cmocka_unit_test(oneshot__agrees_with_the_tree),
         cmocka_unit_test(plan__sends_what_halving_sends),
-        cmocka_unit_test(bits__do_not_depend_on_chunk_or_pads),
+        cmocka_unit_test(bits__do_not_depend_on_chunk_pads_or_plan),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
