@@ -163,3 +163,7 @@ def main(args: argparse.Namespace) -> int:
 def run_commandline(argv: list[str] | None = None) -> int:
     """The `horovodrun` command."""
     return main(parse_args(argv))
+
+
+if __name__ == "__main__":
+    sys.exit(run_commandline())

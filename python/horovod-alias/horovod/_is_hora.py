@@ -1,0 +1,1 @@
+"""By this file hora knows its own package `horovod` from Horovod's."""
