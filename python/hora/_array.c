@@ -1,9 +1,14 @@
 /*
- * Arrays in and out of the extension, through DLPack: torch tensors by DLPack's table of C
- * functions (about 80 ns), everything else (NumPy, ...) by __dlpack__().
+ * Arrays in and out of the extension: torch tensors by DLPack's table of C functions (about 80 ns),
+ * what offers the buffer protocol (NumPy, bytearray, ...) by that, all else by __dlpack__().
+ *
+ * Invariant: memory that goes out has one count of users (the Array, each DLPack tensor made from
+ * it) and is released with the last of them. A buffer's user is its Array.
  */
 #include "_core.h"
+#include "buffer.h"
 
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -85,10 +90,30 @@ static bool is_contiguous(const DLTensor *tensor, size_t count) {
     return true;
 }
 
+/* Names from DLPack's enumeration of devices. */
+static const char *device_name(int32_t type) {
+    switch (type) {
+    case 2:
+    case 13:
+        return "a CUDA device";
+    case 3:
+        return "a CUDA device's pinned memory";
+    case 8:
+        return "a Metal device";
+    case 10:
+        return "a ROCm device";
+    case 14:
+        return "a oneAPI device";
+    default:
+        return "another device";
+    }
+}
+
 static bool fill_array(const DLTensor *tensor, core_array_t *array_p) {
     if (tensor->device.device_type != HORA_DL_CPU) {
         PyErr_Format(PyExc_ValueError,
-                     "hora takes arrays in CPU memory; this one is on DLPack device type %d",
+                     "hora takes arrays in CPU memory; this one is on %s (DLPack device type %d): "
+                     "copy it to the host first", device_name(tensor->device.device_type),
                      (int)tensor->device.device_type);
         return false;
     }
@@ -122,8 +147,8 @@ static bool fill_array(const DLTensor *tensor, core_array_t *array_p) {
 static PyObject *call_dlpack(PyObject *object) {
     PyObject *method = PyObject_GetAttrString(object, "__dlpack__");
     if (!method) {
-        PyErr_Format(PyExc_TypeError, "expected an array (an object with __dlpack__), not %R",
-                     (PyObject *)Py_TYPE(object));
+        PyErr_Format(PyExc_TypeError, "expected an array (an object with __dlpack__ or a buffer), "
+                                      "not %R", (PyObject *)Py_TYPE(object));
         return NULL;
     }
     PyObject *arguments = PyTuple_New(0), *options = NULL, *capsule = NULL;
@@ -166,6 +191,8 @@ static bool read_by_capsule(PyObject *object, core_array_t *array_p) {
     return true;
 }
 
+static bool read_own(PyObject *object, core_array_t *array_p);
+
 /* Sparse, quantised, on the meta device, ...: the library's exception, of whatever type and with
  * its C++ stack trace, becomes a ValueError with its first line. */
 static void raise_unreadable(void) {
@@ -190,13 +217,27 @@ static void raise_unreadable(void) {
     Py_XDECREF(type);
 }
 
+/* Some arrays offer buffers of some types only (JAX: not of bfloat16). */
+static bool read_by_protocol(PyObject *object, core_array_t *array_p) {
+    if (read_own(object, array_p))
+        return true;
+    if (core_buffer_offered(object)) {
+        if (core_buffer_read(object, array_p))
+            return true;
+        if (!PyObject_HasAttrString(object, "__dlpack__"))
+            return false;
+        PyErr_Clear();
+    }
+    return read_by_capsule(object, array_p);
+}
+
 bool core_array_read(PyObject *object, core_array_t *array_p) {
     const DLPackExchangeAPI *api = find_api(Py_TYPE(object));
     array_p->api = api;
     array_p->keep = NULL;
     array_p->read_only = false;
     if (!api)
-        return read_by_capsule(object, array_p);
+        return read_by_protocol(object, array_p);
     DLTensor tensor;
     if (api->dltensor_from_py_object_no_sync(object, &tensor) != 0) {
         raise_unreadable();
@@ -228,19 +269,44 @@ static DLDataType dtype_to_dl(hora_dtype_t dtype) {
     return (DLDataType){code, bits, 1};
 }
 
+typedef struct shared {
+    atomic_int    users;
+    core_memory_t memory;
+} shared_t;
+
+/* Owns the memory, also when this fails. */
+static shared_t *share(const core_memory_t *memory) {
+    shared_t *shared = malloc(sizeof(*shared));
+    if (!shared) {
+        memory->release(memory->owner, memory->data);
+        PyErr_NoMemory();
+        return NULL;
+    }
+    atomic_init(&shared->users, 1);
+    shared->memory = *memory;
+    return shared;
+}
+
+/* Any thread, with or without the GIL. */
+static void drop_shared(shared_t *shared) {
+    if (core_forked || atomic_fetch_sub(&shared->users, 1) != 1)
+        return;
+    shared->memory.release(shared->memory.owner, shared->memory.data);
+    free(shared);
+}
+
 /* One exported tensor, in either of DLPack's two forms. */
 typedef struct exported {
     union {
         DLManagedTensorVersioned versioned;
         DLManagedTensor          legacy;
     } as;
-    core_memory_t memory;
-    int64_t       shape[HORA_MAX_DIMS], strides[HORA_MAX_DIMS];
+    shared_t *shared;
+    int64_t   shape[HORA_MAX_DIMS], strides[HORA_MAX_DIMS];
 } exported_t;
 
 static void release_exported(exported_t *exported) {
-    if (!core_forked)
-        exported->memory.release(exported->memory.owner, exported->memory.data);
+    drop_shared(exported->shared);
     free(exported);
 }
 
@@ -252,8 +318,8 @@ static void delete_legacy(DLManagedTensor *self) {
     release_exported(self->manager_ctx);
 }
 
-/* Owns the memory on success only. */
-static exported_t *export_memory(const core_memory_t *memory, hora_dtype_t dtype, int ndim,
+/* One user more of the memory. */
+static exported_t *export_memory(shared_t *shared, hora_dtype_t dtype, int ndim,
                                  const int64_t *shape, bool versioned) {
     exported_t *exported = calloc(1, sizeof(*exported));
     if (!exported) {
@@ -266,8 +332,9 @@ static exported_t *export_memory(const core_memory_t *memory, hora_dtype_t dtype
         exported->strides[i] = stride;
         stride *= shape[i];
     }
-    exported->memory = *memory;
-    DLTensor tensor = {.data = memory->data,
+    exported->shared = shared;
+    atomic_fetch_add(&shared->users, 1);
+    DLTensor tensor = {.data = shared->memory.data,
                        .device = {HORA_DL_CPU, 0},
                        .ndim = ndim,
                        .dtype = dtype_to_dl(dtype),
@@ -288,11 +355,13 @@ static exported_t *export_memory(const core_memory_t *memory, hora_dtype_t dtype
 
 PyObject *core_array_export(const core_memory_t *memory, hora_dtype_t dtype, int ndim,
                             const int64_t *shape, const DLPackExchangeAPI *api) {
-    exported_t *exported = export_memory(memory, dtype, ndim, shape, true);
-    if (!exported) {
-        memory->release(memory->owner, memory->data);
+    shared_t *shared = share(memory);
+    if (!shared)
         return NULL;
-    }
+    exported_t *exported = export_memory(shared, dtype, ndim, shape, true);
+    drop_shared(shared); /* what remains is the exported tensor's */
+    if (!exported)
+        return NULL;
     void *object = NULL;
     if (api->managed_tensor_to_py_object_no_sync(&exported->as.versioned, &object) != 0)
         return NULL; /* the callee owned the tensor */
@@ -301,35 +370,93 @@ PyObject *core_array_export(const core_memory_t *memory, hora_dtype_t dtype, int
 
 typedef struct array_object {
     PyObject_HEAD
-    core_memory_t memory; /* release == NULL: given away by __dlpack__ */
-    hora_dtype_t  dtype;
-    int           ndim;
-    int64_t       shape[HORA_MAX_DIMS];
+    shared_t    *shared;
+    hora_dtype_t dtype;
+    int          ndim;
+    size_t       count; /* elements */
+    int64_t      shape[HORA_MAX_DIMS];
+    Py_ssize_t   extents[HORA_MAX_DIMS], strides[HORA_MAX_DIMS]; /* for buffers: strides in bytes */
 } array_object_t;
 
 static PyTypeObject *array_type;
 
 PyObject *core_array_new(const core_memory_t *memory, hora_dtype_t dtype, int ndim,
                          const int64_t *shape) {
+    shared_t *shared = share(memory);
+    if (!shared)
+        return NULL;
     array_object_t *self = PyObject_New(array_object_t, array_type);
     if (!self) {
-        memory->release(memory->owner, memory->data);
+        drop_shared(shared);
         return NULL;
     }
-    self->memory = *memory;
+    self->shared = shared;
     self->dtype = dtype;
     self->ndim = ndim;
-    memcpy(self->shape, shape, (size_t)ndim * sizeof(*shape));
+    self->count = 1;
+    Py_ssize_t stride = (Py_ssize_t)hora_dtype_size(dtype);
+    for (int i = ndim - 1; i >= 0; i--) {
+        self->shape[i] = shape[i];
+        self->extents[i] = (Py_ssize_t)shape[i];
+        self->strides[i] = stride;
+        self->count *= (size_t)shape[i];
+        stride *= (Py_ssize_t)shape[i];
+    }
     return (PyObject *)self;
 }
 
 static void array_dealloc(PyObject *object) {
-    array_object_t *self = (array_object_t *)object;
     PyTypeObject *type = Py_TYPE(object);
-    if (self->memory.release && !core_forked)
-        self->memory.release(self->memory.owner, self->memory.data);
+    drop_shared(((array_object_t *)object)->shared);
     PyObject_Free(object);
     Py_DECREF(type);
+}
+
+/* An Array is read without a detour; false, without an exception: it is something else. */
+static bool read_own(PyObject *object, core_array_t *array_p) {
+    array_object_t *self = (array_object_t *)object;
+    if (Py_TYPE(object) != array_type)
+        return false;
+    array_p->data = self->shared->memory.data;
+    array_p->shape = self->shape;
+    array_p->ndim = self->ndim;
+    array_p->dtype = self->dtype;
+    array_p->count = self->count;
+    return true;
+}
+
+static const char *buffer_format(hora_dtype_t dtype) {
+    static const char *const formats[HORA_DTYPE_COUNT] = {
+        [HORA_BOOL] = "?",    [HORA_INT8] = "b",    [HORA_INT16] = "h",   [HORA_INT32] = "i",
+        [HORA_INT64] = "q",   [HORA_UINT8] = "B",   [HORA_UINT16] = "H",  [HORA_UINT32] = "I",
+        [HORA_UINT64] = "Q",  [HORA_FLOAT16] = "e", [HORA_FLOAT32] = "f", [HORA_FLOAT64] = "d",
+    };
+    return formats[dtype];
+}
+
+static int array_get_buffer(PyObject *object, hora_buffer_t *view, int flags) {
+    array_object_t *self = (array_object_t *)object;
+    const char *format = buffer_format(self->dtype);
+    view->obj = NULL;
+    if (!format) {
+        PyErr_Format(PyExc_BufferError, "Python's buffers know no %s; use DLPack (from_dlpack)",
+                     hora_dtype_name(self->dtype));
+        return -1;
+    }
+    static char nothing[1]; /* an array without elements has no memory */
+    bool shaped = (flags & HORA_BUFFER_STRIDES) != 0; /* PyBUF_ND is part of it */
+    *view = (hora_buffer_t){
+        .buf = self->shared->memory.data ? self->shared->memory.data : nothing,
+        .obj = object,
+        .len = (Py_ssize_t)(self->count * hora_dtype_size(self->dtype)),
+        .itemsize = (Py_ssize_t)hora_dtype_size(self->dtype),
+        .ndim = shaped ? self->ndim : 1,
+        .format = flags & HORA_BUFFER_FORMAT ? (char *)(uintptr_t)format : NULL,
+        .shape = shaped ? self->extents : NULL,
+        .strides = (flags & HORA_BUFFER_STRIDES) == HORA_BUFFER_STRIDES ? self->strides : NULL,
+    };
+    Py_INCREF(object);
+    return 0;
 }
 
 static void drop_capsule(PyObject *capsule) {
@@ -359,19 +486,14 @@ static PyObject *array_dlpack(PyObject *object, PyObject *args, PyObject *option
         return NULL;
     if (type != HORA_DL_CPU)
         return PyErr_Format(PyExc_BufferError, "hora's arrays are in CPU memory");
-    if (!self->memory.release)
-        return PyErr_Format(PyExc_BufferError, "this array has been given away already");
     exported_t *exported =
-        export_memory(&self->memory, self->dtype, self->ndim, self->shape, major >= 1);
+        export_memory(self->shared, self->dtype, self->ndim, self->shape, major >= 1);
     if (!exported)
         return NULL;
     PyObject *capsule =
         PyCapsule_New(exported, major >= 1 ? "dltensor_versioned" : "dltensor", drop_capsule);
-    if (!capsule) {
-        free(exported);
-        return NULL;
-    }
-    self->memory.release = NULL;
+    if (!capsule)
+        release_exported(exported);
     return capsule;
 }
 
@@ -400,7 +522,7 @@ static PyObject *array_dtype(PyObject *object, void *unused) {
 bool core_array_add_type(PyObject *module) {
     static PyMethodDef methods[] = {
         {"__dlpack__", (PyCFunction)(void (*)(void))array_dlpack, METH_VARARGS | METH_KEYWORDS,
-         "Gives the memory away, without a copy, as a DLPack capsule. Once."},
+         "The memory, shared and not copied, as a DLPack capsule."},
         {"__dlpack_device__", array_device, METH_NOARGS, "(1, 0): CPU memory."},
         {NULL, NULL, 0, NULL},
     };
@@ -413,7 +535,9 @@ bool core_array_add_type(PyObject *module) {
         {Py_tp_dealloc, (void *)array_dealloc},
         {Py_tp_methods, methods},
         {Py_tp_getset, members},
-        {Py_tp_doc, "Memory that hora allocated; pass it to torch.from_dlpack or its like."},
+        {HORA_SLOT_GET_BUFFER, (void *)array_get_buffer},
+        {Py_tp_doc, "Memory that hora allocated, freed with the last view of it: a buffer "
+                    "(memoryview, numpy.asarray) and DLPack (torch.from_dlpack and its like)."},
         {0, NULL},
     };
     static PyType_Spec spec = {

@@ -1,31 +1,19 @@
 /*
- * Communicator: the ordered API (hora_allreduce and its sisters) for Python. Benchmarks and tests
- * use it; it needs neither the engine nor init().
+ * Comm: making, splitting, aborting and closing communicators for Python, and memory in the arena.
+ * hora.Communicator (communicator.py) is what users see. Neither the engine nor init() is needed.
  *
- * One thread at a time may be inside a communicator; a second one gets an error. The C communicator
- * is freed when the object was closed (or dropped) and the arrays from alloc() are gone, whichever
- * is last.
+ * Invariants. One thread at a time is inside a communicator; a second one gets an error. The C
+ * communicator is freed when the object was closed (or dropped) and the arrays from alloc() are
+ * gone, whichever is last.
  */
-#include "_core.h"
+#include "_comm.h"
 
-#include <stdatomic.h>
 #include <stdlib.h>
-
-typedef struct box {
-    atomic_int   users;
-    hora_comm_t *comm;
-} box_t;
-
-typedef struct comm_object {
-    PyObject_HEAD
-    box_t *box; /* NULL: closed */
-    bool   busy;
-} comm_object_t;
 
 static PyTypeObject *comm_type;
 
 /* Any thread, with or without the GIL. */
-static void box_drop(box_t *box) {
+static void box_drop(comm_box_t *box) {
     if (atomic_fetch_sub(&box->users, 1) != 1)
         return;
     hora_comm_free(box->comm);
@@ -34,7 +22,7 @@ static void box_drop(box_t *box) {
 
 static PyObject *wrap(hora_comm_t *comm) {
     comm_object_t *self = PyObject_New(comm_object_t, comm_type);
-    box_t *box = malloc(sizeof(*box));
+    comm_box_t *box = malloc(sizeof(*box));
     if (!self || !box) {
         hora_comm_free(comm);
         free(box);
@@ -48,18 +36,19 @@ static PyObject *wrap(hora_comm_t *comm) {
     box->comm = comm;
     self->box = box;
     self->busy = false;
+    self->in_flight = 0;
     return (PyObject *)self;
 }
 
 static PyObject *comm_new(PyTypeObject *type, PyObject *args, PyObject *options) {
-    static char *names[] = {"rank",      "nranks",        "rendezvous",
-                            "transport", "start_timeout", "timeout", NULL};
+    static char *names[] = {"rank",          "size",    "rendezvous", "transport",
+                            "start_timeout", "timeout", "name",       NULL};
     hora_comm_options_t given = HORA_COMM_OPTIONS_INIT;
     (void)type;
     if (!core_check_process() ||
-        !PyArg_ParseTupleAndKeywords(args, options, "|iizzdd", names, &given.rank, &given.nranks,
+        !PyArg_ParseTupleAndKeywords(args, options, "|iizzddz", names, &given.rank, &given.nranks,
                                      &given.rendezvous, &given.transport, &given.start_timeout,
-                                     &given.timeout))
+                                     &given.timeout, &given.name))
         return NULL;
     hora_status_t status;
     hora_comm_t *comm;
@@ -72,15 +61,19 @@ static PyObject *comm_new(PyTypeObject *type, PyObject *args, PyObject *options)
 static void comm_dealloc(PyObject *object) {
     comm_object_t *self = (comm_object_t *)object;
     PyTypeObject *type = Py_TYPE(object);
-    if (self->box && !core_forked)
-        box_drop(self->box);
+    comm_box_t *box = self->box;
+    if (box && !core_forked) {
+        Py_BEGIN_ALLOW_THREADS
+        box_drop(box);
+        Py_END_ALLOW_THREADS
+    }
     PyObject_Free(object);
     Py_DECREF(type);
 }
 
-/* ---- Calls ---------------------------------------------------------------------------------- */
+/* ---- Who is inside -------------------------------------------------------------------------- */
 
-static hora_comm_t *get_comm(PyObject *object) {
+hora_comm_t *comm_get(PyObject *object) {
     comm_object_t *self = (comm_object_t *)object;
     if (!core_check_process())
         return NULL;
@@ -91,9 +84,8 @@ static hora_comm_t *get_comm(PyObject *object) {
     return self->box->comm;
 }
 
-/* Marks the communicator as in use by this thread. */
-static hora_comm_t *enter(PyObject *object) {
-    hora_comm_t *comm = get_comm(object);
+hora_comm_t *comm_enter(PyObject *object) {
+    hora_comm_t *comm = comm_get(object);
     if (!comm)
         return NULL;
     if (((comm_object_t *)object)->busy) {
@@ -106,156 +98,9 @@ static hora_comm_t *enter(PyObject *object) {
     return comm;
 }
 
-static PyObject *leave(PyObject *object, hora_status_t status) {
+PyObject *comm_leave(PyObject *object, hora_status_t status) {
     ((comm_object_t *)object)->busy = false;
     return core_finish(status, true);
-}
-
-typedef struct arrays {
-    core_array_t in, out;
-} arrays_t;
-
-static void drop_arrays(arrays_t *arrays) {
-    Py_XDECREF(arrays->in.keep);
-    Py_XDECREF(arrays->out.keep);
-}
-
-/* The output must have in.count * times / parts elements of the same type. */
-static bool read_arrays(PyObject *const *args, size_t times, size_t parts, arrays_t *arrays_p) {
-    if (!core_array_read(args[0], &arrays_p->in))
-        return false;
-    if (!core_array_read_output(args[1], &arrays_p->out)) {
-        Py_XDECREF(arrays_p->in.keep);
-        return false;
-    }
-    size_t count = arrays_p->in.count;
-    if (arrays_p->in.dtype == arrays_p->out.dtype && count % parts == 0 &&
-        arrays_p->out.count == count * times / parts)
-        return true;
-    drop_arrays(arrays_p);
-    PyErr_Format(PyExc_ValueError,
-                 "input (%zu of %s) and output (%zu of %s) do not fit this operation", count,
-                 hora_dtype_name(arrays_p->in.dtype), arrays_p->out.count,
-                 hora_dtype_name(arrays_p->out.dtype));
-    return false;
-}
-
-/* allreduce(in, out, op, prescale=1.0, postscale=1.0) */
-static PyObject *comm_allreduce(PyObject *self, PyObject *const *args, Py_ssize_t nargs) {
-    hora_call_options_t options = HORA_CALL_OPTIONS_INIT;
-    arrays_t arrays;
-    int op;
-    if (nargs != 5 && !core_check_count(nargs, 3, "allreduce"))
-        return NULL;
-    if (!core_get_int(args[2], &op) ||
-        (nargs == 5 && (!core_get_double(args[3], &options.prescale) ||
-                        !core_get_double(args[4], &options.postscale))) ||
-        !read_arrays(args, 1, 1, &arrays))
-        return NULL;
-    hora_comm_t *comm = enter(self);
-    hora_status_t status = HORA_OK;
-    if (comm) {
-        Py_BEGIN_ALLOW_THREADS
-        status = hora_allreduce(comm, arrays.in.data, arrays.out.data, arrays.in.count,
-                                arrays.in.dtype, (hora_op_t)op, &options);
-        Py_END_ALLOW_THREADS
-    }
-    drop_arrays(&arrays);
-    return comm ? leave(self, status) : NULL;
-}
-
-/* reduce_scatter(in, out, op) */
-static PyObject *comm_reduce_scatter(PyObject *self, PyObject *const *args, Py_ssize_t nargs) {
-    arrays_t arrays;
-    int op;
-    hora_comm_t *comm = get_comm(self);
-    if (!comm || !core_check_count(nargs, 3, "reduce_scatter") || !core_get_int(args[2], &op) ||
-        !read_arrays(args, 1, (size_t)hora_comm_size(comm), &arrays))
-        return NULL;
-    hora_status_t status = HORA_OK;
-    comm = enter(self);
-    if (comm) {
-        Py_BEGIN_ALLOW_THREADS
-        status = hora_reduce_scatter(comm, arrays.in.data, arrays.out.data, arrays.out.count,
-                                     arrays.in.dtype, (hora_op_t)op, NULL);
-        Py_END_ALLOW_THREADS
-    }
-    drop_arrays(&arrays);
-    return comm ? leave(self, status) : NULL;
-}
-
-/* allgather(in, out) */
-static PyObject *comm_allgather(PyObject *self, PyObject *const *args, Py_ssize_t nargs) {
-    arrays_t arrays;
-    hora_comm_t *comm = get_comm(self);
-    if (!comm || !core_check_count(nargs, 2, "allgather") ||
-        !read_arrays(args, (size_t)hora_comm_size(comm), 1, &arrays))
-        return NULL;
-    hora_status_t status = HORA_OK;
-    comm = enter(self);
-    if (comm) {
-        Py_BEGIN_ALLOW_THREADS
-        status = hora_allgather(comm, arrays.in.data, arrays.out.data, arrays.in.count,
-                                arrays.in.dtype, NULL);
-        Py_END_ALLOW_THREADS
-    }
-    drop_arrays(&arrays);
-    return comm ? leave(self, status) : NULL;
-}
-
-/* broadcast(in, out, root) */
-static PyObject *comm_broadcast(PyObject *self, PyObject *const *args, Py_ssize_t nargs) {
-    arrays_t arrays;
-    int root;
-    if (!core_check_count(nargs, 3, "broadcast") || !core_get_int(args[2], &root) ||
-        !read_arrays(args, 1, 1, &arrays))
-        return NULL;
-    hora_status_t status = HORA_OK;
-    hora_comm_t *comm = enter(self);
-    if (comm) {
-        Py_BEGIN_ALLOW_THREADS
-        status = hora_broadcast(comm, arrays.in.data, arrays.out.data, arrays.in.count,
-                                arrays.in.dtype, root, NULL);
-        Py_END_ALLOW_THREADS
-    }
-    drop_arrays(&arrays);
-    return comm ? leave(self, status) : NULL;
-}
-
-/* alltoall(in, out) */
-static PyObject *comm_alltoall(PyObject *self, PyObject *const *args, Py_ssize_t nargs) {
-    arrays_t arrays;
-    hora_comm_t *comm = get_comm(self);
-    if (!comm || !core_check_count(nargs, 2, "alltoall") || !read_arrays(args, 1, 1, &arrays))
-        return NULL;
-    size_t size = (size_t)hora_comm_size(comm);
-    if (arrays.in.count % size) {
-        drop_arrays(&arrays);
-        return PyErr_Format(PyExc_ValueError, "%zu elements cannot be divided among %zu ranks",
-                            arrays.in.count, size);
-    }
-    hora_status_t status = HORA_OK;
-    comm = enter(self);
-    if (comm) {
-        Py_BEGIN_ALLOW_THREADS
-        status = hora_alltoall(comm, arrays.in.data, arrays.out.data, arrays.in.count / size,
-                               arrays.in.dtype, NULL);
-        Py_END_ALLOW_THREADS
-    }
-    drop_arrays(&arrays);
-    return comm ? leave(self, status) : NULL;
-}
-
-static PyObject *comm_barrier(PyObject *self, PyObject *unused) {
-    (void)unused;
-    hora_comm_t *comm = enter(self);
-    if (!comm)
-        return NULL;
-    hora_status_t status;
-    Py_BEGIN_ALLOW_THREADS
-    status = hora_barrier(comm, NULL);
-    Py_END_ALLOW_THREADS
-    return leave(self, status);
 }
 
 /* ---- Making, aborting, closing -------------------------------------------------------------- */
@@ -266,14 +111,14 @@ static PyObject *comm_split(PyObject *self, PyObject *const *args, Py_ssize_t na
     if (!core_check_count(nargs, 2, "split") || !core_get_int(args[0], &color) ||
         !core_get_int(args[1], &key))
         return NULL;
-    hora_comm_t *comm = enter(self), *part = NULL;
+    hora_comm_t *comm = comm_enter(self), *part = NULL;
     if (!comm)
         return NULL;
     hora_status_t status;
     Py_BEGIN_ALLOW_THREADS
     status = hora_comm_split(comm, color, key, &part);
     Py_END_ALLOW_THREADS
-    PyObject *result = leave(self, status);
+    PyObject *result = comm_leave(self, status);
     if (!result || !part)
         return result;
     Py_DECREF(result);
@@ -282,7 +127,7 @@ static PyObject *comm_split(PyObject *self, PyObject *const *args, Py_ssize_t na
 
 static PyObject *comm_abort(PyObject *self, PyObject *reason) {
     const char *text;
-    hora_comm_t *comm = get_comm(self);
+    hora_comm_t *comm = comm_get(self);
     if (!comm || !core_get_string(reason, &text))
         return NULL;
     hora_status_t status = hora_comm_abort(comm, text);
@@ -292,7 +137,7 @@ static PyObject *comm_abort(PyObject *self, PyObject *reason) {
 }
 
 static void release_allocated(void *owner, void *data) {
-    box_t *box = owner;
+    comm_box_t *box = owner;
     hora_free(box->comm, data);
     box_drop(box);
 }
@@ -322,26 +167,66 @@ static bool read_shape(PyObject *object, int *ndim_p, int64_t *shape, size_t *co
     return true;
 }
 
+/* (shape, dtype name) */
+static bool read_request(PyObject *const *args, int *ndim_p, int64_t *shape, hora_dtype_t *dtype_p,
+                         size_t *bytes_p) {
+    const char *name;
+    size_t count;
+    if (!core_get_string(args[1], &name) || !core_get_dtype(name, dtype_p) ||
+        !read_shape(args[0], ndim_p, shape, &count))
+        return false;
+    if (!__builtin_mul_overflow(count, hora_dtype_size(*dtype_p), bytes_p))
+        return true;
+    PyErr_NoMemory();
+    return false;
+}
+
 /* alloc(shape, dtype name) */
 static PyObject *comm_alloc(PyObject *self, PyObject *const *args, Py_ssize_t nargs) {
     int64_t shape[HORA_MAX_DIMS];
     int ndim;
-    size_t count, bytes;
-    const char *name;
+    size_t bytes;
     hora_dtype_t dtype;
-    hora_comm_t *comm = get_comm(self);
-    if (!comm || !core_check_count(nargs, 2, "alloc") || !core_get_string(args[1], &name) ||
-        !core_get_dtype(name, &dtype) || !read_shape(args[0], &ndim, shape, &count))
+    hora_comm_t *comm = comm_get(self);
+    if (!comm || !core_check_count(nargs, 2, "alloc") ||
+        !read_request(args, &ndim, shape, &dtype, &bytes))
         return NULL;
-    if (__builtin_mul_overflow(count, hora_dtype_size(dtype), &bytes))
-        return PyErr_NoMemory();
-    box_t *box = ((comm_object_t *)self)->box;
+    comm_box_t *box = ((comm_object_t *)self)->box;
     core_memory_t memory = {NULL, box, release_allocated};
     hora_status_t status = hora_alloc(comm, bytes ? bytes : 1, &memory.data);
     if (status != HORA_OK)
         return core_raise(status);
     atomic_fetch_add(&box->users, 1);
     return core_array_new(&memory, dtype, ndim, shape);
+}
+
+static void release_empty(void *owner, void *data) {
+    (void)owner;
+    free(data);
+}
+
+/* empty(shape, dtype name): in ordinary memory */
+static PyObject *core_empty(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
+    int64_t shape[HORA_MAX_DIMS];
+    int ndim;
+    size_t bytes;
+    hora_dtype_t dtype;
+    core_memory_t memory = {NULL, NULL, release_empty};
+    (void)module;
+    if (!core_check_count(nargs, 2, "empty") || !read_request(args, &ndim, shape, &dtype, &bytes))
+        return NULL;
+    if (posix_memalign(&memory.data, 64, bytes ? bytes : 1) != 0)
+        return PyErr_NoMemory();
+    return core_array_new(&memory, dtype, ndim, shape);
+}
+
+static PyObject *core_dtype_of(PyObject *module, PyObject *object) {
+    core_array_t array;
+    (void)module;
+    if (!core_array_read(object, &array))
+        return NULL;
+    Py_XDECREF(array.keep);
+    return PyUnicode_FromString(hora_dtype_name(array.dtype));
 }
 
 static PyObject *comm_close(PyObject *object, PyObject *unused) {
@@ -351,7 +236,10 @@ static PyObject *comm_close(PyObject *object, PyObject *unused) {
         return NULL;
     if (self->busy)
         return PyErr_Format(PyExc_RuntimeError, "another thread is using this communicator");
-    box_t *box = self->box;
+    if (self->box && self->in_flight)
+        return PyErr_Format(PyExc_ValueError, "%d operations are in flight on this communicator",
+                            self->in_flight);
+    comm_box_t *box = self->box;
     self->box = NULL;
     if (box) {
         Py_BEGIN_ALLOW_THREADS
@@ -361,15 +249,27 @@ static PyObject *comm_close(PyObject *object, PyObject *unused) {
     Py_RETURN_NONE;
 }
 
+/* None, or the error that ended it. */
+static PyObject *comm_check(PyObject *self, PyObject *unused) {
+    (void)unused;
+    hora_comm_t *comm = comm_get(self);
+    if (!comm)
+        return NULL;
+    hora_status_t status = hora_comm_status(comm);
+    if (status != HORA_OK)
+        return core_raise(status);
+    Py_RETURN_NONE;
+}
+
 static PyObject *comm_number(PyObject *self, void *get) {
-    hora_comm_t *comm = get_comm(self);
+    hora_comm_t *comm = comm_get(self);
     return comm ? PyLong_FromLong(((int (*)(const hora_comm_t *))get)(comm)) : NULL;
 }
 
 static PyObject *comm_text(PyObject *self, PyObject *number,
                            const char *(*get)(const hora_comm_t *, int)) {
     int rank;
-    hora_comm_t *comm = get_comm(self);
+    hora_comm_t *comm = comm_get(self);
     if (!comm || !core_get_int(number, &rank))
         return NULL;
     const char *text = get(comm, rank);
@@ -390,19 +290,21 @@ static PyObject *comm_transport(PyObject *self, PyObject *rank) {
 #define NUMBER(name, text) {#name, comm_number, NULL, text, (void *)hora_comm_##name}
 
 bool core_comm_add_type(PyObject *module) {
+    static PyMethodDef functions[] = {
+        {"empty", FAST(core_empty), "empty(shape, dtype) -> Array in ordinary memory."},
+        {"dtype_of", core_dtype_of, METH_O, "dtype_of(array): name of its element type."},
+        {NULL, NULL, 0, NULL},
+    };
     static PyMethodDef methods[] = {
-        {"allreduce", FAST(comm_allreduce),
-         "allreduce(in, out, op[, prescale, postscale]); in may be out."},
-        {"reduce_scatter", FAST(comm_reduce_scatter), "reduce_scatter(in, out, op)"},
-        {"allgather", FAST(comm_allgather), "allgather(in, out)"},
-        {"broadcast", FAST(comm_broadcast), "broadcast(in, out, root); in may be out."},
-        {"alltoall", FAST(comm_alltoall), "alltoall(in, out)"},
-        {"barrier", comm_barrier, METH_NOARGS, "Returns when every rank has called it."},
-        {"split", FAST(comm_split), "split(color, key) -> Communicator or None; collective."},
+        {"call", FAST(comm_call),
+         "call(kind, input, output, dtype, counts, out_counts, op, root, tag, prescale, postscale, "
+         "timeout, name, start): None when done, or the Request if start is True."},
+        {"split", FAST(comm_split), "split(color, key) -> Comm or None; collective."},
         {"abort", comm_abort, METH_O, "abort(reason): every operation fails, on every rank."},
         {"alloc", FAST(comm_alloc),
          "alloc(shape, dtype) -> Array in memory that the ranks of this host share: collectives "
-         "on it copy less. Pass it to torch.from_dlpack or numpy.from_dlpack."},
+         "on it copy less."},
+        {"check", comm_check, METH_NOARGS, "Raises the error that ended it, if one has."},
         {"close", comm_close, METH_NOARGS, "Leaves the communicator. Idempotent."},
         {"host", comm_host, METH_O, "host(rank): its name."},
         {"transport", comm_transport, METH_O, "transport(rank): what carries bytes to it."},
@@ -422,17 +324,17 @@ bool core_comm_add_type(PyObject *module) {
         {Py_tp_dealloc, (void *)comm_dealloc},
         {Py_tp_methods, methods},
         {Py_tp_getset, numbers},
-        {Py_tp_doc, "Communicator(rank=-1, nranks=-1, rendezvous=None, transport=None, "
-                    "start_timeout=0, timeout=0): all ranks of the job, with ordered collectives "
-                    "on arrays. Every rank makes the same calls in the same order."},
+        {Py_tp_doc, "Comm(rank=-1, size=-1, rendezvous=None, transport=None, start_timeout=0, "
+                    "timeout=0, name=None); see hora.Communicator."},
         {0, NULL},
     };
     static PyType_Spec spec = {
-        .name = "hora._core.Communicator",
+        .name = "hora._core.Comm",
         .basicsize = sizeof(comm_object_t),
         .flags = Py_TPFLAGS_DEFAULT,
         .slots = slots,
     };
     comm_type = (PyTypeObject *)PyType_FromSpec(&spec);
-    return comm_type && PyModule_AddObjectRef(module, "Communicator", (PyObject *)comm_type) == 0;
+    return comm_type && PyModule_AddObjectRef(module, "Comm", (PyObject *)comm_type) == 0 &&
+           PyModule_AddFunctions(module, functions) == 0 && comm_add_requests(module);
 }

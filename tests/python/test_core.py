@@ -18,10 +18,11 @@ def refused(kind: type[BaseException], call: Any, text: str = "") -> None:
 
 
 def communicator_on_torch() -> None:
+    import hora
     import torch
     from hora import _core
 
-    comm = _core.Communicator()
+    comm = hora.Communicator()
     me, size = comm.rank, comm.size
     assert comm.host(me) and comm.transport(me) == "self"
     assert comm.local_size == size and comm.cross_size == 1 and comm.cross_rank == 0
@@ -32,7 +33,7 @@ def communicator_on_torch() -> None:
         comm.allreduce(x, y, _core.SUM)
         wanted = torch.arange(12).reshape(3, 4) * size + size * (size - 1) // 2
         assert torch.equal(y, wanted.to(kind))
-        comm.allreduce(x, x, _core.SUM, 1.0, 1.0)
+        comm.allreduce(x, x, _core.SUM)
         assert torch.equal(x, y)
     gathered = torch.empty(size, 2)
     comm.allgather(torch.full((2,), float(me)), gathered)
@@ -44,7 +45,7 @@ def communicator_on_torch() -> None:
     comm.alltoall(torch.arange(float(size)) + 10 * me, spread)
     assert spread.tolist() == [10.0 * r + me for r in range(size)]
     word = torch.tensor([me])
-    comm.broadcast(word, word, size - 1)
+    comm.broadcast(word, word, root=size - 1)
     assert word.item() == size - 1
     comm.barrier()
     odd = comm.split(me % 2, -me)
@@ -52,9 +53,8 @@ def communicator_on_torch() -> None:
     assert comm.split(-1, 0) is None
     refused(ValueError, lambda: comm.allreduce(torch.ones(2), torch.ones(3), _core.SUM), "fit")
     refused(ValueError, lambda: comm.allreduce(x, x.float(), _core.SUM), "fit")
-    refused(TypeError, lambda: comm.allreduce(x, x))
     refused(TypeError, lambda: comm.allreduce(x, [1, 2], _core.SUM), "array")
-    refused(ValueError, lambda: comm.allreduce(x.t(), x, _core.SUM), "contiguous")
+    refused(ValueError, lambda: comm.allreduce(x, x.t(), _core.SUM), "contiguous")
     odd.close()
     comm.close()
     comm.close()
@@ -68,10 +68,11 @@ def test_communicator(size: int) -> None:
 
 def communicator_on_numpy() -> None:
     sys.modules["torch"] = None  # type: ignore[assignment]
+    import hora
     import numpy as np
     from hora import _core
 
-    comm = _core.Communicator()
+    comm = hora.Communicator()
     size = comm.size
     x = np.arange(6, dtype=np.float32).reshape(2, 3)
     x.flags.writeable = False
@@ -82,16 +83,18 @@ def communicator_on_numpy() -> None:
     refused(ValueError, lambda: comm.allreduce(y, y.T, _core.SUM))
     memory = comm.alloc((4, 5), "float64")
     assert memory.shape == (4, 5) and memory.dtype == "float64"
-    shared = np.from_dlpack(memory)
+    shared, other = np.from_dlpack(memory), np.asarray(memory)
     shared[:] = 2.0
     comm.allreduce(shared, shared, _core.SUM)
     assert (shared == 2.0 * size).all()
-    refused(BufferError, lambda: np.from_dlpack(memory), "given away")
+    assert (other == shared).all() and np.shares_memory(shared, other)
+    del other
     refused(ValueError, lambda: comm.alloc((2,), "complex64"), "complex64")
     refused(ValueError, lambda: comm.alloc((-1,), "float32"), "shape")
     comm.barrier()
     comm.close()  # the memory keeps the communicator until it is gone itself
     shared += 1
+    gc.collect()  # exceptions that were caught above have seen x
     before = sys.getrefcount(x)
     del shared, memory
     gc.collect()
@@ -226,10 +229,11 @@ def test_long_texts_that_are_not_ascii() -> None:
 
 
 def one_thread_at_a_time() -> list[str]:
+    import hora
     import torch
     from hora import _core
 
-    comm = _core.Communicator()
+    comm = hora.Communicator()
     errors: list[str] = []
     if comm.rank == 0:
         thread = threading.Thread(target=comm.barrier)

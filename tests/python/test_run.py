@@ -286,10 +286,10 @@ def test_ranks_on_two_hosts_find_each_other(fake_ssh: str) -> None:
 def test_dead_rank_is_named_by_the_others() -> None:
     program = (
         "import os, time\n"
-        "from hora import _core\n"
+        "from hora import Communicator, _core\n"
         "_core.init(-1, -1, None, None, 0.0, 0.0, 0)\n"
         "if _core.rank() == 1: os.kill(os.getpid(), 9)\n"
-        "_core.Communicator().barrier()\n")
+        "Communicator().barrier()\n")
     begin = time.monotonic()
     done = hora_run("-np", "3", sys.executable, "-c", program)
     assert done.returncode == 128 + 9
@@ -309,9 +309,9 @@ def traces_of(rendezvous: str) -> list[str]:
 def test_end_in_the_midst_of_collectives_leaves_nothing(how: str) -> None:
     program = (
         "import os\n"
-        "from hora import _core\n"
+        "from hora import Communicator, _core\n"
         "_core.init(-1, -1, None, None, 0.0, 0.0, 0)\n"
-        "comm = _core.Communicator()\n"
+        "comm = Communicator()\n"
         "comm.barrier()\n"
         "if _core.rank() == 0: print(os.environ['HORA_RENDEZVOUS'], flush=True)\n"
         "while True: comm.barrier()\n")
