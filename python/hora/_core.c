@@ -1,6 +1,7 @@
 /*
  * hora._core: the C ABI for Python, on the limited API (one file for all Pythons from 3.10 on),
- * with no link to libtorch. One engine per process; the Python modules are built on it.
+ * with no link to libtorch. One job per process at a time, with an engine for each of its process
+ * sets; the Python modules are built on it.
  *
  * Everything runs under the GIL except the calls that block: joining and leaving the job, waiting,
  * and the communicator's collectives.
@@ -12,10 +13,10 @@
 
 hora_engine_t *core_engine;
 hora_comm_t   *core_world;
-int            core_size;
 bool           core_forked;
 
-static PyObject *internal_error;
+static PyObject             *internal_error;
+static hora_engine_options_t engine_options = HORA_ENGINE_OPTIONS_INIT;
 
 /* ---- Errors and arguments ------------------------------------------------------------------- */
 
@@ -26,7 +27,10 @@ PyObject *core_text(const char *text) {
 }
 
 PyObject *core_raise(hora_status_t status) {
-    const char *text = hora_last_error();
+    return core_raise_text(status, hora_last_error());
+}
+
+PyObject *core_raise_text(hora_status_t status, const char *text) {
     bool callers_fault = status == HORA_ERR_INVALID_ARGUMENT || status == HORA_ERR_DUPLICATE_NAME;
     PyObject *type = callers_fault ? PyExc_ValueError : internal_error;
     PyObject *message = core_text(*text ? text : hora_status_message(status));
@@ -111,86 +115,141 @@ bool core_get_comm_options(PyObject *const *args, hora_comm_options_t *options_p
            core_get_double(args[5], &options_p->timeout);
 }
 
-/* ---- The engine of the process -------------------------------------------------------------- */
+/* ---- The job of the process ----------------------------------------------------------------- */
 
-static hora_status_t join(const hora_comm_options_t *options, hora_engine_options_t *engine_options,
-                          hora_comm_t **world_p, hora_engine_t **engine_p) {
-    hora_comm_t *world;
-    hora_status_t status = hora_comm_create(options, &world);
+/* Without the GIL. Takes the communicator over: on failure it is freed. */
+static hora_status_t start(hora_comm_t *world, hora_engine_t **engine_p) {
+    hora_status_t status = hora_engine_create(world, &engine_options, engine_p);
     if (status != HORA_OK)
-        return status;
-    status = hora_engine_create(world, engine_options, engine_p);
-    if (status != HORA_OK) {
-        hora_comm_free(world);
-        return status;
-    }
-    *world_p = world;
+        goto err_world;
+    status = core_sets_open(world, &engine_options);
+    if (status != HORA_OK)
+        goto err_engine;
     return HORA_OK;
+err_engine:
+    hora_engine_free(*engine_p);
+err_world:
+    hora_comm_free(world);
+    return status;
+}
+
+static PyObject *begin(hora_comm_t *world, hora_engine_t *engine) {
+    if (!core_sets_fill(world, engine)) {
+        core_sets_close();
+        hora_engine_free(engine);
+        hora_comm_free(world);
+        return NULL;
+    }
+    core_world = world;
+    core_engine = engine;
+    Py_RETURN_NONE;
+}
+
+/* Leaves the job. Other threads see at once that there is none. */
+static hora_status_t end(void) {
+    hora_engine_t *engine = core_engine;
+    hora_comm_t *world = core_world;
+    hora_status_t status, freed;
+    core_engine = NULL;
+    core_world = NULL;
+    Py_BEGIN_ALLOW_THREADS
+    status = hora_engine_free(engine);
+    Py_END_ALLOW_THREADS
+    core_sets_close();
+    core_handle_sweep();
+    Py_BEGIN_ALLOW_THREADS
+    freed = hora_comm_free(world);
+    Py_END_ALLOW_THREADS
+    return status == HORA_OK ? freed : status;
 }
 
 /* init(rank, nranks, rendezvous, transport, start_timeout, timeout, fusion_threshold) */
 static PyObject *core_init(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
     (void)module;
+    static bool starting;
     hora_comm_options_t options = HORA_COMM_OPTIONS_INIT;
-    hora_engine_options_t engine_options = HORA_ENGINE_OPTIONS_INIT;
     if (!core_check_count(nargs, CORE_COMM_OPTIONS + 1, "init") || !core_check_process() ||
         !core_get_comm_options(args, &options))
         return NULL;
-    engine_options.fusion_threshold = PyLong_AsLongLong(args[CORE_COMM_OPTIONS]);
+    int64_t fusion_threshold = PyLong_AsLongLong(args[CORE_COMM_OPTIONS]);
     if (PyErr_Occurred())
         return NULL;
-    if (core_world) {
-        PyErr_SetString(PyExc_ValueError, "hora has been initialized already");
-        return NULL;
-    }
+    if (core_world || starting)
+        return PyErr_Format(PyExc_ValueError, "hora has been initialized already");
     hora_status_t status;
     hora_comm_t *world = NULL;
     hora_engine_t *engine = NULL;
+    engine_options.fusion_threshold = fusion_threshold;
+    starting = true;
     Py_BEGIN_ALLOW_THREADS
-    status = join(&options, &engine_options, &world, &engine);
+    status = hora_comm_create(&options, &world);
+    if (status == HORA_OK)
+        status = start(world, &engine);
+    Py_END_ALLOW_THREADS
+    starting = false;
+    return status == HORA_OK ? begin(world, engine) : core_raise(status);
+}
+
+/* narrow(color, key): ranks of one color go on as a job of their own, ordered by key. A negative
+ * color leaves. Right after init; collective. */
+static PyObject *core_narrow(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
+    (void)module;
+    int color, key;
+    if (!core_check_count(nargs, 2, "narrow") || !core_get_int(args[0], &color) ||
+        !core_get_int(args[1], &key) || !core_check_process())
+        return NULL;
+    if (!core_world)
+        return core_raise_not_initialized();
+    hora_comm_t *part = NULL;
+    hora_engine_t *engine = NULL;
+    hora_status_t status, ended;
+    Py_BEGIN_ALLOW_THREADS
+    status = hora_comm_split(core_world, color, key, &part);
     Py_END_ALLOW_THREADS
     if (status != HORA_OK)
         return core_raise(status);
-    core_world = world;
-    core_engine = engine;
-    core_size = hora_comm_size(world);
-    Py_RETURN_NONE;
+    ended = end();
+    if (ended != HORA_OK) {
+        hora_comm_free(part);
+        return core_raise(ended);
+    }
+    if (!part)
+        Py_RETURN_NONE;
+    Py_BEGIN_ALLOW_THREADS
+    status = start(part, &engine);
+    Py_END_ALLOW_THREADS
+    return status == HORA_OK ? begin(part, engine) : core_raise(status);
 }
 
 static PyObject *core_shutdown(PyObject *module, PyObject *unused) {
     (void)module, (void)unused;
     if (core_forked || !core_world)
         Py_RETURN_NONE;
-    hora_engine_t *engine = core_engine;
-    hora_comm_t *world = core_world;
-    hora_status_t status;
-    core_engine = NULL;
-    core_world = NULL;
-    Py_BEGIN_ALLOW_THREADS
-    status = hora_engine_free(engine);
-    Py_END_ALLOW_THREADS
-    core_handle_sweep();
-    Py_BEGIN_ALLOW_THREADS
-    hora_status_t freed = hora_comm_free(world);
-    status = status == HORA_OK ? freed : status;
-    Py_END_ALLOW_THREADS
+    hora_status_t status = end();
     if (status != HORA_OK)
         return core_raise(status);
     Py_RETURN_NONE;
 }
 
+/* The reason may be any text, also what UTF-8 cannot say: file names have lone surrogates. */
 static PyObject *core_abort(PyObject *module, PyObject *reason) {
     (void)module;
-    const char *text;
-    if (!core_check_process() || !core_get_string(reason, &text))
+    if (!core_check_process())
         return NULL;
     if (!core_world)
         return core_raise_not_initialized();
+    PyObject *bytes = PyUnicode_AsEncodedString(reason, "utf-8", "backslashreplace");
+    const char *text = bytes ? PyBytes_AsString(bytes) : NULL;
+    if (!text) {
+        Py_XDECREF(bytes);
+        return NULL;
+    }
     hora_status_t status;
     hora_comm_t *world = core_world;
     Py_BEGIN_ALLOW_THREADS
     status = hora_comm_abort(world, text);
     Py_END_ALLOW_THREADS
+    Py_DECREF(bytes);
     if (status != HORA_OK)
         return core_raise(status);
     Py_RETURN_NONE;
@@ -298,6 +357,9 @@ static PyMethodDef functions[] = {
     {"init", FAST(core_init),
      "init(rank, nranks, rendezvous, transport, start_timeout, timeout, fusion_threshold): joins "
      "the job and starts the engine. -1, None and 0 leave the choice to hora."},
+    {"narrow", FAST(core_narrow),
+     "narrow(color, key): after init, ranks of one color go on as a job of their own, ordered by "
+     "key; a negative color leaves. Collective."},
     {"shutdown", core_shutdown, METH_NOARGS, "Leaves the job in order. Idempotent."},
     {"abort", core_abort, METH_O, "abort(reason): ends the job on every rank with an error."},
     {"is_initialized", core_is_initialized, METH_NOARGS, "True between init and shutdown."},
@@ -312,8 +374,22 @@ static PyMethodDef functions[] = {
     {"host", core_host, METH_O, "host(rank): name of the rank's host."},
     {"transport", core_transport, METH_O, "transport(rank): what carries bytes to the rank."},
     {"enqueue", FAST(core_enqueue),
-     "enqueue(kind, name, tensor, output, op, prescale, postscale, root, splits, flags) -> Handle. "
-     "With tuples for name, tensor and output, the tasks form one group."},
+     "enqueue(kind, name, tensor, output, op, prescale, postscale, root, splits, flags, "
+     "process_set_id=0) -> Handle. With tuples for name, tensor and output, the tasks form one "
+     "group. root is a rank of the job."},
+    {"process_set_ids", core_set_ids, METH_NOARGS, "Ids of the process sets, in order."},
+    {"process_set_ranks", core_set_ranks, METH_O, "process_set_ranks(id): ranks of the job."},
+    {"process_set_size", core_set_size, METH_O, "process_set_size(id): number of members."},
+    {"process_set_rank", core_set_rank, METH_O, "process_set_rank(id): my rank among them."},
+    {"process_set_included", core_set_included, METH_O,
+     "process_set_included(id): True when this rank is a member."},
+    {"exchange", FAST(core_set_exchange),
+     "exchange(what, numbers): the list of what each rank passes. Collective over all ranks."},
+    {"add_process_set", core_set_add, METH_O,
+     "add_process_set(ranks) -> id. Collective over all ranks, which must pass the same ranks: see "
+     "hora.common.process_sets, which checks that."},
+    {"remove_process_set", core_set_remove, METH_O,
+     "remove_process_set(id). Every rank does it, when they have agreed."},
     {"install_interrupt", core_interrupt_install, METH_NOARGS,
      "Lets Ctrl-C end a blocking call on the main thread, which must call this."},
     {"backends", core_backends, METH_NOARGS, "What this build and machine have: list of dicts."},
@@ -341,8 +417,10 @@ static bool add_numbers(PyObject *module) {
         {"ALLTOALL", HORA_TASK_ALLTOALL},
         {"REDUCESCATTER", HORA_TASK_REDUCESCATTER},
         {"BARRIER", HORA_TASK_BARRIER},
+        {"JOIN", HORA_TASK_JOIN},
         {"WILL_WAIT", HORA_ENQUEUE_WILL_WAIT},
         {"DUPLICATE_NAME", HORA_ERR_DUPLICATE_NAME},
+        {"MISMATCH", HORA_ERR_MISMATCH},
     };
     for (size_t i = 0; i < sizeof(numbers) / sizeof(numbers[0]); i++)
         if (PyModule_AddIntConstant(module, numbers[i].name, numbers[i].value) < 0)

@@ -25,13 +25,9 @@ typedef struct core_array {
     PyObject                *keep;       /* owned: what must live while the data is used, or NULL */
 } core_array_t;
 
-/* Reads a CPU array, by DLPack or the buffer protocol. It must be contiguous (C order) and of a type
- * that hora has. On failure sets TypeError, ValueError or BufferError and returns false. The caller
- * drops array_p->keep. */
+/* Reads a CPU array. It must be contiguous (C order) and of a type that hora has. On failure sets
+ * TypeError, ValueError or BufferError and returns false. The caller drops array_p->keep. */
 bool core_array_read(PyObject *object, core_array_t *array_p);
-/* The same for what offers the buffer protocol, where it is enough to be offered. */
-bool core_buffer_offered(PyObject *object);
-bool core_buffer_read(PyObject *object, core_array_t *array_p);
 /* The array is where results go: must be writable. */
 bool core_array_read_output(PyObject *object, core_array_t *array_p);
 
@@ -58,6 +54,8 @@ PyObject *core_text(const char *text);
  * HorovodInternalError; both with the status value as attribute `status`. The text is
  * hora_last_error. */
 PyObject *core_raise(hora_status_t status);
+/* The same with another text. */
+PyObject *core_raise_text(hora_status_t status, const char *text);
 PyObject *core_raise_not_initialized(void);
 
 /* Number arguments. Return false with an exception set. */
@@ -91,10 +89,43 @@ PyObject *core_finish(hora_status_t status, bool entered);
 /* Installs it. Python's own handler of SIGINT stays in place and runs first. Idempotent. */
 PyObject *core_interrupt_install(PyObject *module, PyObject *unused);
 
-/* The engine of the process and the communicator it was made from; NULL before init. */
+/* The engine of all ranks and the communicator it was made from; NULL before init. */
 extern hora_engine_t *core_engine;
 extern hora_comm_t   *core_world;
-extern int            core_size; /* of the world of the last init */
+
+/* A process set. Set 0 is all ranks. */
+typedef struct core_set {
+    hora_engine_t *engine; /* NULL where this rank is not a member */
+    int           *ranks;  /* [size] of the world, in the order of the set; NULL: no such set */
+    int            size;
+    int            rank;   /* mine in the set; -1 where it is not a member */
+} core_set_t;
+
+/* The set, whose engine is not NULL; NULL with ValueError when there is no such set or this rank is
+ * no member. Valid until the GIL is released. */
+const core_set_t *core_set_of_member(int id);
+/* Makes a rank of the world a rank of the (existing) set; false with ValueError if it is no member. */
+bool core_set_translate(int id, int *rank);
+
+PyObject *core_set_ids(PyObject *module, PyObject *unused);
+PyObject *core_set_ranks(PyObject *module, PyObject *id);
+PyObject *core_set_size(PyObject *module, PyObject *id);
+PyObject *core_set_rank(PyObject *module, PyObject *id);
+PyObject *core_set_included(PyObject *module, PyObject *id);
+/* exchange(what, numbers): what each rank passes; collective over all ranks. */
+PyObject *core_set_exchange(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
+/* Collective over all ranks, which must pass the same ranks. */
+PyObject *core_set_add(PyObject *module, PyObject *ranks);
+/* Not collective by itself: the ranks must have agreed. */
+PyObject *core_set_remove(PyObject *module, PyObject *id);
+
+/* In this order. Without the GIL; collective over world. */
+hora_status_t core_sets_open(hora_comm_t *world, const hora_engine_options_t *options);
+/* With the GIL. false with an exception without memory. */
+bool core_sets_fill(hora_comm_t *world, hora_engine_t *engine);
+/* With the GIL. Frees every engine but that of set 0. After core_sets_open, whatever it said. */
+void core_sets_close(void);
+
 PyObject *core_enqueue(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
 /* Lets go of handles that were dropped before they were done, if they are now. */
 void core_handle_sweep(void);

@@ -16,6 +16,7 @@ typedef struct handle_object {
     hora_handle_t           *handle; /* NULL once released */
     PyObject                *keep[KEEP];
     const DLPackExchangeAPI *api;    /* of the first array that came in */
+    int                      size;   /* number of ranks that take part */
     size_t                   ntasks;
     hora_dtype_t             dtype;  /* of task 0 */
     hora_dtype_t            *dtypes; /* [ntasks]; &dtype when there is one task */
@@ -92,6 +93,7 @@ static handle_object_t *new_handle(size_t ntasks) {
         return NULL;
     self->handle = NULL;
     self->api = NULL;
+    self->size = 0;
     self->ntasks = ntasks;
     self->dtype = HORA_FLOAT32;
     self->dtypes = &self->dtype;
@@ -108,8 +110,15 @@ static handle_object_t *new_handle(size_t ntasks) {
 
 /* ---- Enqueue -------------------------------------------------------------------------------- */
 
-/* The arguments of _core.enqueue. */
-enum { KIND, NAME, TENSOR, OUTPUT, OP, PRESCALE, POSTSCALE, ROOT, SPLITS, FLAGS, ARGUMENTS };
+/* The arguments of _core.enqueue; the last one may be left out. */
+enum { KIND, NAME, TENSOR, OUTPUT, OP, PRESCALE, POSTSCALE, ROOT, SPLITS, FLAGS, SET, ARGUMENTS };
+
+/* What the tasks of one call have in common. */
+typedef struct call {
+    hora_task_t task;
+    int         set; /* id */
+    unsigned    flags;
+} call_t;
 
 static bool keep_also(handle_object_t *self, PyObject *object) {
     if (!self->keep[3] && !(self->keep[3] = PyList_New(0)))
@@ -165,6 +174,22 @@ static bool read_pair(handle_object_t *self, PyObject *tensor, PyObject *output,
     return true;
 }
 
+/* Join has no input and gives one number. */
+static bool read_number_output(handle_object_t *self, PyObject *output, hora_task_t *task_p) {
+    core_array_t out;
+    if (!core_array_read_output(output, &out))
+        return false;
+    task_p->out = out.data;
+    bool kept = !out.keep || keep_also(self, out.keep);
+    Py_XDECREF(out.keep);
+    if (!kept)
+        return false;
+    if (out.dtype == HORA_INT32 && out.count == 1)
+        return true;
+    PyErr_SetString(PyExc_ValueError, "without an input, the output is one int32");
+    return false;
+}
+
 static bool read_splits(PyObject *object, hora_task_t *task_p, int64_t **splits_p) {
     Py_ssize_t count = PySequence_Size(object);
     if (count < 0)
@@ -189,19 +214,26 @@ static bool read_splits(PyObject *object, hora_task_t *task_p, int64_t **splits_
     return true;
 }
 
-static PyObject *start(handle_object_t *self, const hora_task_t *tasks, unsigned flags) {
+static PyObject *start(handle_object_t *self, const hora_task_t *tasks, const call_t *call) {
     hora_handle_t *handle;
+    const core_set_t *set = core_set_of_member(call->set); /* reading arrays may have run Python */
+    if (!set) {
+        Py_DECREF(self);
+        return NULL;
+    }
     hora_status_t status =
-        hora_engine_enqueue(core_engine, tasks, self->ntasks, flags, &handle);
+        hora_engine_enqueue(set->engine, tasks, self->ntasks, call->flags, &handle);
     if (status != HORA_OK) {
         Py_DECREF(self);
         return core_raise(status == HORA_ERR_UNSUPPORTED ? HORA_ERR_INVALID_ARGUMENT : status);
     }
     self->handle = handle;
+    self->size = set->size;
     return (PyObject *)self;
 }
 
-static PyObject *enqueue_one(hora_task_t *task, PyObject *const *args, unsigned flags) {
+static PyObject *enqueue_one(call_t *call, PyObject *const *args) {
+    hora_task_t *task = &call->task;
     handle_object_t *self = new_handle(1);
     if (!self)
         return NULL;
@@ -210,6 +242,9 @@ static PyObject *enqueue_one(hora_task_t *task, PyObject *const *args, unsigned 
         goto err_handle;
     if (args[TENSOR] != Py_None && !read_pair(self, args[TENSOR], args[OUTPUT], task))
         goto err_handle;
+    if (args[TENSOR] == Py_None && args[OUTPUT] != Py_None &&
+        !read_number_output(self, args[OUTPUT], task))
+        goto err_handle;
     if (args[SPLITS] != Py_None && !read_splits(args[SPLITS], task, &splits))
         goto err_handle;
     self->dtype = task->dtype;
@@ -217,7 +252,7 @@ static PyObject *enqueue_one(hora_task_t *task, PyObject *const *args, unsigned 
         Py_INCREF(args[TENSOR + i]);
         self->keep[i] = args[TENSOR + i];
     }
-    PyObject *result = start(self, task, flags);
+    PyObject *result = start(self, task, call);
     free(splits);
     return result;
 err_handle:
@@ -245,7 +280,7 @@ static bool read_group(handle_object_t *self, const hora_task_t *common, hora_ta
     return true;
 }
 
-static PyObject *enqueue_group(const hora_task_t *common, PyObject *const *args, unsigned flags) {
+static PyObject *enqueue_group(const call_t *call, PyObject *const *args) {
     Py_ssize_t count = PyTuple_Size(args[TENSOR]);
     if (count <= 0) {
         if (!PyErr_Occurred())
@@ -265,35 +300,46 @@ static PyObject *enqueue_group(const hora_task_t *common, PyObject *const *args,
     if (!tasks) {
         PyErr_NoMemory();
         Py_DECREF(self);
-    } else if (!read_group(self, common, tasks)) {
+    } else if (!read_group(self, &call->task, tasks)) {
         Py_DECREF(self);
     } else {
-        result = start(self, tasks, flags);
+        result = start(self, tasks, call);
     }
     free(tasks);
     return result;
 }
 
+static bool read_call(PyObject *const *args, Py_ssize_t nargs, call_t *call) {
+    hora_task_t *task = &call->task;
+    int kind, op, flags;
+    if (nargs != ARGUMENTS - 1 && !core_check_count(nargs, ARGUMENTS, "enqueue"))
+        return false;
+    if (nargs == ARGUMENTS && !core_get_int(args[SET], &call->set))
+        return false;
+    if (!core_set_of_member(call->set) || !core_get_int(args[KIND], &kind) ||
+        !core_get_int(args[OP], &op) ||
+        !core_get_double(args[PRESCALE], &task->prescale) ||
+        !core_get_double(args[POSTSCALE], &task->postscale) ||
+        !core_get_int(args[ROOT], &task->root) || !core_get_int(args[FLAGS], &flags))
+        return false;
+    if (call->set && kind == HORA_TASK_BROADCAST && !core_set_translate(call->set, &task->root))
+        return false;
+    task->kind = (hora_task_kind_t)kind;
+    task->op = (hora_op_t)op;
+    call->flags = (unsigned)flags;
+    return true;
+}
+
 PyObject *core_enqueue(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
     (void)module;
-    hora_task_t task = HORA_TASK_INIT;
-    int kind, op, flags;
-    if (!core_check_count(nargs, ARGUMENTS, "enqueue") || !core_check_process())
-        return NULL;
-    if (!core_engine)
-        return core_raise_not_initialized();
-    if (!core_get_int(args[KIND], &kind) || !core_get_int(args[OP], &op) ||
-        !core_get_double(args[PRESCALE], &task.prescale) ||
-        !core_get_double(args[POSTSCALE], &task.postscale) ||
-        !core_get_int(args[ROOT], &task.root) || !core_get_int(args[FLAGS], &flags))
+    call_t call = {.task = HORA_TASK_INIT};
+    if (!core_check_process() || !read_call(args, nargs, &call))
         return NULL;
     if (orphans)
         core_handle_sweep();
-    task.kind = (hora_task_kind_t)kind;
-    task.op = (hora_op_t)op;
     if (PyTuple_Check(args[TENSOR]))
-        return enqueue_group(&task, args, (unsigned)flags);
-    return enqueue_one(&task, args, (unsigned)flags);
+        return enqueue_group(&call, args);
+    return enqueue_one(&call, args);
 }
 
 /* ---- Methods -------------------------------------------------------------------------------- */
@@ -356,12 +402,11 @@ static hora_output_t *take_output(handle_object_t *self, PyObject *number, size_
     return output;
 }
 
-static PyObject *read_received_splits(const hora_output_t *output) {
+static PyObject *read_received_splits(const handle_object_t *self, const hora_output_t *output) {
     if (!output->received_splits)
         Py_RETURN_NONE;
-    int size = core_size;
-    PyObject *list = PyList_New(size);
-    for (int i = 0; list && i < size; i++) {
+    PyObject *list = PyList_New(self->size);
+    for (int i = 0; list && i < self->size; i++) {
         PyObject *rows = PyLong_FromLongLong(output->received_splits[i]);
         if (!rows || PyList_SetItem(list, i, rows) < 0)
             Py_CLEAR(list);
@@ -376,7 +421,7 @@ static PyObject *get_output(handle_object_t *self, PyObject *number, bool export
     hora_output_t *output = take_output(self, number, &index);
     if (!output)
         return NULL;
-    PyObject *splits = read_received_splits(output);
+    PyObject *splits = read_received_splits(self, output);
     core_memory_t memory = {output->data, output, release_output};
     int ndim = output->ndim;
     PyObject *array =

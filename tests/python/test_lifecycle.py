@@ -314,7 +314,7 @@ def test_keyboard_interrupt_while_starting() -> None:
     job = ranks.start(
         "import ranks, hora.torch as hvd; ranks.signal_file('starting'); hvd.init()",
         1,
-        env={"HORA_SIZE": "2", "PYTHONPATH": str(ranks.HERE)},
+        env={"HORA_SIZE": "2", "PYTHONPATH": os.pathsep.join([str(ranks.HERE), *sys.path[1:]])},
     )
     try:
         job.wait_for_file("starting")

@@ -8,21 +8,26 @@ the job.
 from __future__ import annotations
 
 import atexit
+import collections
 import contextlib
+import os
+import re
 import signal
 import sys
 import threading
 import traceback
-from typing import Any, Callable, Iterator
+from typing import Any, Callable, Iterable, Iterator, Sequence
 
 from hora import _core
-from hora.common.process_sets import global_process_set
+from hora.common import process_sets as _sets
+from hora.common.process_sets import ProcessSet
 
 __all__ = [
-    "init", "shutdown", "is_initialized", "rank", "size", "local_rank", "local_size",
+    "HorovodBasics", "init", "shutdown", "is_initialized", "rank", "size", "local_rank",
+    "local_size",
     "cross_rank", "cross_size", "is_homogeneous", "mpi_threads_supported", "mpi_enabled",
     "mpi_built", "gloo_enabled", "gloo_built", "nccl_built", "ddl_built", "ccl_built",
-    "cuda_built", "rocm_built", "on_reset",
+    "cuda_built", "rocm_built", "start_timeline", "stop_timeline", "on_reset",
 ]  # fmt: skip
 
 is_initialized = _core.is_initialized
@@ -47,20 +52,30 @@ def init(comm: Any = None, process_sets: Any = None) -> None:
     """Joins the job, which the launcher's variables describe; without any, a job of one rank.
 
     Does nothing when hora has been initialised already. After :func:`shutdown` it may be called
-    again. ``comm`` may be None or the list of all ranks; ``process_sets`` may be None or empty.
+    again. Every rank that was launched calls it.
+
+    ``comm`` is None for a job of all ranks that were launched, or the list of those that form it,
+    in the order of their ranks in it, or an mpi4py communicator of them. Ranks that pass lists
+    without a rank in common form jobs of their own. A rank that is not in the list that it passes
+    gets a ValueError.
+
+    ``process_sets`` is a list of :class:`ProcessSet` to add at once, the same on all ranks; or
+    "dynamic", as Horovod has it: hora's sets can always be added and removed later.
     """
     if _core.is_initialized():
         return
-    if process_sets:
-        raise ValueError("hora knows only the global process set so far; leave process_sets out")
-    if comm is not None and not isinstance(comm, (list, tuple)):
-        raise ValueError(f"init() takes no communicator of type {type(comm).__name__}")
+    if isinstance(process_sets, str) and process_sets.lower() == "dynamic":
+        process_sets = None
+    sets = _check_sets(process_sets)
+    listed = _check_comm(comm)
     with _interruptible():
         _core.init(-1, -1, None, None, 0.0, 0.0, 0)
-    if comm and sorted(comm) != list(range(_core.size())):
-        total = _core.size()
-        _core.shutdown()
-        raise ValueError(f"init(comm={list(comm)}) must name all {total} ranks of the job")
+        try:
+            _narrow(_sets.ranks_of_communicator(comm) if listed is None else listed)
+            _sets.register(sets)
+        except BaseException:
+            _core.shutdown()
+            raise
     for reset in _resets:
         reset()
     _install_hooks()
@@ -72,7 +87,68 @@ def shutdown() -> None:
         return
     for reset in _resets:
         reset()
+    _sets.forget_all()
     _core.shutdown()
+
+
+def _check_sets(process_sets: Iterable[Any] | None) -> list[ProcessSet]:
+    sets = list(process_sets or ())
+    for entry in sets:
+        if not isinstance(entry, ProcessSet):
+            raise ValueError(f"process_sets takes ProcessSet objects or \"dynamic\", not {entry!r}")
+    return sets
+
+
+def _check_comm(comm: Any) -> list[int] | None:
+    """The ranks; none for all of them. None for an mpi4py communicator."""
+    if comm is None:
+        return []
+    if _sets.is_communicator(comm):
+        return None
+    try:
+        ranks = [rank + 0 for rank in comm]
+    except TypeError:
+        raise ValueError(
+            f"init() takes a list of ranks or an mpi4py communicator, not {comm!r}"
+        ) from None
+    if len(set(ranks)) < len(ranks):
+        raise ValueError(f"init(comm={ranks}): a rank is in the list twice")
+    return ranks
+
+
+def _narrow(ranks: Sequence[int]) -> None:
+    """Leaves this job for one of only these ranks, in that order; no ranks: all."""
+    rows = _core.exchange("init", ranks)
+    if not any(rows):
+        return
+    me, everybody = _core.rank(), list(range(_core.size()))
+    rows = [row or everybody for row in rows]
+    _check_jobs(rows)
+    mine = rows[me]
+    if all(row == everybody for row in rows):
+        return
+    member = me in mine
+    _core.narrow(min(mine) if member else -1, mine.index(me) if member else 0)
+    if not member:
+        raise ValueError(
+            f"rank {me} is not in init(comm={mine}): it takes no part in that job"
+        )
+
+
+def _check_jobs(rows: Sequence[Sequence[int]]) -> None:
+    """The members of each list must have passed the same list."""
+    for caller, row in enumerate(rows):
+        for rank in row:
+            if not 0 <= rank < len(rows):
+                raise ValueError(
+                    f"init(comm={row}) on rank {caller}: {len(rows)} ranks were launched, and "
+                    f"there is no rank {rank}"
+                )
+            if rows[rank] != row and caller in row:
+                _sets.raise_mismatch(
+                    f"init: rank {caller} passes comm={row}, which names rank {rank}, but rank "
+                    f"{rank} passes comm={rows[rank]}"
+                )
 
 
 # ---- Ctrl-C and uncaught exceptions --------------------------------------------------------------
@@ -134,30 +210,50 @@ def _at_exit() -> None:
             shutdown()
 
 
+# ---- Timeline ------------------------------------------------------------------------------------
+
+
+def start_timeline(file_path: str, mark_cycles: bool = False) -> None:
+    """Begins to record a timeline in ``file_path``; rank r > 0 writes ``file_path.rank<r>``."""
+    _core.rank()  # raises before init()
+    _core.start_timeline(os.fspath(file_path), bool(mark_cycles))
+
+
+def stop_timeline() -> None:
+    """Ends the recording and closes the file."""
+    _core.rank()
+    _core.stop_timeline()
+
+
 # ---- What is built in ----------------------------------------------------------------------------
 
 
-def _has(name: str) -> bool:
-    return any(row["name"] == name and row["available"] for row in _core.backends())
+def _backend(name: str) -> dict[str, Any] | None:
+    rows = (row for row in _core.backends() if row["name"] == name and row["available"])
+    return next(rows, None)
 
 
 def is_homogeneous() -> bool:
     """True when every host has as many ranks as this one."""
-    return _core.local_size() * _core.cross_size() == _core.size()
+    ranks_of_host = collections.Counter(map(_core.host, range(_core.size())))
+    return len(set(ranks_of_host.values())) == 1
 
 
 def mpi_threads_supported() -> bool:
+    """True: any thread may use hora, and MPI beside it as MPI allows."""
     _core.rank()  # raises before init()
     return True
 
 
 def mpi_enabled() -> bool:
     """True when MPI carries the bytes to some rank."""
-    return any(_core.transport(peer) == "mpi" for peer in global_process_set.ranks)
+    if not _core.is_initialized():
+        return False
+    return any(_core.transport(peer) == "mpi" for peer in range(_core.size()))
 
 
 def mpi_built() -> bool:
-    return _has("mpi")
+    return _backend("mpi") is not None
 
 
 def gloo_enabled() -> bool:
@@ -170,7 +266,15 @@ def gloo_built() -> bool:
 
 
 def nccl_built() -> int:
-    return int(_has("nccl"))
+    """The version of the NCCL that can be used, as its NCCL_VERSION_CODE (22105); else 0."""
+    row = _backend("nccl")
+    if row is None:
+        return 0
+    version = re.search(r"(\d+)\.(\d+)\.(\d+)", row["detail"] or "")
+    if version is None:
+        return 1
+    major, minor, patch = map(int, version.groups())
+    return major * 10000 + minor * 100 + patch
 
 
 def ddl_built() -> bool:
@@ -182,8 +286,73 @@ def ccl_built() -> bool:
 
 
 def cuda_built() -> bool:
-    return _has("cuda")
+    return _backend("cuda") is not None
 
 
 def rocm_built() -> bool:
     return False
+
+
+# ---- As Horovod has it -----------------------------------------------------------------------------
+
+
+class HorovodBasics:
+    """The functions above as methods, for callers that use ``mpi_ops._basics``. The arguments name
+    a library in Horovod; hora has one for all frameworks."""
+
+    Average, Sum, Adasum = _core.AVERAGE, _core.SUM, _core.ADASUM
+    Min, Max, Product = _core.MIN, _core.MAX, _core.PRODUCT
+
+    HOROVOD_PROCESS_SET_ERROR_INIT = -1
+    HOROVOD_PROCESS_SET_ERROR_DYNAMIC = -2
+    HOROVOD_PROCESS_SET_ERROR_UNKNOWN_SET = -3
+    HOROVOD_PROCESS_SET_ERROR_FOREIGN_SET = -4
+    HOROVOD_PROCESS_SET_ERROR_SHUTDOWN = -5
+    HOROVOD_PROCESS_SET_ERROR_EXISTING_SET = -6
+
+    init = staticmethod(init)
+    shutdown = staticmethod(shutdown)
+    is_initialized = staticmethod(is_initialized)
+    start_timeline = staticmethod(start_timeline)
+    stop_timeline = staticmethod(stop_timeline)
+    size = staticmethod(size)
+    local_size = staticmethod(local_size)
+    cross_size = staticmethod(cross_size)
+    rank = staticmethod(rank)
+    local_rank = staticmethod(local_rank)
+    cross_rank = staticmethod(cross_rank)
+    is_homogeneous = staticmethod(is_homogeneous)
+    mpi_threads_supported = staticmethod(mpi_threads_supported)
+    mpi_enabled = staticmethod(mpi_enabled)
+    mpi_built = staticmethod(mpi_built)
+    gloo_enabled = staticmethod(gloo_enabled)
+    gloo_built = staticmethod(gloo_built)
+    nccl_built = staticmethod(nccl_built)
+    ddl_built = staticmethod(ddl_built)
+    ccl_built = staticmethod(ccl_built)
+    cuda_built = staticmethod(cuda_built)
+    rocm_built = staticmethod(rocm_built)
+
+    def __init__(self, pkg_path: str = "", *args: str) -> None:
+        pass
+
+    @staticmethod
+    def _process_set_rank(process_set_id: int) -> int:
+        return _core.process_set_rank(process_set_id)
+
+    @staticmethod
+    def _process_set_size(process_set_id: int) -> int:
+        return _core.process_set_size(process_set_id)
+
+    @staticmethod
+    def _get_process_set_ids_and_ranks() -> dict[int, list[int]]:
+        return _sets.get_process_set_ids_and_ranks()
+
+    @staticmethod
+    def _comm_process_set_id(comm: Any) -> int:
+        """The id of the set that has the communicator's ranks."""
+        members = set(_sets.ranks_of_communicator(comm))
+        for number, ranks in _sets.get_process_set_ids_and_ranks().items():
+            if set(ranks) == members:
+                return number
+        raise ValueError("MPI communicator does not correspond to any registered process set.")

@@ -1,0 +1,38 @@
+"""sparse_allreduce_async: the sum of sparse tensors by two allgathers."""
+
+from __future__ import annotations
+
+from typing import Callable
+
+import torch
+
+from hora import _core
+from hora.common.process_sets import ProcessSet, global_process_set
+from hora.torch._ops.allgather import allgather_async
+from hora.torch._ops.start import synchronize
+
+
+def sparse_allreduce_async(
+    tensor: torch.Tensor,
+    name: str | None,
+    op: int,
+    process_set: ProcessSet = global_process_set,
+) -> Callable[[], torch.Tensor]:
+    """Starts the sum or average of a sparse COO tensor over all ranks, as two allgathers. Returns a
+    function that waits for it and returns the sparse result."""
+    if op not in (_core.AVERAGE, _core.SUM):
+        raise ValueError("sparse_allreduce_async takes op Average or Sum")
+    tensor = tensor.coalesce()
+    suffix = (None, None) if name is None else (f"{name}.indices", f"{name}.values")
+    rows = tensor.indices().t().contiguous()
+    indices = allgather_async(rows, name=suffix[0], process_set=process_set)
+    values = allgather_async(tensor.values(), name=suffix[1], process_set=process_set)
+
+    def finish() -> torch.Tensor:
+        where = synchronize(indices).t()
+        what = synchronize(values)
+        if op == _core.AVERAGE:
+            what = what / process_set.size()
+        return torch.sparse_coo_tensor(where, what, tensor.shape, check_invariants=False).coalesce()
+
+    return finish

@@ -1,0 +1,190 @@
+"""What all collectives share: names, handles, starting, and waiting for the result.
+
+Every operation has a name that is the same on all ranks of its process set; ranks may start
+operations in any order. The names on the wire are ``<op>.<name>``, or ``<op>.noname.<n>`` where the
+caller gave none, and members of a group have ``_<i>of<n>`` appended. ``n`` counts the unnamed
+asynchronous operations of a kind on a set since init, or since the last join on the set, and starts
+again after 16384, so that the engine does not have to remember names without end. Unnamed blocking
+operations are all number 0: so they find their place in the engine's cache again. One that comes
+while number 0 is under way, in another Python thread, waits for that to end: so the n-th operation
+of a kind on one rank meets the n-th on the others, whichever threads they are in. Threads that run
+operations of one kind at once on one set should name them, or they cannot know whose they meet.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import time
+from typing import Any, Callable
+
+import torch
+
+from hora import _core
+from hora.common import basics, process_sets
+from hora.common.process_sets import ProcessSet, global_process_set, set_id
+
+WAIT = _core.WILL_WAIT
+
+# What synchronize() makes of a finished operation.
+Finish = Callable[["_core.Handle"], Any]
+
+# Handle number -> the engine's handle and what to do when it is done.
+operations: dict[int, tuple[Any, Finish]] = {}
+_next_handle = itertools.count(1).__next__
+_unnamed: dict[tuple[int, str], Callable[[], int]] = {}
+_UNNAMED_MAX = 16384
+
+
+def _forget() -> None:
+    """A new job: numbering starts afresh, so that ranks that come and go agree."""
+    operations.clear()
+    _unnamed.clear()
+
+
+def forget_unnamed(number: int) -> None:
+    """Numbering on the set with this id starts afresh."""
+    for key in [key for key in _unnamed if key[0] == number]:
+        _unnamed.pop(key, None)
+
+
+basics.on_reset(_forget)
+process_sets.on_forget(forget_unnamed)
+
+
+# ---- Starting ------------------------------------------------------------------------------------
+
+
+def _full_name(kind: str, name: str | None, number: int, flags: int) -> str:
+    if name is not None:
+        return f"{kind}.{name}"
+    if flags & WAIT:
+        return f"{kind}.noname.0"
+    count = _unnamed.get((number, kind))
+    if count is None:
+        count = _unnamed.setdefault((number, kind), itertools.count().__next__)
+    return f"{kind}.noname.{count() % _UNNAMED_MAX + 1}"
+
+
+@functools.lru_cache(maxsize=4096)
+def _group_names(base: str, count: int) -> tuple[str, ...]:
+    return tuple(f"{base}_{i}of{count}" for i in range(1, count + 1))
+
+
+def begin(
+    kind: int,
+    prefix: str,
+    name: str | None,
+    tensor: Any,
+    output: Any,
+    process_set: ProcessSet,
+    op: int = _core.SUM,
+    prescale: float = 1.0,
+    postscale: float = 1.0,
+    root: int = 0,
+    splits: Any = None,
+    flags: int = 0,
+) -> Any:
+    """Starts an operation on a tensor, or on a tuple of tensors, which form a group."""
+    number = 0 if process_set is global_process_set else set_id(process_set)
+    names: Any = _full_name(prefix, name, number, flags)
+    if type(tensor) is tuple:
+        names = _group_names(names, len(tensor))
+    how = names, tensor, output, op, prescale, postscale, root, splits, flags, number
+    try:
+        return _core.enqueue(kind, *how)
+    except ValueError as error:
+        busy = getattr(error, "status", None) == _core.DUPLICATE_NAME
+        if name is not None or not flags & WAIT or not busy:
+            raise
+    return _begin_when_free(kind, how)
+
+
+def _begin_when_free(kind: int, how: tuple[Any, ...]) -> Any:
+    pause = 20e-6
+    while True:
+        time.sleep(pause)
+        try:
+            return _core.enqueue(kind, *how)
+        except ValueError as error:
+            if getattr(error, "status", None) != _core.DUPLICATE_NAME:
+                raise
+        pause = min(pause * 1.5, 1e-3)
+
+
+def dense(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor's values in contiguous memory: itself, if they lie so."""
+    if tensor.is_sparse:
+        raise ValueError("sparse tensors: use sparse_allreduce_async")
+    if tensor.is_contiguous() and not tensor.is_neg():
+        return tensor
+    return tensor.detach().resolve_neg().contiguous()
+
+
+def needs_grad(*tensors: torch.Tensor) -> bool:
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+
+# ---- Finishing -----------------------------------------------------------------------------------
+
+
+def register(handle: Any, finish: Finish) -> int:
+    number = _next_handle()
+    operations[number] = handle, finish
+    return number
+
+
+def wait(handle: Any, finish: Finish) -> Any:
+    handle.wait()
+    return finish(handle)
+
+
+def poll(handle: int) -> bool:
+    """True when the operation is done, well or not: :func:`synchronize` will not block."""
+    if handle not in operations:
+        raise ValueError(f"there is no operation with handle {handle!r}")
+    return operations[handle][0].poll()
+
+
+def synchronize(handle: int) -> Any:
+    """Waits for an operation, forgets its handle, and returns its result: a tensor, a tuple of
+    tensors for a group, or (tensor, received splits) for alltoall. None for an unknown handle.
+    Raises HorovodInternalError if the operation failed."""
+    operation = operations.pop(handle, None)
+    if operation is None:
+        return None
+    return wait(*operation)
+
+
+def copy_back(target: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
+    if target is not source:
+        with torch.no_grad():
+            target.copy_(source)
+    return target
+
+
+def first_output(handle: Any) -> torch.Tensor:
+    return handle.tensor(0)[0]
+
+
+def all_outputs(count: int) -> Finish:
+    return lambda handle: tuple(handle.tensor(i)[0] for i in range(count))
+
+
+# ---- Without a tensor ----------------------------------------------------------------------------
+
+
+def barrier(process_set: ProcessSet = global_process_set) -> None:
+    """Returns when every rank of the process set has called it."""
+    begin(_core.BARRIER, "barrier", None, None, None, process_set, flags=WAIT).wait()
+
+
+def join(device: int = -1, process_set: ProcessSet = global_process_set) -> int:
+    """Says that this rank has no more data, and takes part in the operations of the others, with
+    neutral values, until all ranks have called it. Returns the rank (of the job) that was last.
+    ``device`` is ignored. Unnamed operations are numbered afresh after it."""
+    number = set_id(process_set)
+    last = torch.full((1,), -1, dtype=torch.int32)
+    begin(_core.JOIN, "join", None, None, last, process_set, flags=WAIT).wait()
+    forget_unnamed(number)
+    return process_set.ranks[int(last)]
