@@ -25,9 +25,13 @@ typedef struct core_array {
     PyObject                *keep;       /* owned: what must live while the data is used, or NULL */
 } core_array_t;
 
-/* Reads a CPU array. It must be contiguous (C order) and of a type that hora has. On failure sets
- * TypeError, ValueError or BufferError and returns false. The caller drops array_p->keep. */
+/* Reads a CPU array, by DLPack or the buffer protocol. It must be contiguous (C order) and of a type
+ * that hora has. On failure sets TypeError, ValueError or BufferError and returns false. The caller
+ * drops array_p->keep. */
 bool core_array_read(PyObject *object, core_array_t *array_p);
+/* The same for what offers the buffer protocol, where it is enough to be offered. */
+bool core_buffer_offered(PyObject *object);
+bool core_buffer_read(PyObject *object, core_array_t *array_p);
 /* The array is where results go: must be writable. */
 bool core_array_read_output(PyObject *object, core_array_t *array_p);
 
