@@ -23,12 +23,14 @@ static uint16_t to_float16(int v) {
     int e = 0;
     if (v == 0)
         return 0;
+    if (v < 0)
+        return to_float16(-v) | 0x8000;
     while (v >> (e + 1))
         e++;
     return (uint16_t)((e + 15) << 10 | ((v << (10 - e)) & 0x3ff));
 }
 
-static void put(void *buf, hora_dtype_t dtype, size_t i, int v) {
+void element_put(void *buf, hora_dtype_t dtype, size_t i, int v) {
     switch (dtype) {
     case HORA_BOOL: ((uint8_t *)buf)[i] = v != 0; break;
     case HORA_INT8:
@@ -50,7 +52,7 @@ static void put(void *buf, hora_dtype_t dtype, size_t i, int v) {
 static void expect(const tensor_t *t, const void *buf, size_t i, int v) {
     size_t  size = hora_dtype_size(t->task.dtype);
     uint8_t want[8] = {0};
-    put(want, t->task.dtype, 0, v);
+    element_put(want, t->task.dtype, 0, v);
     harness_check(memcmp(want, (const char *)buf + i * size, size) == 0,
                   "%s, %s: element %zu is not %d", t->name, hora_dtype_name(t->task.dtype), i, v);
 }
@@ -62,7 +64,7 @@ static bool has_out(const tensor_t *t) {
 void tensor_fill(tensor_t *t, hora_comm_t *comm) {
     size_t size = hora_dtype_size(t->task.dtype);
     for (size_t i = 0; i < t->count; i++)
-        put(t->in, t->task.dtype, i, value(hora_comm_rank(comm), i));
+        element_put(t->in, t->task.dtype, i, value(hora_comm_rank(comm), i));
     if (t->out != t->in)
         memset(t->out, 0x55, t->count * size);
 }

@@ -18,6 +18,9 @@ typedef struct tensor {
     hora_handle_t *handle;
 } tensor_t;
 
+/* Writes a whole number as element i of a buffer of that type. */
+void element_put(void *buf, hora_dtype_t dtype, size_t i, int v);
+
 /* A tensor of kind with `rows` rows of `row` elements, filled for this rank. */
 void tensor_make(tensor_t *t, hora_comm_t *comm, hora_task_kind_t kind, hora_dtype_t dtype,
                  const char *name, int64_t rows, int64_t row);

@@ -17,13 +17,20 @@ static const char *host(const void *arg, int rank) {
     return rank % 2 ? "odd" : "even";
 }
 
+int world_divisor = -1;
+
 world_t *world_new(int size, size_t threshold, size_t capacity) {
+    return world_new_active(size, threshold, capacity, false);
+}
+
+world_t *world_new_active(int size, size_t threshold, size_t capacity, bool average_active) {
     world_t                   *w = calloc(1, sizeof(*w));
     hora_coordinator_options_t options = {.size = size,
                                           .fusion_threshold = threshold,
                                           .cache_capacity = capacity,
                                           .stall_check_ns = 1000000000,
                                           .stall_limit_ns = 5000000000,
+                                          .average_active = average_active,
                                           .host = host};
     assert_int_equal(hora_coordinator_create(&options, &w->coordinator), HORA_OK);
     w->size = size;
@@ -102,6 +109,15 @@ void rank_enqueue(world_t *w, int rank, int tensor, const hora_signature_t *sig)
     r->queue[r->nqueue++] = tensor;
 }
 
+void rank_join(world_t *w, int rank) {
+    rank_t *r = &w->ranks[rank];
+    assert_false(r->joined);
+    for (int i = 0; i < TENSORS; i++)
+        r->tensors[i].late = false;
+    r->queue[r->nqueue++] = JOIN;
+    r->joined = true;
+}
+
 static bool put(hora_frame_writer_t *fw, tensor_t *t, int tensor) {
     char name[16];
     int  len = snprintf(name, sizeof(name), "t%d", tensor);
@@ -119,6 +135,11 @@ void rank_send(world_t *w, int rank, int most) {
         hora_frame_begin(&fw, buf, HORA_FRAME_REQUESTS, r->errors_seen);
         for (; i < r->nqueue && (most == 0 || n < most); i++, n++) {
             tensor_t *t = &r->tensors[r->queue[i]];
+            if (r->queue[i] == JOIN) {
+                if (!hora_frame_put_join(&fw, r->resends_seen))
+                    break;
+                continue;
+            }
             if (!t->queued)
                 continue; /* it has failed in the queue */
             t->sent_id = t->id != 0 && hora_signature_equal(&t->id_sig, &t->sig) ? t->id : 0;
@@ -170,12 +191,12 @@ static int number_of(const char *name, size_t len) {
     return atoi(text + 1);
 }
 
-static void learn(rank_t *r, int tensor, uint32_t id) {
+static void learn(rank_t *r, int tensor, uint32_t id, const hora_signature_t *sig) {
     for (int i = 0; id != 0 && i < TENSORS; i++)
         if (r->tensors[i].id != 0 && (r->tensors[i].id & 0xffff) == (id & 0xffff))
             r->tensors[i].id = 0;
     r->tensors[tensor].id = id;
-    r->tensors[tensor].id_sig = r->tensors[tensor].sig;
+    r->tensors[tensor].id_sig = *sig;
 }
 
 static int by_id(const rank_t *r, uint32_t id) {
@@ -191,24 +212,34 @@ static void execute(rank_t *r, hora_item_t *item) {
     while (hora_item_next_ref(item, &ref)) {
         int       i = ref.name_len > 0 ? number_of(ref.name, ref.name_len) : by_id(r, ref.id);
         tensor_t *t = &r->tensors[i];
-        assert_true(t->sent);
+        assert_true(t->sent || (r->joined && item->divisor > 0));
         if (ref.name_len > 0)
-            learn(r, i, ref.id);
+            learn(r, i, ref.id, t->sent ? &t->sig : &ref.sig);
+        if (t->sent)
+            t->executed++;
+        else
+            t->ghosts++;
         t->sent = false;
-        t->executed++;
         note_order(r, i);
     }
     note_order(r, -1);
 }
 
 static void take_error(rank_t *r, const hora_item_t *item) {
-    tensor_t *t = &r->tensors[number_of(item->name, item->name_len)];
+    tensor_t *t;
     r->errors_seen++;
+    if (item->name_len == strlen(HORA_JOIN_NAME) &&
+        memcmp(item->name, HORA_JOIN_NAME, item->name_len) == 0) {
+        r->join_failed++;
+        r->joined = false;
+        return;
+    }
+    t = &r->tensors[number_of(item->name, item->name_len)];
     t->id = 0;
     note_failure(t, item->status, item->text, item->text_len);
     if (!t->queued && !t->sent) {
         t->failed--; /* counted when it is enqueued */
-        t->late = true;
+        t->late = !r->joined;
     }
     t->queued = t->sent = false;
 }
@@ -216,16 +247,27 @@ static void take_error(rank_t *r, const hora_item_t *item) {
 static void resend(world_t *w, int rank, uint32_t id) {
     static uint8_t buf[HORA_FRAME_MAX];
     rank_t        *r = &w->ranks[rank];
+    hora_frame_writer_t fw;
+    r->resends_seen++;
+    hora_frame_begin(&fw, buf, HORA_FRAME_REQUESTS, r->errors_seen);
     for (int i = 0; i < TENSORS; i++) {
-        hora_frame_writer_t fw;
         if (!r->tensors[i].sent || r->tensors[i].sent_id != id)
             continue;
         r->tensors[i].sent_id = 0;
-        hora_frame_begin(&fw, buf, HORA_FRAME_REQUESTS, r->errors_seen);
         put(&fw, &r->tensors[i], i);
-        push(&r->from, buf, hora_frame_end(&fw));
         r->resent++;
     }
+    if (r->joined && (r->nqueue == 0 || r->queue[r->nqueue - 1] != JOIN))
+        hora_frame_put_join(&fw, r->resends_seen);
+    push(&r->from, buf, hora_frame_end(&fw));
+}
+
+static void end_join(rank_t *r, int last) {
+    assert_true(r->joined);
+    r->joined = false;
+    r->joins++;
+    r->last = last;
+    note_order(r, -2);
 }
 
 bool rank_listen(world_t *w, int rank) {
@@ -237,8 +279,12 @@ bool rank_listen(world_t *w, int rank) {
         return false;
     assert_true(hora_frame_open(&reader, f->buf, f->len, HORA_FRAME_RESPONSES));
     while (hora_frame_next(&reader, w->size, &item) == HORA_OK) {
-        if (item.type == HORA_ITEM_EXECUTE)
+        if (item.type == HORA_ITEM_EXECUTE_SOME)
+            world_divisor = (int)item.divisor;
+        if (item.type == HORA_ITEM_EXECUTE || item.type == HORA_ITEM_EXECUTE_SOME)
             execute(r, &item);
+        else if (item.type == HORA_ITEM_JOINED)
+            end_join(r, (int)item.rank);
         else if (item.type == HORA_ITEM_ERROR)
             take_error(r, &item);
         else if (item.type == HORA_ITEM_STALL)

@@ -8,6 +8,7 @@
 #include "controller/coordinator.h"
 
 #define TENSORS 96 /* names "t0" .. "t95" */
+#define JOIN    (-1)
 
 typedef struct frame {
     struct frame *next;
@@ -25,19 +26,23 @@ typedef struct tensor {
     uint32_t         id, sent_id;
     hora_signature_t sig, id_sig;
     int              executed, failed; /* so often */
+    int              ghosts;           /* so often executed because the rank had joined */
     hora_status_t    status;           /* of the last failure */
     char             text[HORA_TEXT_MAX + 1];
 } tensor_t;
 
 typedef struct rank {
     tensor_t  tensors[TENSORS];
-    int       queue[TENSORS], nqueue; /* enqueued, not sent */
+    int       queue[TENSORS + 1], nqueue; /* enqueued, not sent; JOIN: a join */
     uint32_t  errors_seen;
     channel_t to, from; /* frames on their way to and from this rank */
     int      *order;    /* tensors executed, -1 after each batch */
     size_t    norder, order_room;
     int       stalls;   /* notes about stalls of tensors in flight here */
     int       resent;
+    bool      joined;
+    int       joins, join_failed, last; /* of the joins that ended */
+    uint32_t  resends_seen;
 } rank_t;
 
 typedef struct world {
@@ -48,13 +53,19 @@ typedef struct world {
 } world_t;
 
 world_t *world_new(int size, size_t threshold, size_t capacity);
+world_t *world_new_active(int size, size_t threshold, size_t capacity, bool average_active);
 void     world_free(world_t *w);
+
+/* What averages are divided by while some ranks have joined: -1 unless a batch said it. */
+extern int world_divisor;
 
 /* An allreduce of float32, `count` elements. */
 hora_signature_t allreduce_of(int64_t count);
 
 /* Fails at once, as on a rank, when the tensor is late. */
 void rank_enqueue(world_t *w, int rank, int tensor, const hora_signature_t *sig);
+/* The rank enqueues a join; nothing more until it ends. */
+void rank_join(world_t *w, int rank);
 /* Puts what is queued into frames of at most `most` reports (0: as many as fit). */
 void rank_send(world_t *w, int rank, int most);
 /* The coordinator takes one frame of the rank; false: there is none. */
