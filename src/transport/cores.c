@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #define SPIN_NS_DEFAULT 50000 /* with a core per rank: longer than a sleeping rank takes to wake */
+#define LOOK_NS         2000  /* a call between ranks that have a core each is over by then */
 #define SPINS_SHARED    20    /* pauses before the first yield when ranks share cores */
 
 static int quota_from(const char *path, const char *format, long *quota_p, long *period_p) {
@@ -54,12 +55,15 @@ static double pause_ns(void) {
 }
 
 void hora_wait_setup(hora_world_t *world) {
-    double spin_ns = (double)world->settings.spin_us * 1000;
+    double spin_ns = (double)world->settings.spin_us * 1000, pause = pause_ns();
+    world->has_cores = world->local_size > 1 && world->local_size <= hora_cpu_count();
     if (spin_ns < 0 && world->local_size > hora_cpu_count()) {
-        world->spin_turns = SPINS_SHARED;
+        world->spin_turns = world->look_turns = SPINS_SHARED;
         return;
     }
     if (spin_ns < 0)
         spin_ns = SPIN_NS_DEFAULT;
-    world->spin_turns = (int)(spin_ns / pause_ns());
+    world->spin_turns = world->look_turns = (int)(spin_ns / pause);
+    if (world->has_cores && spin_ns > LOOK_NS)
+        world->look_turns = (int)(LOOK_NS / pause);
 }

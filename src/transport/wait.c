@@ -44,6 +44,7 @@ void hora_waiter_begin(hora_waiter_t *w, hora_comm_t *comm, double timeout, cons
     w->comm = comm;
     w->what = what;
     w->timeout = timeout > 0 ? timeout : comm->timeout;
+    w->quick = patient ? comm->world->spin_turns : comm->world->look_turns;
     if (patient && comm->world->spin_turns > PATIENT_SPINS)
         w->turns = comm->world->spin_turns - PATIENT_SPINS;
 }
@@ -173,6 +174,11 @@ hora_status_t hora_waiter_slow_turn(hora_waiter_t *w, int awaited) {
     hora_status_t st = hora_failure_check(&w->comm->failure);
     if (st != HORA_OK)
         return st;
+    if (w->quick < w->comm->world->spin_turns) {
+        w->quick = w->comm->world->spin_turns;
+        hora_apart_look(w->comm, awaited);
+        return HORA_OK;
+    }
     if (awaited >= 0)
         st = hora_wait_check_gone(w->comm, awaited, &w->gone, w->what);
     if (st != HORA_OK)

@@ -25,6 +25,7 @@ typedef struct hora_waiter {
     const char  *what;     /* operation and phase, for messages */
     double       timeout;  /* seconds; 0: the communicator's */
     int          turns;
+    int          quick;    /* turns that only spin */
     bool         announced; /* counted in bell->waiting */
     bool         polls;     /* sleeps in poll(eventfd, ...) rather than on the futex */
     unsigned     bell;      /* value seen when announced */
@@ -69,7 +70,7 @@ hora_status_t hora_wait_check_gone(const hora_comm_t *comm, int rank, uint64_t *
 bool hora_others_sleep(const hora_world_t *world);
 
 static inline hora_status_t hora_waiter_turn(hora_waiter_t *w, int awaited) {
-    if (__builtin_expect(++w->turns <= w->comm->world->spin_turns, 1)) {
+    if (__builtin_expect(++w->turns <= w->quick, 1)) {
         hora_cpu_relax();
         return HORA_OK;
     }
@@ -78,7 +79,12 @@ static inline hora_status_t hora_waiter_turn(hora_waiter_t *w, int awaited) {
 
 /* Cores that this process may use: affinity mask and cgroup quota; at least 1. */
 int hora_cpu_count(void);
-/* Sets world->spin_turns from the cores, the local ranks and HORA_SPIN_US. */
+/* Says where this rank is, before it wakes others (apart.c). A few nanoseconds. */
+void hora_apart_note(hora_world_t *world);
+/* Moves this thread to another core if the awaited rank (-1: any) was last on this one. */
+void hora_apart_look(const hora_comm_t *comm, int awaited);
+
+/* Sets world->spin_turns and its like from the cores, the local ranks and HORA_SPIN_US. */
 void hora_wait_setup(hora_world_t *world);
 
 #endif

@@ -33,6 +33,7 @@ typedef struct hora_world      hora_world_t;
 typedef struct hora_bell {
     _Alignas(128) atomic_uint value; /* futex word; grows with each ring that found a sleeper */
     atomic_uint waiting; /* low 16 bits: threads asleep on the futex; high 16: in poll(eventfd) */
+    atomic_int  core;    /* where the rank was last, from 1; 0: unknown. Written when it changes */
 } hora_bell_t;
 
 typedef struct hora_peer {
@@ -58,6 +59,8 @@ struct hora_world {
     hora_bell_t      *private_bell;
     int               eventfd;
     int               spin_turns; /* turns of a waiter before it yields or sleeps (wait.c) */
+    int               look_turns; /* turns before it looks who shares its core (apart.c) */
+    bool              has_cores;  /* one for each rank of this host */
     hora_transport_t *transports[HORA_TRANSPORTS_MAX];
     int               ntransports;
     pthread_mutex_t   lock;       /* links and transports */

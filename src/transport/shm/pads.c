@@ -7,6 +7,7 @@
 #include "transport/p2p.h"
 #include "transport/shm/arena.h"
 #include "transport/shm/retire.h"
+#include "transport/wait.h"
 
 #include <limits.h>
 #include <stdlib.h>
@@ -155,6 +156,8 @@ void hora_pads_give_up(hora_pads_t *pads) {
 
 void hora_pads_ring(hora_pads_t *pads) {
     hora_comm_t *comm = pads->comm;
+    if (comm->world->has_cores)
+        hora_apart_note(comm->world);
     atomic_thread_fence(memory_order_seq_cst);
     for (int i = 0; i < comm->size; i++) {
         hora_peer_t *peer = hora_comm_peer(comm, i);

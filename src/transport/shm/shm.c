@@ -10,6 +10,7 @@
 #include "transport/shm/arena.h"
 #include "transport/shm/mailbox.h"
 #include "transport/transport.h"
+#include "transport/wait.h"
 #include "util/log.h"
 
 #include <stdio.h>
@@ -104,6 +105,8 @@ static hora_status_t shm_connect(hora_transport_t *transport, int peer, const vo
 
 static void ring_peer(shm_link_t *link) {
     hora_peer_t *peer = &link->base.transport->world->peers[link->base.peer];
+    if (link->base.transport->world->has_cores)
+        hora_apart_note(link->base.transport->world);
     hora_bell_ring(peer->bell, peer->eventfd);
 }
 

@@ -1,0 +1,92 @@
+/*
+ * Keeps the ranks of a host on cores of their own (wait.h). On the waiting thread.
+ *
+ * A scheduler that wakes a rank likes to put it on the core of the rank that woke it, and leaves it
+ * there while the other cores are busy with other work. Two ranks on one core cannot wait for each
+ * other quickly: one spins while the other could run, and every call takes two time slices. So a
+ * rank that has waited for some microseconds looks where the awaited one was last. If that is here,
+ * it moves: it excludes this core from its affinity mask, which moves it at once, and puts the mask
+ * back. Nothing is bound: the scheduler may move it again.
+ *
+ * Only where there is a core for each rank of the host. Seen on a 2-core machine with a load of 10:
+ * 8 B between 2 ranks took 270 us without this and 0.5 us with the ranks bound to a core each.
+ */
+#include "transport/wait.h"
+
+#include "util/clock.h"
+
+#include <sched.h>
+
+#define MOVE_NS 1000000 /* at most one move in this time: a move costs some microseconds */
+
+static _Thread_local uint64_t moved_at;
+
+/* My core, numbered from 1; 0: unknown. */
+static int core_here(void) {
+    int cpu = sched_getcpu();
+    return cpu >= 0 ? cpu + 1 : 0;
+}
+
+static bool is_at(const hora_comm_t *comm, int rank, int core) {
+    const hora_peer_t *peer = hora_comm_peer(comm, rank);
+    return rank != comm->rank && peer->bell != NULL &&
+           atomic_load_explicit(&peer->bell->core, memory_order_relaxed) == core;
+}
+
+/* Is a rank here that this thread waits for? awaited -1: it may be any. */
+static bool is_shared(const hora_comm_t *comm, int awaited, int core) {
+    if (awaited >= 0)
+        return is_at(comm, awaited, core);
+    for (int r = 0; r < comm->size; r++)
+        if (is_at(comm, r, core))
+            return true;
+    return false;
+}
+
+/* The allowed cores without this one and, if any are left then, without those of others. */
+static bool choose(const hora_comm_t *comm, int core, const cpu_set_t *allowed, cpu_set_t *rest) {
+    cpu_set_t free;
+    *rest = *allowed;
+    CPU_CLR(core - 1, rest);
+    free = *rest;
+    for (int r = 0; r < comm->size; r++) {
+        const hora_peer_t *peer = hora_comm_peer(comm, r);
+        int                other = 0;
+        if (peer->bell != NULL)
+            other = atomic_load_explicit(&peer->bell->core, memory_order_relaxed);
+        if (r != comm->rank && other > 0 && other <= CPU_SETSIZE)
+            CPU_CLR(other - 1, &free);
+    }
+    if (CPU_COUNT(&free) > 0)
+        *rest = free;
+    return CPU_COUNT(rest) > 0;
+}
+
+static void move(const hora_comm_t *comm, int core) {
+    cpu_set_t allowed, rest;
+    if (core > CPU_SETSIZE || sched_getaffinity(0, sizeof(allowed), &allowed) != 0 ||
+        !choose(comm, core, &allowed, &rest))
+        return;
+    if (sched_setaffinity(0, sizeof(rest), &rest) == 0)
+        sched_setaffinity(0, sizeof(allowed), &allowed);
+}
+
+void hora_apart_note(hora_world_t *world) {
+    int core = core_here();
+    if (core != atomic_load_explicit(&world->bell->core, memory_order_relaxed))
+        atomic_store_explicit(&world->bell->core, core, memory_order_relaxed);
+}
+
+void hora_apart_look(const hora_comm_t *comm, int awaited) {
+    int      core = core_here();
+    uint64_t now;
+    hora_apart_note(comm->world);
+    if (core == 0 || !is_shared(comm, awaited, core))
+        return;
+    now = hora_clock_ns();
+    if (now - moved_at < MOVE_NS)
+        return;
+    moved_at = now;
+    move(comm, core);
+    hora_apart_note(comm->world);
+}
