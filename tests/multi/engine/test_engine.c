@@ -139,6 +139,52 @@ static void orders_differ(void **state) {
     }
 }
 
+/* ---- Fusion -------------------------------------------------------------------------------- */
+
+#define FUSED 60
+
+/* Tensors of one kind that are packed, some that are too large for it, and some that are empty. */
+static void fused_main(hora_comm_t *comm, int rank, int size, void *arg) {
+    static const hora_task_kind_t kinds[] = {HORA_TASK_BROADCAST, HORA_TASK_REDUCESCATTER,
+                                             HORA_TASK_ALLGATHER, HORA_TASK_ALLREDUCE};
+    static const hora_dtype_t     dtypes[] = {HORA_FLOAT32, HORA_UINT8, HORA_FLOAT64};
+    hora_engine_t *engine = engine_of(comm, *(int64_t *)arg);
+    tensor_t      *t = calloc(FUSED, sizeof(*t));
+    char           name[64];
+    (void)size;
+    for (size_t k = 0; k < sizeof(kinds) / sizeof(kinds[0]); k++) {
+        for (int i = 0; i < FUSED; i++) {
+            snprintf(name, sizeof(name), "fused.%d", i);
+            make_kind(&t[i], comm, kinds[k], dtypes[i / 20], name, i % 9,
+                      i % 20 == 7 ? 30000 : i % 20 == 13 ? 9000 : 1 + i * 5 % 19);
+            if (kinds[k] == HORA_TASK_BROADCAST)
+                t[i].task.root = i % 3 ? 0 : size - 1;
+        }
+        for (int round = 0; round < 3; round++) {
+            for (int i = 0; i < FUSED; i++) {
+                tensor_fill(&t[(i + rank) % FUSED], comm);
+                tensor_enqueue(engine, &t[(i + rank) % FUSED], HORA_ENQUEUE_WILL_WAIT);
+            }
+            for (int i = 0; i < FUSED; i++)
+                tensor_finish(&t[i], comm);
+        }
+        for (int i = 0; i < FUSED; i++)
+            tensor_free(&t[i]);
+    }
+    free(t);
+    harness_ok(hora_engine_free(engine));
+}
+
+static void every_kind_fuses(void **state) {
+    int64_t       thresholds[] = {0, -1, 3000};
+    harness_job_t job = {.nranks = nranks, .main = fused_main, .transport = transport};
+    (void)state;
+    for (size_t i = 0; i < sizeof(thresholds) / sizeof(thresholds[0]); i++) {
+        job.arg = &thresholds[i];
+        assert_int_equal(harness_run(&job), 0);
+    }
+}
+
 /* ---- Groups -------------------------------------------------------------------------------- */
 
 #define GROUP 20
@@ -429,6 +475,7 @@ int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(kinds_and_types),
         cmocka_unit_test(orders_differ),
+        cmocka_unit_test(every_kind_fuses),
         cmocka_unit_test(groups),
         cmocka_unit_test(parameters_change),
         cmocka_unit_test(names_fill_many_frames),
