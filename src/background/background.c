@@ -1,7 +1,7 @@
 /*
  * The engine's beginning and end (background.h). On the threads that create and free it.
  */
-#include "background/engine.h"
+#include "background/trace.h"
 
 #include "util/clock.h"
 
@@ -27,7 +27,8 @@ static hora_status_t create_controller(hora_engine_t *engine) {
                                           .stall_limit_ns = engine->stall_limit_ns,
                                           .average_active = averages_active(engine),
                                           .host = host_of,
-                                          .host_arg = engine->comm};
+                                          .host_arg = engine->comm,
+                                          .trace = &engine->trace};
     hora_status_t              st = HORA_OK;
     if (engine->rank == 0)
         st = hora_coordinator_create(&options, &engine->coordinator);
@@ -100,6 +101,7 @@ hora_status_t hora_background_create(hora_comm_t *comm, size_t fusion_threshold,
     engine->size = comm->size;
     engine->fusion_threshold = fusion_threshold;
     engine->refs = 1;
+    hora_trace_init(engine);
     create_locks(engine);
     set_times(engine);
     hora_fusion_init(&engine->fusion, engine->world);

@@ -5,7 +5,7 @@
  * a time is a matter of caches, and depends only on what is equal on every rank. Allgathers first
  * exchange, for the whole batch, how many rows each rank brings.
  */
-#include "background/engine.h"
+#include "background/trace.h"
 
 #include <stdlib.h>
 
@@ -128,6 +128,7 @@ static hora_status_t measure(hora_engine_t *engine) {
 
 static hora_status_t execute_alone(hora_engine_t *engine, size_t i) {
     hora_work_t *work = engine->batch[i];
+    hora_trace_select(engine, i, i + 1, false);
     if (work->sig.kind != HORA_TASK_ALLGATHER)
         return hora_execute_one(engine, i);
     pick_rows(engine, i);
@@ -159,6 +160,7 @@ static hora_status_t execute_many(hora_engine_t *engine) {
 
 hora_status_t hora_batch_execute(hora_engine_t *engine) {
     hora_status_t st = reserve_lens(engine);
+    hora_trace_started(engine);
     if (st == HORA_OK)
         st = engine->nbatch == 1 ? hora_execute_one(engine, 0) : execute_many(engine);
     if (st != HORA_OK)

@@ -21,6 +21,7 @@
 #include "schedule/plan.h"
 #include "transport/wait.h"
 #include "util/names.h"
+#include "util/timeline.h"
 
 #include <pthread.h>
 
@@ -97,6 +98,7 @@ struct hora_engine {
     size_t          fusion_threshold;
     uint64_t        stall_check_ns, stall_limit_ns; /* check 0: no warnings */
     hora_engine_t  *next_poked; /* under world->poke_lock */
+    hora_timeline_source_t trace;
 
     pthread_mutex_t lock;
     hora_names_t    records;
@@ -145,6 +147,8 @@ struct hora_engine {
     size_t             *lens;   /* [lens_room] bytes from each rank, for each task of a batch */
     int64_t            *all_rows; /* [lens_room] rows, for each task, from each rank */
     size_t              lens_room;
+    size_t              traced, ntraced; /* trace.h: tasks of the batch that are worked on */
+    bool                traced_packed;
 };
 
 #define HORA_LINGER_NS 100000 /* after the first task that the background thread sees */

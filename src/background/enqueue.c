@@ -2,7 +2,7 @@
  * Enqueueing: a group of tasks becomes a handle and enters the queue (background.h). Any thread;
  * one lock.
  */
-#include "background/engine.h"
+#include "background/trace.h"
 
 #include <stdlib.h>
 
@@ -130,6 +130,7 @@ static void queue_locked(hora_engine_t *engine, hora_handle_t *handle) {
     for (size_t i = 0; i < n; i++) {
         handle->works[i].queued = true;
         hora_works_append(&engine->queue, &handle->works[i]);
+        hora_trace_enqueued(engine, &handle->works[i]);
     }
     engine->enqueued += n;
     atomic_fetch_add_explicit(&engine->pending, n, memory_order_relaxed);

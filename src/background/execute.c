@@ -3,7 +3,7 @@
  * driving thread; every rank executes the same tasks in the same order, on the engine's own
  * communicator. What has an own number of rows on each rank exchanges these first.
  */
-#include "background/engine.h"
+#include "background/trace.h"
 
 #include "offload/offload.h"
 #include "schedule/exec.h"
@@ -31,9 +31,11 @@ hora_coll_t hora_execute_describe(const hora_engine_t *engine, const hora_work_t
 
 hora_status_t hora_execute_run(const hora_engine_t *engine, const hora_coll_t *coll) {
     hora_status_t st;
-    if (hora_offload_try(engine->comm, coll, &st))
-        return st;
-    return hora_coll_run(engine->comm, coll);
+    hora_trace_run(engine, coll);
+    if (!hora_offload_try(engine->comm, coll, &st))
+        st = hora_coll_run(engine->comm, coll);
+    hora_trace_ran(engine);
+    return st;
 }
 
 /* ---- Allreduce, broadcast ------------------------------------------------------------------- */
@@ -108,6 +110,7 @@ hora_status_t hora_execute_gather(hora_engine_t *engine, hora_work_t *work, cons
     size_t       *counts = hora_execute_list(engine, 0), *displs = hora_execute_list(engine, 1);
     int64_t       total;
     hora_status_t st = hora_execute_lay_out(engine, work, rows, counts, displs, &total);
+    hora_trace_phase(engine, "ALLOCATE_OUTPUT");
     if (st == HORA_OK)
         st = hora_execute_make_output(work, total);
     coll.counts = counts;
@@ -162,6 +165,7 @@ static hora_status_t alltoall(hora_engine_t *engine, hora_work_t *work) {
         st = hora_execute_lay_out(engine, work, engine->rows, lists[0], lists[1], &sent);
     if (st == HORA_OK)
         st = hora_execute_lay_out(engine, work, work->received, lists[2], lists[3], &total);
+    hora_trace_phase(engine, "ALLOCATE_OUTPUT");
     if (st == HORA_OK)
         st = hora_execute_make_output(work, total);
     if (st != HORA_OK)
@@ -182,6 +186,7 @@ static hora_status_t reducescatter(hora_engine_t *engine, hora_work_t *work) {
     for (int r = 0; r < engine->size; r++)
         engine->rows[r] = (int64_t)hora_part_count((size_t)work->rows, engine->size, r);
     st = hora_execute_lay_out(engine, work, engine->rows, counts, displs, &total);
+    hora_trace_phase(engine, "ALLOCATE_OUTPUT");
     if (st == HORA_OK)
         st = hora_execute_make_output(work, engine->rows[engine->rank]);
     coll.counts = counts;

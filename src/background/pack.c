@@ -5,7 +5,7 @@
  * follow each other by rank, then by task. The collective works in place. Ghosts (ghost.c) always
  * come here: the fusion buffer is what they send and get.
  */
-#include "background/engine.h"
+#include "background/trace.h"
 
 #include <kernels/cpu/kernels.h>
 
@@ -39,6 +39,7 @@ static hora_status_t reserve(pack_t *p) {
             p->counts[b] += p->lens[i * (size_t)p->nblocks + (size_t)b] / p->elem_size;
         p->count += p->counts[b];
     }
+    hora_trace_phase(p->engine, "INIT_FUSION_BUFFER");
     return hora_fusion_reserve(&p->engine->fusion, p->count * p->elem_size,
                                p->engine->fusion_threshold);
 }
@@ -66,6 +67,7 @@ static void scale_all(const pack_t *p) {
 
 /* What this rank contributes to a reduction. */
 static void pack_input(const pack_t *p) {
+    hora_trace_phase(p->engine, "MEMCPY_IN_FUSION_BUFFER");
     hora_fusion_pack_blocks(&p->engine->fusion, p->pieces, p->n, p->lens, p->nblocks);
     if (p->engine->divisor == 0)
         return;
@@ -112,6 +114,7 @@ static hora_status_t broadcast(pack_t *p) {
         else if (p->pieces[i].in == p->pieces[i].out)
             p->pieces[i].out = NULL;
     }
+    hora_trace_phase(p->engine, "MEMCPY_IN_FUSION_BUFFER");
     hora_fusion_pack(&p->engine->fusion, 0, p->pieces, p->n);
     coll = describe(p, HORA_COLL_BROADCAST);
     st = hora_execute_run(p->engine, &coll);
@@ -135,6 +138,7 @@ static void cut_rows(pack_t *p) {
 static hora_status_t make_scattered(pack_t *p) {
     int           rank = p->engine->rank;
     hora_status_t st = HORA_OK;
+    hora_trace_phase(p->engine, "ALLOCATE_OUTPUT");
     for (size_t i = 0; i < p->n && st == HORA_OK; i++) {
         hora_work_t *work = p->works[i];
         p->pieces[i] = (hora_piece_t){
@@ -174,6 +178,7 @@ static hora_status_t allgather(pack_t *p) {
     size_t        mine;
     hora_coll_t   coll;
     hora_status_t st = reserve(p);
+    hora_trace_phase(p->engine, "ALLOCATE_OUTPUT");
     for (size_t i = 0; i < p->n && st == HORA_OK; i++) {
         hora_work_t *work = p->works[i];
         st = hora_execute_make_output(work, work->out_rows);
@@ -182,6 +187,7 @@ static hora_status_t allgather(pack_t *p) {
     if (st != HORA_OK)
         return st;
     mine = p->displs[p->engine->rank] * p->elem_size;
+    hora_trace_phase(p->engine, "MEMCPY_IN_FUSION_BUFFER");
     hora_fusion_pack(&p->engine->fusion, mine, p->pieces, p->n);
     coll = describe(p, HORA_COLL_ALLGATHER);
     coll.count = p->counts[p->engine->rank];
@@ -208,11 +214,15 @@ hora_status_t hora_pack_execute(hora_engine_t *engine, size_t from, size_t to) {
                 .elem_size = hora_work_elem_size(engine->batch[from]),
                 .counts = hora_execute_list(engine, 0),
                 .displs = hora_execute_list(engine, 1)};
+    hora_status_t st;
+    hora_trace_select(engine, from, to, true);
     switch ((hora_task_kind_t)kind) {
-    case HORA_TASK_ALLREDUCE: return allreduce(&p);
-    case HORA_TASK_BROADCAST: return broadcast(&p);
-    case HORA_TASK_REDUCESCATTER: return reducescatter(&p);
-    case HORA_TASK_ALLGATHER: return allgather(&p);
-    default: return hora_fail(HORA_ERR_INTERNAL, "tasks of kind %d were packed", kind);
+    case HORA_TASK_ALLREDUCE: st = allreduce(&p); break;
+    case HORA_TASK_BROADCAST: st = broadcast(&p); break;
+    case HORA_TASK_REDUCESCATTER: st = reducescatter(&p); break;
+    case HORA_TASK_ALLGATHER: st = allgather(&p); break;
+    default: st = hora_fail(HORA_ERR_INTERNAL, "tasks of kind %d were packed", kind); break;
     }
+    hora_trace_phase(engine, NULL);
+    return st;
 }

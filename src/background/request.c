@@ -2,7 +2,7 @@
  * This rank's side of the negotiation: says which tasks are ready here, and asks about those that
  * wait too long (engine.h). The driving thread.
  */
-#include "background/engine.h"
+#include "background/trace.h"
 
 #include "util/clock.h"
 
@@ -99,6 +99,7 @@ static hora_work_t *take_queue(hora_engine_t *engine) {
 static hora_status_t execute_alone(hora_engine_t *engine) {
     hora_status_t st = HORA_OK;
     while (engine->flight.first != NULL && st == HORA_OK) {
+        hora_trace_cycle(engine);
         st = hora_batch_add(engine, engine->flight.first);
         if (st == HORA_OK)
             st = hora_batch_execute(engine);
@@ -131,6 +132,7 @@ hora_status_t hora_requests_report(hora_engine_t *engine, bool *moved_p) {
         if (record->id != 0 && hora_signature_equal(&record->sig, &work->sig))
             work->sent_id = record->id;
         record->sent = work;
+        hora_trace_reported(engine, work);
         engine->has_joined = work->sig.kind == HORA_TASK_JOIN;
         st = report(engine, work);
     }

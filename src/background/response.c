@@ -2,7 +2,7 @@
  * Responses: does what the coordinator says, on every rank in the same order (engine.h). The
  * driving thread. What the coordinator says is not believed: it must name tasks that are in flight here.
  */
-#include "background/engine.h"
+#include "background/trace.h"
 
 #include "util/log.h"
 
@@ -202,6 +202,7 @@ hora_status_t hora_response_handle(hora_engine_t *engine, const uint8_t *buf, si
     hora_status_t       st;
     if (!hora_frame_open(&r, buf, len, HORA_FRAME_RESPONSES))
         return malformed(engine);
+    hora_trace_cycle(engine);
     while ((st = hora_frame_next(&r, engine->size, &item)) == HORA_OK) {
         st = handle_item(engine, &item);
         if (st != HORA_OK)

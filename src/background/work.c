@@ -1,7 +1,7 @@
 /*
  * Tasks, the records of their names, and handles: how they begin, end and are freed (engine.h).
  */
-#include "background/engine.h"
+#include "background/trace.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -123,6 +123,7 @@ void hora_work_end_locked(hora_engine_t *engine, hora_work_t *work, hora_status_
                           const char *text) {
     hora_handle_t *handle = work->handle;
     hora_record_t *record = work->record;
+    hora_trace_ended(engine, work, status, text);
     if (work == engine->join)
         end_join_locked(engine, work);
     if (work->queued) {

@@ -4,7 +4,7 @@
  */
 #include "controller/coordinator.h"
 
-#include "controller/round.h"
+#include "controller/trace.h"
 
 #include <stdlib.h>
 
@@ -74,6 +74,7 @@ static hora_status_t complete(hora_coordinator_t *c, hora_entry_t *e) {
     e->complete = true;
     if (e == c->join)
         return HORA_OK;
+    hora_coordinator_trace_agreed(c, e);
     if (group == NULL) {
         list_ready(c, e);
         return HORA_OK;
@@ -135,6 +136,7 @@ static hora_status_t report(hora_coordinator_t *c, hora_entry_t *e, int rank, ui
         begin_round(e, rank, sig);
     e->ready[rank >> 6] |= (uint64_t)1 << (rank & 63);
     e->nready++;
+    hora_coordinator_trace_ready(c, e, rank);
     if (first && e->sig->group_key != 0)
         st = join_group(c, e);
     if (st != HORA_OK || e->nready == 0) /* 0: it failed with its group */

@@ -34,6 +34,7 @@ typedef struct hora_coordinator_options {
     bool        average_active;   /* averages are divided by the ranks that have not joined */
     const char *(*host)(const void *arg, int rank); /* host name of a rank, for texts */
     const void *host_arg;
+    const struct hora_timeline_source *trace; /* NULL: no timeline */
 } hora_coordinator_options_t;
 
 hora_status_t hora_coordinator_create(const hora_coordinator_options_t *options,

@@ -2,7 +2,7 @@
  * Rounds that fail: the texts, the error to every rank, and what must be remembered of it
  * (coordinator.h says why). Pure code.
  */
-#include "controller/round.h"
+#include "controller/trace.h"
 
 #include "util/log.h"
 
@@ -83,6 +83,7 @@ static hora_status_t fail_one(hora_coordinator_t *c, hora_entry_t *e, hora_statu
     if (st != HORA_OK)
         return st;
     note->status = status;
+    hora_coordinator_trace_failed(c, e, text);
     e->failed_seq = ++c->errors;
     e->failed_keys[0] = e->sig->group_key;
     e->failed_keys[1] = other_key;

@@ -71,6 +71,15 @@ typedef struct hora_timeline {
     bool             ending;
 } hora_timeline_t;
 
+/* Who pushes: an engine. */
+typedef struct hora_timeline_source {
+    hora_timeline_t *timeline;
+    uint32_t         scope;
+    const int       *ranks;     /* in the world, of the engine's ranks */
+    int              carrier;   /* the engine's own number for what carries its bytes */
+    char             label[80]; /* "ranks 0, 2: ", or "" */
+} hora_timeline_source_t;
+
 void hora_timeline_init(hora_timeline_t *timeline);
 /* Ends a recording. Nobody pushes any more. */
 void hora_timeline_destroy(hora_timeline_t *timeline);

@@ -596,7 +596,7 @@ static void timeline__soon_in_the_file(void **state) {
 static void *pusher(void *arg) {
     char name[32];
     snprintf(name, sizeof(name), "of %s", (const char *)arg);
-    push(name, 30000);
+    push(name, 12000);
     return NULL;
 }
 
@@ -643,9 +643,9 @@ static void timeline__overflow(void **state) {
     free(text);
     written = count_of("\"ph\": \"B\"");
     if (lost == 0) /* the writer has kept up */
-        assert_int_equal(written, 90000);
+        assert_int_equal(written, 36000);
     else
-        assert_true(written < 90000 && 2L * written + lost >= 90000);
+        assert_true(written < 36000 && 2L * written + lost >= 36000);
 }
 
 int main(void) {
