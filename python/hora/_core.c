@@ -163,6 +163,18 @@ static hora_status_t end(void) {
     return status == HORA_OK ? freed : status;
 }
 
+/* Set by another thread than the one that joins. */
+static volatile int cancelled;
+
+static PyObject *core_cancel_init(PyObject *module, PyObject *flag) {
+    (void)module;
+    int value = PyObject_IsTrue(flag);
+    if (value < 0)
+        return NULL;
+    cancelled = value;
+    Py_RETURN_NONE;
+}
+
 /* init(rank, nranks, rendezvous, transport, start_timeout, timeout, fusion_threshold) */
 static PyObject *core_init(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
     (void)module;
@@ -180,6 +192,7 @@ static PyObject *core_init(PyObject *module, PyObject *const *args, Py_ssize_t n
     hora_comm_t *world = NULL;
     hora_engine_t *engine = NULL;
     engine_options.fusion_threshold = fusion_threshold;
+    options.cancel = &cancelled;
     starting = true;
     Py_BEGIN_ALLOW_THREADS
     status = hora_comm_create(&options, &world);
@@ -360,6 +373,9 @@ static PyMethodDef functions[] = {
     {"narrow", FAST(core_narrow),
      "narrow(color, key): after init, ranks of one color go on as a job of their own, ordered by "
      "key; a negative color leaves. Collective."},
+    {"cancel_init", core_cancel_init, METH_O,
+     "cancel_init(flag): True ends an init() that another thread is in, and every one to come, with "
+     "an error, until False."},
     {"shutdown", core_shutdown, METH_NOARGS, "Leaves the job in order. Idempotent."},
     {"abort", core_abort, METH_O, "abort(reason): ends the job on every rank with an error."},
     {"is_initialized", core_is_initialized, METH_NOARGS, "True between init and shutdown."},

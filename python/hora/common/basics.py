@@ -19,6 +19,7 @@ import traceback
 from typing import Any, Callable, Iterable, Iterator, Sequence
 
 from hora import _core
+from hora.common import elastic_worker
 from hora.common import process_sets as _sets
 from hora.common.process_sets import ProcessSet
 
@@ -41,6 +42,7 @@ cross_size = _core.cross_size
 _hooked = False
 _failure: str | None = None
 _resets: list[Callable[[], None]] = []
+_last_arguments: list[Any] = [None, None]  # of init()
 
 
 def on_reset(function: Callable[[], None]) -> None:
@@ -68,17 +70,34 @@ def init(comm: Any = None, process_sets: Any = None) -> None:
         process_sets = None
     sets = _check_sets(process_sets)
     listed = _check_comm(comm)
-    with _interruptible():
+
+    def attempt() -> None:
         _core.init(-1, -1, None, None, 0.0, 0.0, 0)
         try:
             _narrow(_sets.ranks_of_communicator(comm) if listed is None else listed)
             _sets.register(sets)
         except BaseException:
+            _sets.forget_all()
             _core.shutdown()
             raise
+
+    with _interruptible():
+        elastic_worker.join(attempt)  # an elastic job's launcher says where
+    _last_arguments[:] = comm, sets
     for reset in _resets:
         reset()
     _install_hooks()
+
+
+def restart() -> None:
+    """Leaves the job and joins it again, as the last ``init()`` did: with the same process sets. It is
+    how survivors of an elastic job take their next place. ValueError where a set has ranks that are
+    not there any more."""
+    shutdown()
+    try:
+        init(*_last_arguments)
+    except ValueError as error:
+        raise ValueError(f"after a reset of this elastic job: {error}") from None
 
 
 def shutdown() -> None:

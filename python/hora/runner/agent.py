@@ -2,7 +2,8 @@
 
 It runs as a process of its own, on this machine or at the far end of ssh, where it is sent as text;
 so it needs the standard library only (Python 3.7). It reads from standard input: a line with the
-length of a JSON text, the text (see ``Agent``), and then lines ``signal N``. It writes JSON lines:
+length of a JSON text, the text (see ``Agent``), and then lines ``signal N``, or ``signal N R`` for one
+rank only. It writes JSON lines:
 
     {"info": TEXT} {"started": true} {"rank": R, "stream": "stdout", "data": TEXT}
     {"rank": R, "result": BASE64} {"rank": R, "exit": CODE} (negative: a signal)
@@ -53,7 +54,8 @@ class Rank:
 
 class Agent:
     """config: command (list), cwd, env (added to this process's), ranks ([{rank, env}]), capture
-    (send the output), fds ([out, err] to inherit instead), threads (set OMP_NUM_THREADS), input
+    (send the output), fds ([out, err] to inherit instead), threads (set OMP_NUM_THREADS), slots (how
+    many ranks the host will have, where that is not the number of these), input
     (null, or base64 of what each rank finds on its standard input; then a descriptor for its result
     is the last argument of its command)."""
 
@@ -88,13 +90,13 @@ class Agent:
         self.input += data
         *lines, self.input = self.input.split(b"\n")
         for line in lines:
-            word, _, number = line.partition(b" ")
+            word, *numbers = line.split()
             if word == b"signal":
-                self.signal_all(int(number))
+                self.signal(*map(int, numbers))
 
-    def signal_all(self, number):
+    def signal(self, number, only=None):
         for rank in self.ranks:
-            if rank.code is None:
+            if rank.code is None and only in (None, rank.number):
                 rank.signal_group(number)
 
     # ---- Starting -----------------------------------------------------------------------------
@@ -102,7 +104,7 @@ class Agent:
     def base_environment(self):
         env = dict(os.environ)
         env.update(self.config["env"])
-        ranks = len(self.config["ranks"])
+        ranks = self.config.get("slots") or len(self.config["ranks"])
         if self.config["threads"] and "OMP_NUM_THREADS" not in env:
             cores = len(os.sched_getaffinity(0))
             env["OMP_NUM_THREADS"] = str(max(1, cores // ranks))
@@ -251,7 +253,7 @@ class Agent:
     def kill_all(self):
         """Kills ranks that still run, and every descendant, also those in sessions of their own:
         as orphans they have become children of this process (PR_SET_CHILD_SUBREAPER)."""
-        self.signal_all(signal.SIGKILL)
+        self.signal(signal.SIGKILL)
         deadline = time.monotonic() + 2.0
         while time.monotonic() < deadline:
             children = self.children()

@@ -19,10 +19,10 @@ from __future__ import annotations
 
 from typing import Any, Callable
 
+from hora.common.basics import restart
 from hora.common.elastic import run_fn
 from hora.torch.elastic.sampler import ElasticSampler
 from hora.torch.elastic.state import SamplerStateHandler, StateHandler, TorchState
-from hora.torch.mpi_ops import init, shutdown
 
 __all__ = ["ElasticSampler", "SamplerStateHandler", "StateHandler", "TorchState", "run"]
 
@@ -30,9 +30,4 @@ __all__ = ["ElasticSampler", "SamplerStateHandler", "StateHandler", "TorchState"
 def run(func: Callable[..., Any]) -> Callable[..., Any]:
     """Decorates ``func(state, ...)``: it is run again from its last commit when ranks are lost, and
     goes on where it is when hosts come or go. ``init()`` must have been called before."""
-    return run_fn(func, _reset)
-
-
-def _reset() -> None:
-    shutdown()
-    init()
+    return run_fn(func, restart)
