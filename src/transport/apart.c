@@ -62,13 +62,16 @@ static bool choose(const hora_comm_t *comm, int core, const cpu_set_t *allowed, 
     return CPU_COUNT(rest) > 0;
 }
 
-static void move(const hora_comm_t *comm, int core) {
+/* True when this thread may now be elsewhere. */
+static bool move(const hora_comm_t *comm, int core) {
     cpu_set_t allowed, rest;
     if (core > CPU_SETSIZE || sched_getaffinity(0, sizeof(allowed), &allowed) != 0 ||
         !choose(comm, core, &allowed, &rest))
-        return;
-    if (sched_setaffinity(0, sizeof(rest), &rest) == 0)
-        sched_setaffinity(0, sizeof(allowed), &allowed);
+        return false;
+    if (sched_setaffinity(0, sizeof(rest), &rest) != 0)
+        return false;
+    sched_setaffinity(0, sizeof(allowed), &allowed);
+    return true;
 }
 
 void hora_apart_note(hora_world_t *world) {
@@ -77,16 +80,16 @@ void hora_apart_note(hora_world_t *world) {
         atomic_store_explicit(&world->bell->core, core, memory_order_relaxed);
 }
 
-void hora_apart_look(const hora_comm_t *comm, int awaited) {
+bool hora_apart_look(const hora_comm_t *comm, int awaited) {
     int      core = core_here();
     uint64_t now;
     hora_apart_note(comm->world);
     if (core == 0 || !is_shared(comm, awaited, core))
-        return;
+        return true;
     now = hora_clock_ns();
-    if (now - moved_at < MOVE_NS)
-        return;
+    if (now - moved_at < MOVE_NS || !move(comm, core))
+        return false;
     moved_at = now;
-    move(comm, core);
     hora_apart_note(comm->world);
+    return true;
 }

@@ -46,6 +46,17 @@ int hora_cpu_count(void) {
     return cores > 0 ? cores : 1;
 }
 
+/* Cores for the ranks of this host. A launcher that binds ranks gives each one its own, as a rule;
+ * where it has not, the ranks find out while they wait (apart.c). */
+static int cores_of_host(void) {
+    cpu_set_t set;
+    int       online = (int)sysconf(_SC_NPROCESSORS_ONLN), quota = cgroup_cores();
+    bool      bound = sched_getaffinity(0, sizeof(set), &set) == 0 && CPU_COUNT(&set) == 1;
+    if (!bound)
+        return hora_cpu_count();
+    return quota > 0 && quota < online ? quota : online;
+}
+
 /* Nanoseconds that one pause takes here (a few on some machines, over a hundred on others). */
 static double pause_ns(void) {
     uint64_t start = hora_clock_ns();
@@ -56,8 +67,9 @@ static double pause_ns(void) {
 
 void hora_wait_setup(hora_world_t *world) {
     double spin_ns = (double)world->settings.spin_us * 1000, pause = pause_ns();
-    world->has_cores = world->local_size > 1 && world->local_size <= hora_cpu_count();
-    if (spin_ns < 0 && world->local_size > hora_cpu_count()) {
+    bool   enough = world->local_size <= cores_of_host();
+    world->has_cores = world->local_size > 1 && enough;
+    if (spin_ns < 0 && !enough) {
         world->spin_turns = world->look_turns = SPINS_SHARED;
         return;
     }

@@ -176,7 +176,8 @@ hora_status_t hora_waiter_slow_turn(hora_waiter_t *w, int awaited) {
         return st;
     if (w->quick < w->comm->world->spin_turns) {
         w->quick = w->comm->world->spin_turns;
-        hora_apart_look(w->comm, awaited);
+        if (!hora_apart_look(w->comm, awaited))
+            w->turns = w->quick;
         return HORA_OK;
     }
     if (awaited >= 0)

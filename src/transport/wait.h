@@ -81,8 +81,9 @@ static inline hora_status_t hora_waiter_turn(hora_waiter_t *w, int awaited) {
 int hora_cpu_count(void);
 /* Says where this rank is, before it wakes others (apart.c). A few nanoseconds. */
 void hora_apart_note(hora_world_t *world);
-/* Moves this thread to another core if the awaited rank (-1: any) was last on this one. */
-void hora_apart_look(const hora_comm_t *comm, int awaited);
+/* Moves this thread to another core if the awaited rank (-1: any) was last on this one. False: it
+ * shares its core and cannot move, so that spinning would only keep the awaited rank waiting. */
+bool hora_apart_look(const hora_comm_t *comm, int awaited);
 
 /* Sets world->spin_turns and its like from the cores, the local ranks and HORA_SPIN_US. */
 void hora_wait_setup(hora_world_t *world);

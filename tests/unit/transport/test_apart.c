@@ -78,12 +78,12 @@ static void look__stays_where_it_is_alone(void **state) {
     CPU_SET(here, &one);
     assert_int_equal(sched_setaffinity(0, sizeof(one), &one), 0);
     atomic_store(&other.core, here + 2);
-    hora_apart_look(&comm, 1);
+    assert_true(hora_apart_look(&comm, 1));
     assert_int_equal(atomic_load(&world->bell->core), here + 1);
     atomic_store(&other.core, 0); /* unknown */
-    hora_apart_look(&comm, 1);
+    assert_true(hora_apart_look(&comm, 1));
     atomic_store(&other.core, here + 1); /* here, but there is nowhere to go */
-    hora_apart_look(&comm, -1);
+    assert_false(hora_apart_look(&comm, -1));
     assert_int_equal(sched_getcpu(), here);
     assert_int_equal(sched_setaffinity(0, sizeof(before), &before), 0);
 }
