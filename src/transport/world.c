@@ -37,6 +37,7 @@ hora_status_t hora_world_create(int rank, int size, hora_world_t **world_p) {
     if (world == NULL)
         return hora_fail(HORA_ERR_NO_MEMORY, "a world of %d ranks", size);
     world->eventfd = -1;
+    hora_timeline_init(&world->timeline);
     pthread_mutex_init(&world->lock, NULL);
     pthread_mutex_init(&world->comms_lock, NULL);
     pthread_mutex_init(&world->poke_lock, NULL);
@@ -64,6 +65,7 @@ hora_status_t hora_world_create(int rank, int size, hora_world_t **world_p) {
 void hora_world_destroy(hora_world_t *world) {
     if (world == NULL)
         return;
+    hora_timeline_destroy(&world->timeline);
     if (world->self != NULL)
         hora_match_destroy(world->self);
     if (world->eventfd >= 0)

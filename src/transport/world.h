@@ -11,6 +11,7 @@
 
 #include "util/failure.h"
 #include "util/settings.h"
+#include "util/timeline.h"
 
 #include <pthread.h>
 #include <stdatomic.h>
@@ -87,6 +88,10 @@ struct hora_world {
     void (*poked)(hora_world_t *world, void *arg); /* under poke_lock, on the watch thread */
     void           *poked_arg;
     pthread_mutex_t poke_lock; /* guards poked and poked_arg */
+    /* Begins to measure how far rank 0's clock is ahead of this one; the timeline is told. NULL: one
+     * host. Set by the bootstrap. Any thread. */
+    void (*sync_clock)(hora_world_t *world);
+    hora_timeline_t timeline;
 };
 
 /* An empty world of `size` ranks with mutexes, a private bell and an eventfd; the bootstrap fills in
