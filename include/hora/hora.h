@@ -392,6 +392,20 @@ HORA_API hora_status_t hora_handle_output(hora_handle_t *handle, size_t index,
                                           hora_output_t *output_p);
 HORA_API void hora_output_free(hora_output_t *output);
 
+/* ---- The timeline -------------------------------------------------------------------------------- */
+
+/* Records what happens to the tensors of all engines of comm's job on this rank, as a trace that
+ * Perfetto shows (docs/timeline.md). Rank 0 writes `path`, rank r `path`.rank<r>; in a folder, each
+ * writes timeline.<rank>.json. The file is valid JSON at every moment. Any rank may start and stop at any
+ * time, while operations run, again and again; HORA_TIMELINE starts it with the job. mark_cycles: also
+ * marks each time that the ranks have agreed on something. Any thread.
+ * HORA_ERR_INVALID_ARGUMENT: it records already; HORA_ERR_SYSTEM: the file cannot be written. */
+HORA_API hora_status_t hora_timeline_start(hora_comm_t *comm, const char *path, int mark_cycles);
+/* Ends it; the file is complete when this returns. HORA_OK too if nothing was recorded.
+ * HORA_ERR_SYSTEM: the file could not be written to the end (a full disk). The end of the job does
+ * the same. */
+HORA_API hora_status_t hora_timeline_stop(hora_comm_t *comm);
+
 /* ---- What this build and machine have ----------------------------------------------------------- */
 
 typedef struct hora_backend {

@@ -6,6 +6,7 @@
  * freed; the world lives as long as that list is not empty.
  */
 #include "api/check.h"
+#include "api/timeline.h"
 #include "bootstrap/bootstrap.h"
 #include "offload/offload.h"
 #include "schedule/exec.h"
@@ -140,6 +141,7 @@ hora_status_t hora_comm_create(const hora_comm_options_t *options, hora_comm_t *
     st = comm_open(comm);
     if (st != HORA_OK)
         goto err_unlink;
+    hora_timeline_auto(comm);
     *comm_p = comm;
     return HORA_OK;
 err_unlink:
