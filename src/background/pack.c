@@ -39,7 +39,8 @@ static hora_status_t reserve(pack_t *p) {
             p->counts[b] += p->lens[i * (size_t)p->nblocks + (size_t)b] / p->elem_size;
         p->count += p->counts[b];
     }
-    hora_trace_phase(p->engine, "INIT_FUSION_BUFFER");
+    if (p->count * p->elem_size > p->engine->fusion.bytes)
+        hora_trace_phase(p->engine, "INIT_FUSION_BUFFER");
     return hora_fusion_reserve(&p->engine->fusion, p->count * p->elem_size,
                                p->engine->fusion_threshold);
 }

@@ -25,7 +25,8 @@ typedef enum hora_frame_type {
     HORA_FRAME_BLOBS = 7,   /* all parts */
     HORA_FRAME_ABORT = 8,   /* channel, status, rank, text */
     HORA_FRAME_GOODBYE = 9, /* rank */
-    HORA_FRAME_POKE = 10    /* rank */
+    HORA_FRAME_POKE = 10,   /* rank */
+    HORA_FRAME_CLOCK = 11   /* a question, or its answer (clock.h) */
 } hora_frame_type_t;
 
 typedef struct hora_frame {

@@ -22,6 +22,7 @@
  */
 #include "bootstrap/watch.h"
 
+#include "bootstrap/clock.h"
 #include "bootstrap/handshake.h"
 #include "bootstrap/wire.h"
 #include "util/clock.h"
@@ -46,7 +47,7 @@ enum { ALIVE, GONE, DEAD };
 /* What other threads ask of the watch. */
 typedef struct command {
     struct command *next;
-    uint16_t        type; /* ABORT or POKE */
+    uint16_t        type; /* ABORT, POKE or CLOCK */
     int             rank; /* POKE: whom */
     uint32_t        len;
     uint8_t         bytes[FRAME_MAX];
@@ -63,6 +64,7 @@ struct hora_watch {
     int             wake; /* eventfd: there are commands */
     uint8_t         why[FRAME_MAX]; /* ABORT: the first failure of the job, else the latest one */
     uint32_t        why_len, why_channel;
+    hora_probe_t    probe;
     pthread_t       thread;
     pthread_mutex_t lock; /* guards the three below */
     command_t      *first, **last;
@@ -211,11 +213,25 @@ static bool heard_rank(hora_watch_t *w, hora_conn_t *conn, const hora_frame_t *f
     return true;
 }
 
+static void ask_clock(hora_watch_t *w) {
+    uint8_t bytes[HORA_CLOCK_BYTES];
+    say(w->conns[0], HORA_FRAME_CLOCK, bytes, hora_probe_begin(&w->probe, bytes));
+}
+
+static bool heard_clock(hora_watch_t *w, hora_conn_t *conn, const hora_frame_t *frame) {
+    uint8_t bytes[HORA_CLOCK_BYTES];
+    int     len = hora_probe_heard(&w->probe, w->world, frame, bytes);
+    if (len > 0)
+        say(conn, HORA_FRAME_CLOCK, bytes, (size_t)len);
+    return len >= 0 && (w->world->rank == 0 || conn->rank == 0);
+}
+
 static bool heard(hora_watch_t *w, hora_conn_t *conn, const hora_frame_t *frame) {
     switch (frame->type) {
     case HORA_FRAME_ABORT: return heard_abort(w, conn, frame);
     case HORA_FRAME_GOODBYE:
     case HORA_FRAME_POKE: return heard_rank(w, conn, frame);
+    case HORA_FRAME_CLOCK: return heard_clock(w, conn, frame);
     default: return false;
     }
 }
@@ -266,6 +282,8 @@ static bool obey(hora_watch_t *w) {
         list = c->next;
         if (c->type == HORA_FRAME_POKE) {
             poke(w, c->rank);
+        } else if (c->type == HORA_FRAME_CLOCK) {
+            ask_clock(w);
         } else {
             remember(w, c->bytes, c->len);
             tell(w, c->type, c->bytes, c->len, -1);
@@ -368,6 +386,15 @@ static void watch_poke(hora_world_t *world, int rank) {
         return; /* it was only a reminder */
     c->type = HORA_FRAME_POKE;
     c->rank = rank;
+    order(watch_of(world), c);
+}
+
+/* On a rank other than 0. */
+static void watch_sync_clock(hora_world_t *world) {
+    command_t *c = calloc(1, sizeof(*c));
+    if (c == NULL)
+        return; /* the timeline goes without */
+    c->type = HORA_FRAME_CLOCK;
     order(watch_of(world), c);
 }
 
@@ -489,6 +516,7 @@ hora_status_t hora_watch_start(hora_world_t *world, hora_star_t *star, hora_loca
     world->bootstrap = w;
     world->announce = watch_announce;
     world->poke = watch_poke;
+    world->sync_clock = world->rank > 0 ? watch_sync_clock : NULL;
     enlist(w);
     err = start_thread(w);
     if (err != 0) {
