@@ -397,7 +397,6 @@ def case_arguments(hvd: Any) -> None:
     fails(ValueError, lambda: wrap(groups=[[model.fixed], [model.fixed]]), "once")
     fails(ValueError, lambda: wrap(groups=[["first"]]), "torch.Tensor")
     fails(ValueError, lambda: wrap(op=hvd.Sum, gradient_predivide_factor=2.0), "predivide")
-    fails(ValueError, lambda: wrap(op=hvd.Adasum))
     fails(ValueError, lambda: hvd.DistributedOptimizer(wrap()), "already")
 
 
@@ -410,101 +409,6 @@ def case_zero_grad_too_early(hvd: Any) -> None:
         fails(AssertionError, lambda: optimizer.zero_grad(), "race condition")
     optimizer.step()
     optimizer.zero_grad()
-
-
-# ---- Broadcasts ----------------------------------------------------------------------------------
-
-
-def case_broadcast_parameters(hvd: Any) -> None:
-    last = hvd.size() - 1
-    wanted = Model(seed=last)
-    for form in (
-        lambda m: m.state_dict(),
-        lambda m: list(m.named_parameters()),
-        lambda m: m.named_parameters(),
-        lambda m: list(m.parameters()),
-    ):
-        model = Model(seed=hvd.rank())
-        hvd.broadcast_parameters(form(model), root_rank=last)
-        close(model, wanted, 0.0)
-    hvd.broadcast_parameters({"count": 3, "weight": torch.ones(2), "none": None}, root_rank=0)
-    fails(ValueError, lambda: hvd.broadcast_parameters(5, 0), "invalid params of type")
-    fails(ValueError, lambda: hvd.broadcast_parameters(torch.ones(2), 0), "invalid params of type")
-
-
-def case_broadcast_optimizer_state(hvd: Any) -> None:
-    root = hvd.size() - 1
-    makers = [
-        *MAKERS,
-        lambda p: torch.optim.SGD(p, lr=0.5),
-        lambda p: torch.optim.Adam(p, lr=0.1, betas=(0.8, 0.9), amsgrad=True),
-        lambda p: torch.optim.RMSprop(p, momentum=0.5, centered=True),
-        lambda p: torch.optim.Adagrad(p),
-    ]
-    for make in makers:
-        model = Model()
-        optimizer = make(model.parameters())
-        if hvd.rank() == root:  # only the root has a state
-            for number in range(2):
-                loss_of(model, *batch(number, 1)).backward()
-                optimizer.step()
-            optimizer.param_groups[0]["lr"] = 0.25
-        before = [p.detach().clone() for p in model.parameters()]
-        hvd.broadcast_optimizer_state(optimizer, root_rank=root)
-        for p, kept in zip(model.parameters(), before):
-            same(p.detach(), kept, "a parameter has changed")
-        assert optimizer.param_groups[0]["lr"] == 0.25
-        everyones = hvd.allgather_object(optimizer.state_dict())
-        for other in everyones:
-            equal(other, everyones[root])
-
-
-def case_broadcast_optimizer_state_keeps_schedulers(hvd: Any) -> None:
-    model = Model()
-    adam = torch.optim.Adam(model.parameters(), lr=0.1 * (1 + hvd.rank()))
-    scheduler = torch.optim.lr_scheduler.StepLR(adam, 1, 0.5)
-    scheduler.base_lrs = [0.1]
-    groups, group = adam.param_groups, adam.param_groups[0]
-    optimizer = hvd.DistributedOptimizer(adam, model.named_parameters())
-    hvd.broadcast_optimizer_state(optimizer, root_rank=0)
-    assert optimizer.param_groups is groups and optimizer.param_groups[0] is group
-    for wanted in (0.05, 0.025):
-        loss_of(model, *batch(0, 1)).backward()
-        optimizer.step()
-        scheduler.step()
-        assert hvd.allgather_object(optimizer.param_groups[0]["lr"]) == [wanted] * hvd.size()
-
-
-def case_broadcast_optimizer_state_keeps_types(hvd: Any) -> None:
-    p = torch.nn.Parameter(torch.ones(3, dtype=torch.bfloat16))
-    adam = torch.optim.Adam([p], lr=0.1)
-    exact = torch.tensor([1.0, 1 + 2.0**-20, 3.0])  # bfloat16 does not have the second
-    if hvd.rank() == 0:
-        p.grad = torch.ones_like(p)
-        adam.step()
-        adam.state[p]["exp_avg"] = exact.clone()
-        adam.state[p]["nested"] = {"list": [exact.clone(), 5]}
-    hvd.broadcast_optimizer_state(adam, root_rank=0)
-    same(adam.state[p]["exp_avg"], exact)
-    same(adam.state[p]["nested"]["list"][0], exact)
-    assert adam.state[p]["exp_avg_sq"].dtype == torch.bfloat16
-    assert adam.state[p]["step"].dtype == torch.float32
-
-
-def equal(a: Any, b: Any) -> None:
-    assert type(a) is type(b), (a, b)
-    if isinstance(a, torch.Tensor):
-        same(a, b)
-    elif isinstance(a, dict):
-        assert a.keys() == b.keys()
-        for key in a:
-            equal(a[key], b[key])
-    elif isinstance(a, (list, tuple)):
-        assert len(a) == len(b)
-        for x, y in zip(a, b):
-            equal(x, y)
-    else:
-        assert a == b
 
 
 # ---- the tests -----------------------------------------------------------------------------------

@@ -2,7 +2,8 @@
 
 Objects travel as pickles, as in Horovod. Unpickling runs code that the sender chose: these functions
 trust the other ranks of the job. Where the job has a secret (HORA_SECRET, which `hora run` sets),
-every rank has proved to know it.
+every rank has proved to know it. What pickle cannot do (lambdas, classes made in functions) is left
+to cloudpickle if that is installed.
 """
 
 from __future__ import annotations
@@ -21,59 +22,84 @@ __all__ = [
     "broadcast_parameters", "broadcast_optimizer_state", "broadcast_object", "allgather_object",
 ]  # fmt: skip
 
+# Broadcasts move bytes, so types that no reduction knows (complex, 8-bit floats) travel as uint8.
+_BROADCASTABLE = frozenset({
+    torch.uint8, torch.uint16, torch.uint32, torch.uint64, torch.int8, torch.int16, torch.int32,
+    torch.int64, torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.bool,
+})  # fmt: skip
+
 
 def broadcast_parameters(
-    params: Mapping[str, Any] | Iterable[Any], root_rank: int
+    params: Mapping[str, Any] | Iterable[Any],
+    root_rank: int,
+    process_set: ProcessSet = global_process_set,
 ) -> None:
     """Gives every rank the root's values, in place. ``params``: a dict (``model.state_dict()``), or
     parameters or (name, parameter) pairs (``model.named_parameters()``). Entries that are no tensor
-    are left alone."""
+    are left alone. Ranks outside of ``process_set`` return at once; the root is a rank of the
+    job."""
     if isinstance(params, Mapping):
         pairs = sorted(params.items())
     elif isinstance(params, Iterable) and not isinstance(params, (str, torch.Tensor)):
         pairs = [p if isinstance(p, tuple) else (None, p) for p in params]
     else:
         raise ValueError("invalid params of type: %s" % type(params))
-    handles = [
-        broadcast_async_(p, root_rank, name) for name, p in pairs if isinstance(p, torch.Tensor)
+    if not process_set.included():
+        return
+    started = [
+        _start_broadcast(p, root_rank, name, process_set)
+        for name, p in pairs
+        if isinstance(p, torch.Tensor)
     ]
-    for handle in handles:
+    for handle, target, copy in started:
         synchronize(handle)
+        if copy is not target:
+            with torch.no_grad():
+                target.copy_(copy)
+
+
+def _start_broadcast(
+    target: torch.Tensor, root_rank: int, name: str | None, process_set: ProcessSet
+) -> tuple[int, torch.Tensor, torch.Tensor]:
+    """The handle, the tensor, and where its new values will be."""
+    values = target
+    wire = target
+    if target.dtype not in _BROADCASTABLE:
+        values = target.detach()
+        if not values.is_contiguous() or values.is_conj() or values.is_neg():
+            values = values.resolve_conj().resolve_neg().contiguous()
+        wire = values.reshape(-1).view(torch.uint8)
+        values = target if values.data_ptr() == target.data_ptr() else values
+    return broadcast_async_(wire, root_rank, name, process_set), target, values
 
 
 # ---- Objects -------------------------------------------------------------------------------------
 
 
 def _to_bytes(obj: Any) -> torch.Tensor:
-    return torch.frombuffer(bytearray(pickle.dumps(obj)), dtype=torch.uint8)
+    try:
+        data = pickle.dumps(obj)
+    except (pickle.PicklingError, AttributeError, TypeError):
+        try:
+            import cloudpickle
+        except ImportError:
+            cloudpickle = None
+        if cloudpickle is None:
+            raise
+        data = cloudpickle.dumps(obj)
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
 
 
-def broadcast_object(
-    obj: Any,
-    root_rank: int = 0,
-    name: str | None = None,
-    process_set: ProcessSet = global_process_set,
-) -> Any:
-    """Returns the root's object on every rank. ``obj`` matters on the root only."""
-    name = "broadcast_object" if name is None else name
-    i_am_root = rank() == root_rank
-    data = _to_bytes(obj) if i_am_root else None
-    count = torch.tensor([len(data) if i_am_root else 0])
-    broadcast_(count, root_rank, f"{name}.sz", process_set)
-    if not i_am_root:
-        data = torch.empty(count.item(), dtype=torch.uint8)
-    broadcast_(data, root_rank, f"{name}.t", process_set)
-    return obj if i_am_root else pickle.loads(data.numpy() if _has_numpy() else bytes(data))
+def _try_to_bytes(obj: Any) -> tuple[torch.Tensor | None, Exception | None]:
+    """What cannot be pickled must not leave the other ranks waiting: they are told."""
+    try:
+        return _to_bytes(obj), None
+    except Exception as error:
+        return None, error
 
 
-def allgather_object(obj: Any, name: str | None = None) -> list[Any]:
-    """Returns every rank's object, in rank order."""
-    name = "allgather_object" if name is None else name
-    data = _to_bytes(obj)
-    counts = allgather(torch.tensor([len(data)]), name=f"{name}.sz").tolist()
-    gathered = allgather(data, name=f"{name}.t")
-    convert = torch.Tensor.numpy if _has_numpy() else bytes
-    return [pickle.loads(convert(part)) for part in gathered.split(counts)]
+def _from_bytes(data: torch.Tensor) -> Any:
+    return pickle.loads(data.numpy() if _has_numpy() else bytes(data))
 
 
 def _has_numpy() -> bool:
@@ -82,6 +108,47 @@ def _has_numpy() -> bool:
     except ImportError:
         return False
     return True
+
+
+def broadcast_object(
+    obj: Any,
+    root_rank: int = 0,
+    name: str | None = None,
+    process_set: ProcessSet = global_process_set,
+) -> Any:
+    """Returns the root's object on every rank. ``obj`` matters on the root only. Where the root
+    cannot pickle it, the root raises what pickle does, and the others RuntimeError."""
+    name = "broadcast_object" if name is None else name
+    i_am_root = rank() == root_rank
+    data, error = _try_to_bytes(obj) if i_am_root else (None, None)
+    count = torch.tensor([-1 if data is None else len(data)])
+    broadcast_(count, root_rank, f"{name}.sz", process_set)
+    if error is not None:
+        raise error
+    if count.item() < 0:
+        raise RuntimeError(f"broadcast_object: rank {root_rank} could not pickle its object")
+    if not i_am_root:
+        data = torch.empty(count.item(), dtype=torch.uint8)
+    broadcast_(data, root_rank, f"{name}.t", process_set)
+    return obj if i_am_root else _from_bytes(data)
+
+
+def allgather_object(
+    obj: Any, name: str | None = None, process_set: ProcessSet = global_process_set
+) -> list[Any]:
+    """Returns every rank's object, in rank order. Where a rank cannot pickle its own, that rank
+    raises what pickle does, and the others RuntimeError."""
+    name = "allgather_object" if name is None else name
+    data, error = _try_to_bytes(obj)
+    count = torch.tensor([-1 if data is None else len(data)])
+    counts = allgather(count, name=f"{name}.sz", process_set=process_set).tolist()
+    if error is not None:
+        raise error
+    if min(counts) < 0:
+        rank_of_it = process_set.ranks[counts.index(min(counts))]
+        raise RuntimeError(f"allgather_object: rank {rank_of_it} could not pickle its object")
+    gathered = allgather(data, name=f"{name}.t", process_set=process_set)
+    return [_from_bytes(part) for part in gathered.split(counts)]
 
 
 # ---- Optimizer state -----------------------------------------------------------------------------
@@ -97,7 +164,7 @@ class _Slot(NamedTuple):
 
 def _describe(value: Any, tensors: list[torch.Tensor]) -> Any:
     """The value with a slot for each tensor, which goes to ``tensors``."""
-    if isinstance(value, torch.Tensor):
+    if isinstance(value, torch.Tensor) and value.layout == torch.strided:
         tensors.append(value)
         return _Slot(len(tensors) - 1, tuple(value.shape), value.dtype)
     if isinstance(value, dict):
@@ -147,22 +214,26 @@ def _load(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
 
 
 def broadcast_optimizer_state(
-    optimizer: torch.optim.Optimizer, root_rank: int, model: torch.nn.Module | None = None
+    optimizer: torch.optim.Optimizer,
+    root_rank: int,
+    model: torch.nn.Module | None = None,
+    process_set: ProcessSet = global_process_set,
 ) -> None:
     """Gives every rank the root's optimizer state and options (learning rate, ...). The optimizers
     of the others may be fresh: no step is taken to create their state. ``model`` is not needed and
-    is accepted as Horovod does."""
+    is accepted as Horovod does. Ranks outside of ``process_set`` return at once."""
     if isinstance(optimizer, torch.optim.LBFGS):
         raise ValueError("cannot broadcast torch.optim.LBFGS state")
+    if not process_set.included():
+        return
     tensors: list[torch.Tensor] = []
     i_am_root = rank() == root_rank
     state = _describe(optimizer.state_dict(), tensors) if i_am_root else None
-    state = broadcast_object(state, root_rank, "optimizer_state")
+    state = broadcast_object(state, root_rank, "optimizer_state", process_set)
     if not i_am_root:
         tensors = []
         state = _fill(state, tensors)
-    broadcast_parameters(
-        [(f"optimizer_state.{i}", tensor) for i, tensor in enumerate(tensors)], root_rank
-    )
+    named = [(f"optimizer_state.{i}", tensor) for i, tensor in enumerate(tensors)]
+    broadcast_parameters(named, root_rank, process_set)
     if not i_am_root:
         _load(optimizer, state)

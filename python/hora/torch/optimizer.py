@@ -4,6 +4,7 @@ A hook on each parameter starts its allreduce as soon as its gradient is complet
 for all of them. Parameters whose hook did not run in this step on this rank (unused, or fewer
 backward passes) are reduced by ``step()`` with the gradient that they have, zero if none: so ranks
 may use different parts of a model, and an unused parameter has a gradient of zero, not None, after.
+Parameters that the caller froze or thawed after wrapping must be the same ones on all ranks.
 """
 
 from __future__ import annotations
@@ -16,21 +17,26 @@ from typing import Any, Callable, Iterable, Iterator, Sequence
 
 import torch
 
-from hora.common.process_sets import ProcessSet, check_process_set, global_process_set
+from hora.common.process_sets import ProcessSet, global_process_set, set_id
 from hora.common.util import split_list
+from hora.torch._adasum_optimizer import _DistributedAdasumOptimizer
+from hora.torch._wrapping import Wrapping, check_names, wrap
 from hora.torch.compression import Compression, Compressor
 from hora.torch.functions import broadcast_object
 from hora.torch.mpi_ops import (
-    Adasum, Average, allreduce_async_, grouped_allreduce_async_, size, sparse_allreduce_async,
-    synchronize,
+    Adasum, Average, HorovodInternalError, allreduce_async_, grouped_allreduce_async_, size,
+    sparse_allreduce_async, synchronize,
 )  # fmt: skip
 
 __all__ = ["DistributedOptimizer"]
 
 Group = tuple[torch.Tensor, ...]
 
+# So many steps in a row that come too early for backward_passes_per_step are a mistake.
+_EARLY_STEPS = 3
 
-class _DistributedOptimizer(torch.optim.Optimizer):
+
+class _DistributedOptimizer(Wrapping):
     """Goes in front of the wrapped optimizer's class; shares its state with the wrapped one."""
 
     # ---- Setting up ------------------------------------------------------------------------------
@@ -42,71 +48,53 @@ class _DistributedOptimizer(torch.optim.Optimizer):
         backward_passes_per_step: int,
         op: int,
         gradient_predivide_factor: float,
-        groups: int | list[list[torch.Tensor]] | None,
+        groups: int | Sequence[Sequence[torch.Tensor]] | None,
         sparse_as_dense: bool,
+        process_set: ProcessSet,
     ) -> None:
         self._compression = compression
-        self._parameter_names = self._check_names(named_parameters)
+        self._parameter_names = check_names(self.param_groups, named_parameters)
         self.backward_passes_per_step = backward_passes_per_step
         self._allreduce_delay = dict.fromkeys(self._parameter_names, backward_passes_per_step)
         self.op = op
         self.gradient_predivide_factor = gradient_predivide_factor
         self.sparse_as_dense = sparse_as_dense
+        self.process_set = process_set
         # Parameter or group -> (what to wait for, compression context(s)); (None, None) for a
         # parameter that waits for more backward passes or for the rest of its group.
         self._handles: dict[Any, tuple[Any, Any]] = {}
         self._requires_update: dict[torch.Tensor, None] = {}  # in order
+        self._frozen: list[torch.Tensor] = []  # parameters that need no gradient so far
+        self._sparse: dict[torch.Tensor, int] = {}  # sparse_dim of gradients that were sparse
+        self._early_steps = 0
         self._synchronized = False
         self._should_synchronize = True
         self._groups: dict[torch.Tensor, Group] = {}
         self._hooks: list[Any] = []
-        self._active = size() > 1 or "1" in (
-            os.environ.get("HORA_ELASTIC"),
-            os.environ.get("HOROVOD_ELASTIC"),
-        )
+        elastic = "1" in (os.environ.get("HORA_ELASTIC"), os.environ.get("HOROVOD_ELASTIC"))
+        self._active = (size() > 1 or elastic) and process_set.included()
         if groups is not None:
             self._make_groups(groups)
         for group in self.param_groups:
             self._register_hooks(group["params"])
 
-    def _check_names(
-        self, named_parameters: Iterable[tuple[str, torch.Tensor]] | None
-    ) -> dict[torch.Tensor, str]:
-        parameters = [p for group in self.param_groups for p in group["params"]]
-        if named_parameters is None:
-            return {p: f"allreduce.noname.{i}" for i, p in enumerate(parameters)}
-        named = list(named_parameters)
-        if any(not isinstance(pair, tuple) for pair in named):
-            raise ValueError(
-                "named_parameters should be a sequence of tuples (name, parameter), usually "
-                "produced by model.named_parameters()."
-            )
-        seen: set[str] = set()
-        duplicates = {name for name, _ in named if name in seen or seen.add(name)}
-        if duplicates:
-            raise ValueError(
-                "Parameter names in named_parameters must be unique. Found duplicates: "
-                + ", ".join(sorted(duplicates))
-            )
-        unnamed = {id(p) for p in parameters} - {id(p) for _, p in named}
-        if unnamed:
-            raise ValueError(
-                "named_parameters was specified, but one or more model parameters were not named. "
-                "Python object ids: " + ", ".join(map(str, unnamed))
-            )
-        return {p: name for name, p in named}
+    def _options(self) -> dict[str, Any]:
+        groups = [list(group) for group in dict.fromkeys(self._groups.values())]
+        return super()._options() | {
+            "op": self.op,
+            "gradient_predivide_factor": self.gradient_predivide_factor,
+            "groups": groups or None,
+            "sparse_as_dense": self.sparse_as_dense,
+        }
 
-    def _make_groups(self, groups: int | list[list[torch.Tensor]]) -> None:
+    def _make_groups(self, groups: int | Sequence[Sequence[torch.Tensor]]) -> None:
         mine = [p for group in self.param_groups for p in group["params"] if p.requires_grad]
-        if isinstance(groups, list):
+        if isinstance(groups, (list, tuple)):
             lists = self._check_groups(groups)
         elif isinstance(groups, int) and groups >= 0:
             if groups == 0 or not self._active:
                 return
-            # The order of rank 0 holds, in case the ranks list their parameters differently.
-            by_name = {self._parameter_names[p]: p for p in mine}
-            names = broadcast_object(list(by_name), 0, "DistributedOptimizer.groups")
-            lists = split_list([by_name[name] for name in names], groups)
+            lists = split_list(self._in_roots_order(mine), groups)
         else:
             raise ValueError(
                 "groups should be a non-negative integer or a list of list of torch.Tensor."
@@ -116,8 +104,22 @@ class _DistributedOptimizer(torch.optim.Optimizer):
             group = tuple(p for p in members if p in known)
             self._groups.update(dict.fromkeys(group, group))
 
+    def _in_roots_order(self, parameters: list[torch.Tensor]) -> list[torch.Tensor]:
+        """The order of the first rank holds, in case the ranks list their parameters differently."""
+        by_name = {self._parameter_names[p]: p for p in parameters}
+        root = self.process_set.ranks[0]
+        names = broadcast_object(
+            list(by_name), root, "DistributedOptimizer.groups", process_set=self.process_set
+        )
+        if set(names) != set(by_name):
+            odd = ", ".join(sorted(set(names) ^ set(by_name))[:6])
+            raise ValueError(
+                f"the parameters of this rank's optimizer are not those of rank {root}: {odd}"
+            )
+        return [by_name[name] for name in names]
+
     @staticmethod
-    def _check_groups(groups: list[list[torch.Tensor]]) -> list[list[torch.Tensor]]:
+    def _check_groups(groups: Sequence[Sequence[torch.Tensor]]) -> Any:
         seen: set[torch.Tensor] = set()
         for members in groups:
             for p in members:
@@ -143,48 +145,59 @@ class _DistributedOptimizer(torch.optim.Optimizer):
             if p.requires_grad:
                 self._requires_update[p] = None
                 self._hooks.append(p.register_post_accumulate_grad_hook(hook))
+            else:
+                self._frozen.append(p)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         super().add_param_group(param_group)
-        if not hasattr(self, "_requires_update"):
-            return
-        parameters = self.param_groups[-1]["params"]
-        for p in parameters:
-            self._parameter_names.setdefault(p, f"allreduce.noname.{len(self._parameter_names)}")
-            self._allreduce_delay[p] = self.backward_passes_per_step
+        parameters = self._name_new_group()
+        self._allreduce_delay.update(dict.fromkeys(parameters, self.backward_passes_per_step))
         self._register_hooks(parameters)
 
     def set_backward_passes_per_step(self, passes: int) -> None:
         """How many backward passes add to the gradients before they are reduced."""
+        _check_passes(passes)
         self.backward_passes_per_step = passes
-        self._allreduce_delay = dict.fromkeys(self._allreduce_delay, passes)
+        self._reset_delays()
 
-    def load_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self._handles = {}
-        self._synchronized = False
-        self._should_synchronize = True
+    def _reset_delays(self) -> None:
         self._allreduce_delay = dict.fromkeys(
             self._allreduce_delay, self.backward_passes_per_step
         )
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        """Also forgets what is under way: elastic training begins again from a state."""
+        self._handles = {}
+        self._synchronized = False
+        self._should_synchronize = True
+        self._reset_delays()
         super().load_state_dict(*args, **kwargs)
 
     # ---- Reducing --------------------------------------------------------------------------------
 
     def _gradient_ready(self, p: torch.Tensor) -> None:
-        if self._allreduce_delay[p] <= 0:
-            raise AssertionError(
-                "Gradients were computed more than backward_passes_per_step times before call to "
-                "step(). Increase backward_passes_per_step to accumulate gradients locally."
-            )
+        delay = self._allreduce_delay[p] = self._allreduce_delay[p] - 1
+        if delay < 0:
+            self._fail_too_many_passes(p)
         assert not p.grad.requires_grad, "gradients of gradients cannot be reduced"
-        self._allreduce_delay[p] -= 1
         self._handles.setdefault(p, (None, None))
-        if self._allreduce_delay[p] == 0:
+        if delay == 0:
             group = self._groups.get(p)
             if group is None:
                 self._handles[p] = self._start(p)
             elif all(self._allreduce_delay[member] == 0 for member in group):
                 self._start_group(group)
+
+    def _fail_too_many_passes(self, p: torch.Tensor) -> None:
+        self._allreduce_delay[p] = 0
+        raise AssertionError(
+            "Gradients were computed more than backward_passes_per_step times before call to "
+            "step(). Increase backward_passes_per_step to accumulate gradients locally. "
+            f"(Parameter {self._parameter_names[p]}, backward_passes_per_step="
+            f"{self.backward_passes_per_step}. Passes that an earlier loop left over, such as the "
+            "last ones of an epoch, count: end it with step(), or with synchronize() and "
+            "zero_grad() to drop them.)"
+        )
 
     def _scales(self) -> dict[str, float]:
         if self.op != Average or self.gradient_predivide_factor == 1.0:
@@ -196,63 +209,105 @@ class _DistributedOptimizer(torch.optim.Optimizer):
         }
 
     def _gradient(self, p: torch.Tensor) -> torch.Tensor:
+        """What is reduced for a parameter: its gradient, or zero if this rank has none."""
         if p.grad is None:
-            p.grad = torch.zeros_like(p)
-        elif p.grad.is_sparse and self.sparse_as_dense:
-            p.grad = p.grad.to_dense()
+            sparse_dim = self._sparse.get(p)
+            if sparse_dim is None:
+                p.grad = torch.zeros_like(p)
+            else:
+                p.grad = _empty_sparse(p, sparse_dim)
+        if p.grad.is_sparse:
+            self._sparse[p] = p.grad.sparse_dim()
+            if self.sparse_as_dense:
+                return p.grad.to_dense()
         return p.grad
 
     def _start(self, p: torch.Tensor) -> tuple[Any, Any]:
         gradient = self._gradient(p)
-        name = self._parameter_names[p]
+        how = {"name": self._parameter_names[p], "op": self.op, "process_set": self.process_set}
         if gradient.is_sparse:
-            return sparse_allreduce_async(gradient, name=name, op=self.op), None
+            return sparse_allreduce_async(gradient, **how), None
         small, context = self._compression.compress(gradient)
-        return allreduce_async_(small, name=name, op=self.op, **self._scales()), context
+        return allreduce_async_(small, **how, **self._scales()), context
 
     def _start_group(self, group: Group) -> None:
         gradients = [self._gradient(p) for p in group]
         if any(gradient.is_sparse for gradient in gradients):
             raise ValueError("sparse gradients cannot be in a group; use sparse_as_dense=True")
         small, contexts = zip(*map(self._compression.compress, gradients))
-        name = self._parameter_names[group[0]]
-        handle = grouped_allreduce_async_(small, name=name, op=self.op, **self._scales())
+        how = {"name": self._parameter_names[group[0]], "op": self.op}
+        handle = grouped_allreduce_async_(
+            small, process_set=self.process_set, **how, **self._scales()
+        )
         for p in group:
             self._handles.pop(p, None)
         self._handles[group] = handle, contexts
 
     def _start_missing(self) -> None:
+        if any(p.requires_grad for p in self._frozen):
+            frozen, self._frozen = self._frozen, []
+            self._register_hooks(frozen)
         for p in self._requires_update:
             group = self._groups.get(p)
             if group is not None:
                 if group not in self._handles:
                     self._start_group(group)
             elif self._handles.get(p, (None, None))[0] is None:
-                self._handles[p] = self._start(p)
+                if p.requires_grad or p.grad is not None:  # else it has been frozen since
+                    self._handles[p] = self._start(p)
 
     def _finish(self, p: torch.Tensor, result: torch.Tensor, context: Any) -> None:
-        self._allreduce_delay[p] = self.backward_passes_per_step
         if result.is_sparse:
             p.grad = result
             return
         result = self._compression.decompress(result, context)
         if p.grad is None:
             p.grad = result
+        elif p.grad.is_sparse:  # sparse_as_dense, and its optimizer may take sparse ones only
+            p.grad = result.to_sparse(p.grad.sparse_dim())
         elif p.grad is not result:
             p.grad.copy_(result)
 
-    @torch.no_grad()
-    def synchronize(self) -> None:
-        """Starts what is missing and waits until all gradients have been reduced."""
-        self._start_missing()
-        handles, self._handles = self._handles, {}
-        for key, (handle, context) in handles.items():
+    def _finish_all(self, handles: dict[Any, tuple[Any, Any]]) -> None:
+        while handles:
+            key = next(iter(handles))
+            handle, context = handles.pop(key)
             result = handle() if callable(handle) else synchronize(handle)
             if isinstance(key, tuple):
                 for p, part, part_context in zip(key, result, context):
                     self._finish(p, part, part_context)
             else:
                 self._finish(key, result, context)
+
+    def _warn_early_steps(self) -> None:
+        """Steps that come before backward_passes_per_step passes reduce what is there. That is fine
+        for the last step of an epoch; as a rule it is a step() in the wrong place."""
+        passes = self.backward_passes_per_step - min(self._allreduce_delay.values())
+        self._early_steps = self._early_steps + 1 if passes < self.backward_passes_per_step else 0
+        if self._early_steps == _EARLY_STEPS:
+            warnings.warn(
+                f"the last {_EARLY_STEPS} calls of optimizer.step() came after fewer backward "
+                f"passes than backward_passes_per_step={self.backward_passes_per_step} (the last "
+                f"one after {passes}). Every step() reduces the gradients; to accumulate them, "
+                "call step() once per backward_passes_per_step passes.",
+                stacklevel=4,
+            )
+
+    @torch.no_grad()
+    def synchronize(self) -> None:
+        """Starts what is missing and waits until all gradients have been reduced."""
+        if self._active:
+            if self.backward_passes_per_step > 1:
+                self._warn_early_steps()
+            self._start_missing()
+        handles, self._handles = self._handles, {}
+        try:
+            self._finish_all(handles)
+        finally:
+            self._reset_delays()
+            for handle, _ in handles.values():  # one has failed: let the others come to their end
+                with contextlib.suppress(HorovodInternalError, ValueError):
+                    handle() if callable(handle) else synchronize(handle)
         self._synchronized = True
 
     @contextlib.contextmanager
@@ -299,7 +354,11 @@ class _DistributedOptimizer(torch.optim.Optimizer):
         self._synchronized = False
         return super().step(closure) if closure is not None else super().step()
 
+    # torch would wrap this `step` to run the hooks on steps, which the wrapped one does already.
+    step.hooked = True
+
     def zero_grad(self, *args: Any, **kwargs: Any) -> None:
+        """As the wrapped optimizer's, ``set_to_none`` and all."""
         if self._handles:
             raise AssertionError(
                 "optimizer.zero_grad() was called after loss.backward() but before "
@@ -309,16 +368,15 @@ class _DistributedOptimizer(torch.optim.Optimizer):
         super().zero_grad(*args, **kwargs)
 
 
-def _share(optimizer: torch.optim.Optimizer) -> _DistributedOptimizer:
-    """An optimizer of a new class, (_DistributedOptimizer, the optimizer's class), with the
-    optimizer's own parameters, options and state."""
-    kind = type(optimizer)
-    # super() in the methods above must go on to the wrapped class, which is why it is a base.
-    cls = type(kind.__name__, (_DistributedOptimizer, kind), {"__module__": __name__})
-    wrapped = cls.__new__(cls)
-    # Not `step`: learning-rate schedulers put a bound one into the instance.
-    wrapped.__dict__.update({k: v for k, v in vars(optimizer).items() if k != "step"})
-    return wrapped
+def _empty_sparse(p: torch.Tensor, sparse_dim: int) -> torch.Tensor:
+    indices = torch.empty((sparse_dim, 0), dtype=torch.int64)
+    values = torch.empty((0, *p.shape[sparse_dim:]), dtype=p.dtype)
+    return torch.sparse_coo_tensor(indices, values, p.shape, check_invariants=False)
+
+
+def _check_passes(passes: int) -> None:
+    if passes <= 0:
+        raise ValueError("backward_passes_per_step must be > 0")
 
 
 def DistributedOptimizer(
@@ -338,23 +396,26 @@ def DistributedOptimizer(
     named_parameters: ``model.named_parameters()``; names must be unique and cover all parameters.
     compression: what to send gradients as; ``Compression.none``, ``.fp16`` or ``.bf16``.
     backward_passes_per_step: passes that add to the gradients before they are reduced.
-    op: ``Average``, ``Sum``, ...
+    op: ``Average``, ``Sum``, ... With ``Adasum`` each rank takes its step alone and the steps are
+        combined; ``groups`` and ``sparse_as_dense`` have no use then.
     gradient_predivide_factor: with Average, gradients are divided by it before the sum and by
         size()/factor after.
     groups: gradients that are reduced together: a number of groups, or lists of parameters.
         num_groups is its deprecated form.
-    sparse_as_dense: turn sparse gradients into dense ones instead of gathering them.
+    sparse_as_dense: reduce sparse gradients as dense ones instead of gathering them. A parameter
+        whose first gradient is sparse on some ranks and missing on others needs it.
+    process_set: the ranks whose gradients are reduced; on others this is the optimizer as it was.
 
     The result is of a subclass of the optimizer's class and shares its parameters and state; the
-    optimizer passed in should not be used any more.
+    optimizer passed in should not be used any more. It can be pickled and copied: a copy reduces the
+    gradients of its own parameters.
     """
-    check_process_set(process_set)
-    if isinstance(optimizer, _DistributedOptimizer):
+    if isinstance(optimizer, Wrapping):
         raise ValueError("this optimizer is a DistributedOptimizer already")
     if gradient_predivide_factor != 1.0 and op != Average:
         raise ValueError("gradient_predivide_factor not supported with op != Average")
-    if op == Adasum:
-        raise ValueError("op=Adasum is not supported yet")
+    _check_passes(backward_passes_per_step)
+    set_id(process_set)  # raises unless the set has been added
     if num_groups != 0:
         warnings.warn(
             "Parameter `num_groups` has been replaced by `groups` and will be removed.",
@@ -362,9 +423,20 @@ def DistributedOptimizer(
             stacklevel=2,
         )
         groups = num_groups if groups is None else groups
-    wrapped = _share(optimizer)
-    wrapped._distribute(
-        named_parameters, compression, backward_passes_per_step, op, gradient_predivide_factor,
-        groups, sparse_as_dense,
-    )  # fmt: skip
-    return wrapped
+    options = {
+        "named_parameters": named_parameters,
+        "compression": compression,
+        "backward_passes_per_step": backward_passes_per_step,
+        "process_set": process_set,
+    }
+    if op == Adasum:
+        return wrap(_DistributedAdasumOptimizer, optimizer, **options)
+    return wrap(
+        _DistributedOptimizer,
+        optimizer,
+        op=op,
+        gradient_predivide_factor=gradient_predivide_factor,
+        groups=groups,
+        sparse_as_dense=sparse_as_dense,
+        **options,
+    )
