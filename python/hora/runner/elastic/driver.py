@@ -552,8 +552,8 @@ class Driver(Launcher):
                 any(worker.why != "again" for worker in chosen if worker.member):
             self.resets += 1
             if self.settings.reset_limit is not None and self.resets > self.settings.reset_limit:
-                self.fail(self.first_code or 1, f"elastic: the job would be reset for the "
-                          f"{self.resets}th time (--reset-limit {self.settings.reset_limit})", 0.0)
+                self.fail(self.first_code or 1, f"elastic: this would be reset number "
+                          f"{self.resets}, and --reset-limit is {self.settings.reset_limit}", 0.0)
                 return
         self.give_places(order(chosen))
         for worker in others:
@@ -600,11 +600,20 @@ class Driver(Launcher):
 
     def run_plan(self) -> float | None:
         self.consider()
-        wait = super().run_plan()
+        self.hurry()
+        wait = 0.0 if self.finished() else super().run_plan()
         if self.code is None and self.due is not None:
             own = max(0.0, self.due - time.monotonic())
             return own if wait is None else min(own, wait)
         return wait
+
+    def hurry(self) -> None:
+        """The grace after a failure is for those who still work. Who waits for a place gets none."""
+        now = time.monotonic()
+        if self.plan and self.plan[0][0] > now and self.code is not None and \
+                all(worker.state == "waiting" for worker in self.alive()):
+            early = self.plan[0][0] - now
+            self.plan = [(when - early, number) for when, number in self.plan]
 
     def wake(self) -> None:
         """From the thread that discovers hosts: SIGCHLD's number is what the loop passes over."""

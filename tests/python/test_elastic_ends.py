@@ -1,0 +1,133 @@
+"""How elastic jobs end, well or not; what their workers find."""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+
+from elastic_job import ElasticJob, die_at
+
+
+def test_exception_of_the_program_ends_the_job(tmp_path: Path) -> None:
+    hook = ("def hook(where, me):\n"
+            "    if where == 'step' and me.number == 1 and me.step == 5:\n"
+            "        raise ArithmeticError('the loss is not a number')\n")
+    job = ElasticJob(tmp_path, "-np", "3", "--min-np", "1", hook=hook)
+    assert job.wait() == 1
+    last = [line for line in job.err.splitlines() if line.startswith("hora run:")][-1]
+    assert "worker 1" in last and "ArithmeticError: the loss is not a number" in last
+    assert job.events("done") == [] and len(job.events("begin")) == 3
+
+
+def test_too_few_ranks_for_too_long(tmp_path: Path) -> None:
+    begin = time.monotonic()
+    job = ElasticJob(tmp_path, "-np", "2", "--min-np", "2", "--elastic-timeout", "2",
+                     hook=die_at(1, 5), hosts="localhost:2")
+    assert job.wait() == 128 + 9
+    last = [line for line in job.err.splitlines() if line.startswith("hora run:")][-1]
+    assert "1 rank of at least 2 (--min-np) for 2 s (--elastic-timeout)" in last
+    assert "failed: localhost" in last
+    assert time.monotonic() - begin > 2
+
+
+def test_too_few_ranks_and_no_hope(tmp_path: Path) -> None:
+    """Hosts are fixed: nothing would change in 600 s."""
+    job = ElasticJob(tmp_path, "-np", "2", "--min-np", "2", hook=die_at(0, 5))
+    assert job.wait(30) == 128 + 9
+    assert "1 rank of at least 2 (--min-np), and no more can come" in job.err
+
+
+def test_hosts_that_do_not_suffice(tmp_path: Path) -> None:
+    job = ElasticJob(tmp_path, "-np", "2", "--min-np", "2", "--elastic-timeout", "1",
+                     hosts="localhost:1")
+    assert job.wait(30) == 1
+    assert "0 ranks of at least 2" in job.err and "hosts: localhost:1" in job.err
+
+
+def test_discovery_script_that_fails(tmp_path: Path) -> None:
+    script = tmp_path / "broken.sh"
+    script.write_text("#!/bin/sh\necho the scheduler is down >&2; exit 3\n")
+    script.chmod(0o755)
+    job = ElasticJob(tmp_path, "-np", "1", "--elastic-timeout", "1", "--host-discovery-script",
+                     str(script))
+    assert job.wait(30) == 1
+    assert "ended with 3: the scheduler is down" in job.err
+
+
+def test_reset_limit(tmp_path: Path) -> None:
+    hook = ("def hook(where, me):\n"
+            "    if where == 'step' and me.step == 5 and me.number == 3: me.die()\n"
+            "    if where == 'step' and me.step == 10 and me.number == 2: me.die()\n")
+    job = ElasticJob(tmp_path, "-np", "4", "--min-np", "1", "--reset-limit", "1", hook=hook)
+    assert job.wait() == 128 + 9
+    assert "this would be reset number 2, and --reset-limit is 1" in job.err
+
+
+def test_all_die(tmp_path: Path) -> None:
+    hook = "def hook(where, me):\n    if where == 'step' and me.step == 5: me.die()\n"
+    job = ElasticJob(tmp_path, "-np", "3", "--min-np", "1", "--blacklist-cooldown-range", "0.1",
+                     "0.2", hook=hook)
+    assert job.wait() == 128 + 9
+    assert "no worker is left" in job.err or "had the state of the training has ended" in job.err
+
+
+def test_state_that_is_lost_is_an_error(tmp_path: Path) -> None:
+    """A newcomer must not begin from nothing when those who had the state have died."""
+    hook = ("def hook(where, me):\n"
+            "    if where == 'begin' and me.number == 1: me.await_file('go')\n"
+            "    if where == 'sync' and me.number == 0 and me.joinings == 2: me.die()\n")
+    job = ElasticJob(tmp_path, "-np", "1", "--min-np", "1", "--max-np", "2", "--elastic-timeout", "5",
+                     hook=hook, hosts="localhost:1", steps=100000, nap=0.01)
+    job.await_event(lambda e: e["what"] == "enter" and e["size"] == 1)
+    job.set_hosts("localhost:1,127.0.0.1:1")
+    (tmp_path / "go").touch()
+    assert job.wait() == 128 + 9
+    assert "had the state of the training has ended" in job.err
+
+
+def test_worker_without_hora(tmp_path: Path) -> None:
+    """Programs that never call init() are run as they are."""
+    job = ElasticJob(tmp_path, "-np", "2", "--min-np", "1", command=["sh", "-c", "echo $HORA_RANK"])
+    job.succeed()
+    assert sorted(line.rpartition(":")[2] for line in job.out.splitlines()) == ["0", "1"]
+    job = ElasticJob(tmp_path, "-np", "2", "--min-np", "1", command=["sh", "-c", "exit 7"])
+    assert job.wait() == 7
+
+
+def test_program_that_does_not_exist(tmp_path: Path) -> None:
+    job = ElasticJob(tmp_path, "-np", "2", "--min-np", "1", command=["/no/such/program"])
+    assert job.wait() == 127
+    assert "/no/such/program" in job.err
+
+
+def test_interrupted_and_killed_launcher(tmp_path: Path) -> None:
+    job = ElasticJob(tmp_path, "-np", "3", "--min-np", "1", steps=100000)
+    job.await_event(lambda e: e["what"] == "enter")
+    job.process.send_signal(signal.SIGINT)
+    assert job.wait() == 128 + signal.SIGINT
+    other = tmp_path / "other"
+    other.mkdir()
+    job = ElasticJob(other, "-np", "3", "--min-np", "1", steps=100000)
+    job.await_event(lambda e: e["what"] == "enter")
+    job.process.kill()
+    assert job.wait() == -signal.SIGKILL  # and no worker is left, see wait()
+
+
+def test_environment_of_the_workers(tmp_path: Path) -> None:
+    hook = ("def hook(where, me):\n"
+            "    if where == 'step' and me.number == 0 and me.step == 5: me.die()\n"
+            "    names = ('RANK', 'SIZE', 'LOCAL_RANK', 'LOCAL_SIZE', 'CROSS_RANK', 'CROSS_SIZE',\n"
+            "             'ELASTIC')\n"
+            "    if where == 'done':\n"
+            "        me.say('env', hora=[os.environ['HORA_' + n] for n in names],\n"
+            "               horovod=[os.environ['HOROVOD_' + n] for n in names],\n"
+            "               argv=[open(f'/proc/{p}/cmdline').read() for p in\n"
+            "                     (os.getpid(), os.getppid())], secret=os.environ['HORA_SECRET'])\n")
+    job = ElasticJob(tmp_path, "-np", "3", "--min-np", "1", hook=hook, HOROVOD_ELASTIC_TIMEOUT=5)
+    job.succeed()
+    found = sorted(job.events("env"), key=lambda e: e["hora"])
+    for rank, event in enumerate(found):
+        assert event["hora"] == [str(rank), "2", str(rank), "2", "0", "1", "1"]
+        assert event["horovod"] == event["hora"]
+        assert not any(event["secret"] in text for text in event["argv"])
