@@ -7,6 +7,7 @@
 #include "bootstrap/conn.h"
 #include "util/clock.h"
 #include "util/log.h"
+#include "util/settings.h"
 
 #include <arpa/inet.h>
 #include <dirent.h>
@@ -92,7 +93,7 @@ static bool write_address(const struct sockaddr *sa, socklen_t len, char *text, 
 
 /* The first address of an interface, by its name or by the address itself. family: AF_UNSPEC, or
  * the only one that will do. */
-static bool find_interface(const char *name, int family, hora_endpoint_t *found_p) {
+static bool find_one_interface(const char *name, int family, hora_endpoint_t *found_p) {
     struct ifaddrs *list = NULL;
     bool            found = false;
     if (getifaddrs(&list) != 0)
@@ -115,6 +116,15 @@ static bool find_interface(const char *name, int family, hora_endpoint_t *found_
     }
     freeifaddrs(list);
     return found;
+}
+
+/* The first of a list with commas that this host has. */
+static bool find_interface(const char *names, int family, hora_endpoint_t *found_p) {
+    char name[HORA_SETTING_STRING_MAX];
+    while (hora_settings_item(&names, name))
+        if (find_one_interface(name, family, found_p))
+            return true;
+    return false;
 }
 
 static struct addrinfo *resolve(const char *host, int flags, int *err_p) {

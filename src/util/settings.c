@@ -185,3 +185,16 @@ int hora_settings_warn_horovod(void) {
     }
     return n;
 }
+
+bool hora_settings_item(const char **list_p, char item[HORA_SETTING_STRING_MAX]) {
+    const char *at = *list_p + strspn(*list_p, ", ");
+    size_t      len = strcspn(at, ",");
+    *list_p = at + len;
+    while (len > 0 && at[len - 1] == ' ')
+        len--;
+    if (len >= HORA_SETTING_STRING_MAX)
+        len = HORA_SETTING_STRING_MAX - 1;
+    memcpy(item, at, len);
+    item[len] = '\0';
+    return len > 0;
+}

@@ -52,6 +52,10 @@ const hora_setting_row_t *hora_settings_rows(size_t *count_p);
  * and what is allowed. Also sets the log up. */
 hora_status_t hora_settings_load(hora_settings_t *settings_p);
 
+/* Takes the next item off a list with commas, without the blanks around it; empty ones are passed
+ * over. False: there is none. */
+bool hora_settings_item(const char **list_p, char item[HORA_SETTING_STRING_MAX]);
+
 /* Says of each setting of Horovod's that is set and has no meaning here why that is so (a warning
  * each, the first time in a process). Returns their number. One rank is enough to call it. */
 int hora_settings_warn_horovod(void);

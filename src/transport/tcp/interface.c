@@ -153,18 +153,28 @@ static bool rendezvous_host(const char *rendezvous, char *host, size_t size) {
     return len < size;
 }
 
-static bool by_setting(const struct ifaddrs *all, const char *setting,
-                       hora_tcp_interface_t *chosen) {
+static bool by_name_or_address(const struct ifaddrs *all, const char *text,
+                               hora_tcp_interface_t *chosen) {
     struct sockaddr_storage sa = {0};
-    if (by_name(all, setting, chosen))
+    if (by_name(all, text, chosen))
         return true;
-    if (inet_pton(AF_INET, setting, &((struct sockaddr_in *)&sa)->sin_addr) == 1)
+    if (inet_pton(AF_INET, text, &((struct sockaddr_in *)&sa)->sin_addr) == 1)
         sa.ss_family = AF_INET;
-    else if (inet_pton(AF_INET6, setting, &((struct sockaddr_in6 *)&sa)->sin6_addr) == 1)
+    else if (inet_pton(AF_INET6, text, &((struct sockaddr_in6 *)&sa)->sin6_addr) == 1)
         sa.ss_family = AF_INET6;
     else
         return false;
     return by_address(all, &sa, chosen);
+}
+
+/* The first of a list with commas that this host has: hosts may name theirs differently. */
+static bool by_setting(const struct ifaddrs *all, const char *setting,
+                       hora_tcp_interface_t *chosen) {
+    char item[HORA_SETTING_STRING_MAX];
+    while (hora_settings_item(&setting, item))
+        if (by_name_or_address(all, item, chosen))
+            return true;
+    return false;
 }
 
 static bool by_default(const struct ifaddrs *all, const hora_world_t *world,

@@ -140,6 +140,22 @@ static void log__levels(void **state) {
     assert_int_equal(hora_log_threshold, HORA_LOG_WARNING);
 }
 
+static void test_items_of_a_list(void **state) {
+    const char *list = " eth0,, 10.0.0.1 ,lo,";
+    const char *empty = " ,";
+    char        item[HORA_SETTING_STRING_MAX];
+    (void)state;
+    assert_true(hora_settings_item(&list, item));
+    assert_string_equal(item, "eth0");
+    assert_true(hora_settings_item(&list, item));
+    assert_string_equal(item, "10.0.0.1");
+    assert_true(hora_settings_item(&list, item));
+    assert_string_equal(item, "lo");
+    assert_false(hora_settings_item(&list, item));
+    assert_false(hora_settings_item(&list, item));
+    assert_false(hora_settings_item(&empty, item));
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup(load__defaults, clear),
@@ -150,6 +166,7 @@ int main(void) {
         cmocka_unit_test_setup(load__units, clear),
         cmocka_unit_test_setup(load__refuses_nonsense, clear),
         cmocka_unit_test_setup(load__never_shows_the_secret, clear),
+        cmocka_unit_test(test_items_of_a_list),
         cmocka_unit_test_setup(log__levels, clear),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
