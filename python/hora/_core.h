@@ -93,6 +93,10 @@ PyObject *core_finish(hora_status_t status, bool entered);
 /* Installs it. Python's own handler of SIGINT stays in place and runs first. Idempotent. */
 PyObject *core_interrupt_install(PyObject *module, PyObject *unused);
 
+/* start_timeline(path, mark_cycles), stop_timeline() */
+PyObject *core_start_timeline(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
+PyObject *core_stop_timeline(PyObject *module, PyObject *unused);
+
 /* The engine of all ranks and the communicator it was made from; NULL before init. */
 extern hora_engine_t *core_engine;
 extern hora_comm_t   *core_world;

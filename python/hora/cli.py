@@ -8,7 +8,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from hora import cli_info
+from hora import cli_info, cli_trace
 from hora.runner import launch
 
 DESCRIPTION = """hora: ring-allreduce collective communication.
@@ -63,6 +63,11 @@ def make_parser() -> argparse.ArgumentParser:
                                description="Each back-end: is it available, why not, what to do.")
     info.add_argument("--json", action="store_true", help="for programs")
     info.set_defaults(main=cli_info.main)
+
+    trace = commands.add_parser("trace", help="join and sum up timelines", description=cli_trace.DESCRIPTION,
+                                formatter_class=argparse.RawDescriptionHelpFormatter)
+    cli_trace.add_arguments(trace)
+    trace.set_defaults(main=cli_trace.main)
 
     # Shown in the list only: their arguments are the programs' own (see main).
     commands.add_parser("check", help="compare every collective with an exact reference", add_help=False)
