@@ -149,13 +149,14 @@ static hora_status_t receive_responses(hora_engine_t *engine, bool *moved_p) {
 static hora_status_t step(hora_engine_t *engine, bool slow, bool *moved_p) {
     hora_status_t st = hora_failure_check(&engine->comm->failure);
     *moved_p = false;
+    if (st == HORA_OK && engine->coordinator != NULL) /* before its own: they came before it */
+        st = receive_requests(engine, moved_p);
     if (st == HORA_OK)
         st = hora_requests_report(engine, moved_p);
     if (st != HORA_OK || engine->control == NULL)
         return st;
     if (engine->coordinator == NULL)
         return receive_responses(engine, moved_p);
-    st = receive_requests(engine, moved_p);
     if (slow && !*moved_p)
         notice_gone(engine, moved_p);
     return st == HORA_OK ? send_responses(engine, moved_p) : st;

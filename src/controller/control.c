@@ -39,6 +39,7 @@ struct hora_control {
     hora_outgoing_t *sending; /* in flight */
     hora_outgoing_t *idle;
     bool            *left;    /* [size] */
+    atomic_ulong     nframes; /* sent; written by the driver */
 };
 
 static int peer_of(const hora_control_t *control, int rank) {
@@ -155,6 +156,10 @@ hora_status_t hora_control_prepare(hora_control_t *control, hora_outgoing_t **ou
     return HORA_OK;
 }
 
+unsigned long hora_control_frames(const hora_control_t *control) {
+    return atomic_load_explicit(&control->nframes, memory_order_relaxed);
+}
+
 uint8_t *hora_outgoing_buf(hora_outgoing_t *out) {
     return out->buf;
 }
@@ -171,6 +176,7 @@ static void send_to(hora_control_t *control, hora_outgoing_t *out, size_t len, i
 
 void hora_control_send(hora_control_t *control, hora_outgoing_t *out, size_t len) {
     out->npeers = 0;
+    atomic_fetch_add_explicit(&control->nframes, 1, memory_order_relaxed);
     out->next = control->sending;
     control->sending = out;
     if (control->comm->rank != 0) {

@@ -25,6 +25,8 @@ uint8_t *hora_outgoing_buf(hora_outgoing_t *out);
 /* Starts to send: from rank 0 to every rank that has not left, from the others to rank 0. The frame
  * stays readable until the next hora_control_prepare. */
 void hora_control_send(hora_control_t *control, hora_outgoing_t *out, size_t len);
+/* Number of frames that were sent, however many ranks they went to. Any thread; for tests. */
+unsigned long hora_control_frames(const hora_control_t *control);
 /* Blocks until all that was sent is out of this rank's hands. What goes to ranks that have left is
  * withdrawn. timeout: seconds, 0: the communicator's. */
 hora_status_t hora_control_flush(hora_control_t *control, double timeout);
