@@ -224,7 +224,11 @@ static bool read_by_protocol(PyObject *object, core_array_t *array_p) {
     if (core_buffer_offered(object)) {
         if (core_buffer_read(object, array_p))
             return true;
-        if (!PyObject_HasAttrString(object, "__dlpack__"))
+        PyObject *type, *value, *trace;
+        PyErr_Fetch(&type, &value, &trace);
+        bool also = PyObject_HasAttrString(object, "__dlpack__");
+        PyErr_Restore(type, value, trace);
+        if (!also)
             return false;
         PyErr_Clear();
     }

@@ -337,6 +337,11 @@ static bool read_call(PyObject *const *args, call_t *call) {
     return read_arrays(call, args[INPUT], args[OUTPUT], dtype);
 }
 
+/* An operation that hora does not have for this type is the caller's mistake, as in the engine. */
+static hora_status_t judge(hora_status_t status) {
+    return status == HORA_ERR_UNSUPPORTED ? HORA_ERR_INVALID_ARGUMENT : status;
+}
+
 static PyObject *block(PyObject *self, const call_t *call) {
     hora_comm_t *comm = comm_enter(self);
     if (!comm)
@@ -345,7 +350,7 @@ static PyObject *block(PyObject *self, const call_t *call) {
     Py_BEGIN_ALLOW_THREADS
     status = execute(comm, call);
     Py_END_ALLOW_THREADS
-    return comm_leave(self, status);
+    return comm_leave(self, judge(status));
 }
 
 static PyObject *start(PyObject *self, call_t *call, PyObject *const *args) {
@@ -367,7 +372,7 @@ static PyObject *start(PyObject *self, call_t *call, PyObject *const *args) {
         ((request_object_t *)object)->request = request;
         ((comm_object_t *)self)->in_flight++;
     }
-    PyObject *result = comm_leave(self, status);
+    PyObject *result = comm_leave(self, judge(status));
     if (!result) {
         Py_DECREF(object);
         return NULL;

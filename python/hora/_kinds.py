@@ -154,7 +154,7 @@ class _Buffer(Kind):
             return array.array(x.typecode, bytes(math.prod(shape) * view.itemsize))
         if len(shape) == 1 and isinstance(x, (bytes, bytearray)):
             return bytearray(math.prod(shape))
-        return _core.empty(shape, _core.dtype_of(view))
+        return _core.empty(shape, _core.dtype_of(self.read(x)[0]))
 
     def give(self, x: Any, result: Any) -> Any:
         if isinstance(x, bytes):
