@@ -91,11 +91,11 @@ def pack(function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, An
         call = task.dumps((function, tuple(args), dict(kwargs or {})))
     except Exception as error:
         remedy = ""
-        if "cloudpickle" not in sys.modules:
+        if sys.modules.get("cloudpickle") is None:
             remedy = "; functions of scripts and notebooks, lambdas and inner functions need " \
                 "cloudpickle (pip install cloudpickle)"
         raise ValueError(f"the function and its arguments cannot be sent: {error}{remedy}") from error
-    if "cloudpickle" not in sys.modules and getattr(function, "__module__", "") == "__main__":
+    if sys.modules.get("cloudpickle") is None and getattr(function, "__module__", "") == "__main__":
         raise ValueError(f"{function.__qualname__} is a function of the script itself; to send it, "
                          "install cloudpickle (pip install cloudpickle), or put it into a module")
     path = [os.path.abspath(entry) for entry in sys.path]

@@ -252,9 +252,11 @@ class Launcher:
         if self.start_deadline is None or time.monotonic() < self.start_deadline:
             return
         self.start_deadline = None
-        late = [agent.host.name for agent in self.agents if not agent.started]
-        self.fail(255, f"no rank was started on {', '.join(late)} within {self.job.start_timeout:g} s "
-                  "(--start-timeout)", 0.0)
+        late = [agent for agent in self.agents if not agent.started]
+        self.fail(255, f"no rank was started on {', '.join(agent.host.name for agent in late)} within "
+                  f"{self.job.start_timeout:g} s (--start-timeout)", 0.0)
+        for agent in late:
+            agent.process.kill()  # should it have begun after all: without us it ends its ranks
 
     def run_plan(self) -> float | None:
         """Sends what is due; returns seconds until the next."""
