@@ -419,3 +419,77 @@ def test_it_needs_neither_torch_nor_numpy() -> None:
     )
     for outcome in ranks.start(program, 2).wait():
         assert outcome.code == 0, outcome.output
+
+
+# ---- Several worlds in one process -----------------------------------------------------------------------
+
+
+def second_copy(path: str, results: list[Any]) -> None:
+    """What an extension with a libhora of its own does, in C's way."""
+    import ctypes
+
+    lib = ctypes.CDLL(path)  # RTLD_LOCAL
+    lib.hora_last_error.restype = ctypes.c_char_p
+    comm = ctypes.c_void_p()
+    values = (ctypes.c_int32 * 4)(1, 1, 1, 1)
+    status = lib.hora_comm_create(None, ctypes.byref(comm))
+    for _ in range(30 if status == 0 else 0):
+        count, int32, total = ctypes.c_size_t(4), 3, 1
+        status = status or lib.hora_allreduce(comm, values, values, count, int32, total, None)
+        status = status or lib.hora_allreduce(comm, values, values, count, int32, 3, None)  # min
+        values[:] = [1] * 4 if values[0] == 2 else [-1] * 4
+    status = status or lib.hora_comm_free(comm)
+    results.append((status, lib.hora_last_error() if status else None, values[:]))
+
+
+def many_worlds() -> list[Any]:
+    """hora.torch's, this module's, named ones of threads, and another copy's, all at once."""
+    import shutil
+    import threading
+
+    import hora
+    import hora.torch as hvd
+    import numpy as np
+    import torch
+    from hora import _core
+
+    library = Path(_core.__file__).with_name("libhora.so")
+    copy = Path(os.environ["HORA_TEST_FOLDER"]) / f"libother-{os.environ['HORA_TEST_RANK']}.so"
+    shutil.copy(library, copy)
+    me = int(os.environ["HORA_TEST_RANK"])
+    results: list[Any] = []
+
+    def named(name: str, number: int) -> None:
+        time.sleep(0.02 * ((me + number) % 3))
+        with hora.Communicator(name=name) as comm:
+            for step in range(20):
+                assert (comm.allreduce(np.full(100, number * step)) == 2 * number * step).all()
+        results.append(name)
+
+    threads = [threading.Thread(target=second_copy, args=(str(copy), results))]
+    threads += [threading.Thread(target=named, args=(name, i)) for i, name in enumerate("ab", 1)]
+    for thread in threads if me else reversed(threads):
+        thread.start()
+    hvd.init()
+    with hora.Communicator() as one, hora.Communicator() as two:
+        for step in range(30):
+            handle = hvd.allreduce_async(torch.full((300,), float(step)), op=hvd.Sum)
+            request = one.allreduce(np.full(100, step), async_op=True)
+            assert (two.allreduce(np.full(5, 3.0)) == 6).all()
+            assert (hvd.synchronize(handle) == 2 * step).all()
+            assert (request.wait() == 2 * step).all()
+        hvd.shutdown()
+        assert (one.allreduce(np.ones(1)) == 2).all()
+        hvd.init()
+        assert hvd.allreduce(torch.ones(1), op=hvd.Sum).item() == 2
+    assert hvd.allreduce(torch.ones(1), op=hvd.Sum).item() == 2
+    hvd.shutdown()
+    for thread in threads:
+        thread.join()
+    return sorted(results, key=str)
+
+
+@pytest.mark.parametrize("transport", ["shm", "tcp"])
+def test_worlds_do_not_disturb_each_other(transport: str) -> None:
+    for result in ranks.run(many_worlds, 2, env={"HORA_TRANSPORT": transport}):
+        assert result == [(0, None, [1, 1, 1, 1]), "a", "b"]
