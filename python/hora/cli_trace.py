@@ -1,11 +1,12 @@
-"""``hora trace``: joins the timelines of several ranks, and sums one up. Needs neither hora's library
-nor a job, so it works on any machine that the files were copied to."""
+"""``hora trace``: joins the timelines of several ranks, and sums one up. Needs neither hora's
+library nor a job, so it works on any machine that the files were copied to."""
 
 from __future__ import annotations
 
 import argparse
 import bisect
 import json
+import os
 import re
 import sys
 from dataclasses import dataclass, field
@@ -60,7 +61,7 @@ def _salvage(text: str) -> tuple[list[Event], int]:
             continue
         try:
             event = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             event = None
         if isinstance(event, dict):
             events.append(event)
@@ -103,8 +104,8 @@ def _number(value: Any) -> bool:
 
 
 def read(path: Path, index: int = 0) -> Trace:
-    """Reads a file. A damaged one gives a warning and what could be read. ``index``: its rank, should
-    neither the file nor its name say it."""
+    """Reads a file. A damaged one gives a warning and what could be read. ``index``: its rank,
+    should neither the file nor its name say it."""
     events, bad = _events(path)
     trace = Trace(path, events, index, unreadable=bad)
     if bad:
@@ -212,8 +213,8 @@ def clocks_of(traces: list[Trace]) -> list[Clock]:
         return [Clock(trace, trace.head[monotonic], True) for trace in traces]
     if len(traces) > 1:
         lacking = next(t for t in traces if not _number(t.head.get(monotonic)) or not t.clocks)
-        warn(f"{lacking.path} does not say how its clock differs from rank 0's: the files are aligned "
-             "by the hosts' time of day, which may be off by milliseconds")
+        warn(f"{lacking.path} does not say how its clock differs from rank 0's: the files are "
+             "aligned by the hosts' time of day, which may be off by milliseconds")
     epoch = "start_time_since_epoch_in_micros"
     for trace in traces:
         if len(traces) > 1 and not _number(trace.head.get(epoch)):
@@ -243,7 +244,8 @@ def _renamed(event: Event, trace: Trace, pid: int) -> Event:
     elif event["ph"] == "M" and event.get("name") == "process_name":
         event["args"] = dict(args, name=f"rank {trace.rank}: {args.get('name', '')}")
     elif event["ph"] == "M" and event.get("name") == "process_sort_index":
-        event["args"] = dict(args, sort_index=trace.rank * RANK_SPACE + int(args.get("sort_index", 0)))
+        index = args.get("sort_index", 0)
+        event["args"] = dict(args, sort_index=trace.rank * RANK_SPACE + int(index))
     return event
 
 
@@ -432,8 +434,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(dest="trace", metavar="COMMAND", required=True)
     joins = commands.add_parser(
         "merge", help="join the files of several ranks",
-        description="Joins the files of several ranks into one, on rank 0's clock. With one FILE, or "
-        "a folder, as HORA_TIMELINE had it: those of all ranks beside it.")
+        description="Joins the files of several ranks into one, on rank 0's clock. With one FILE, "
+        "or a folder, as HORA_TIMELINE had it: those of all ranks beside it.")
     joins.add_argument("files", nargs="+", metavar="FILE")
     joins.add_argument("-o", "--output", metavar="OUT",
                        help="where to write it; -: standard output (default: FILE.merged.json)")
@@ -456,6 +458,6 @@ def main(args: argparse.Namespace) -> int:
     except TraceError as error:
         print(f"hora trace: {error}", file=sys.stderr)
         return 1
-    except BrokenPipeError:
-        sys.stderr.close()
+    except BrokenPipeError:  # as `head` does; and nothing more to be flushed at the exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

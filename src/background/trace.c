@@ -11,7 +11,7 @@
 
 enum { BY_SELF, BY_SHM, BY_TCP, BY_MPI, CARRIERS };
 
-/* What a collective on this communicator waits for: the links between hosts, where there are some. */
+/* What a collective on this communicator waits for: links between hosts, where there are some. */
 static int carrier_of(const hora_comm_t *comm) {
     int carrier = BY_SHM;
     if (comm->size == 1)
@@ -30,7 +30,7 @@ static int carrier_of(const hora_comm_t *comm) {
     return carrier;
 }
 
-/* "ranks 0, 2: " before the names of a process set's tensors; nothing for the ranks of the world. */
+/* "ranks 0, 2: " before the names of a process set's tensors; nothing for all ranks. */
 static void describe_ranks(const hora_comm_t *comm, char *text, size_t room) {
     size_t n = (size_t)snprintf(text, room, "ranks ");
     text[comm->size == comm->world->size ? 0 : n] = '\0';

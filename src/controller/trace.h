@@ -1,6 +1,6 @@
 /*
- * What the coordinator tells the timeline: which rank is ready with what, and how rounds end. On the
- * driving thread of rank 0. While nothing is recorded each call is one branch.
+ * What the coordinator tells the timeline: which rank is ready with what, and how rounds end. On
+ * the driving thread of rank 0. While nothing is recorded each call is one branch.
  */
 #ifndef HORA_CONTROLLER_TRACE_H
 #define HORA_CONTROLLER_TRACE_H

@@ -2,9 +2,9 @@
  * The timeline's buffer, and the thread that empties it (timeline.h).
  *
  * A push appends one record to the buffer. The writer thread takes the whole buffer away, puts an
- * empty one there, and works on what it has without a lock. It sleeps while nothing happens; after the
- * first event it lets a moment pass, so that it writes seldom and much. A process that is killed loses
- * the events of that moment.
+ * empty one there, and works on what it has without a lock. It sleeps while nothing happens; after
+ * the first event it lets a moment pass, so that it writes seldom and much. A process that is killed
+ * loses the events of that moment.
  */
 #include "util/timeline.h"
 
@@ -23,8 +23,8 @@
 #define MOMENT_NS    10000000
 #define STACK_BYTES  (256u << 10)
 
-/* In the buffer; its shape, label, name and text follow it, and the pointers point to them once it has
- * been taken out. */
+/* In the buffer; its shape, label, name and text follow it, and the pointers point to them once it
+ * has been taken out. */
 typedef struct record {
     uint64_t              ns;
     size_t                bytes; /* of all of it; a multiple of 8 */

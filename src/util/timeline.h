@@ -2,10 +2,10 @@
  * The timeline: what happens to each tensor and when, as a trace that Perfetto and chrome://tracing
  * show (docs/timeline.md). One per world; off until hora_timeline_begin.
  *
- * Threads. Any thread pushes events, under whatever locks it holds: a push copies them into a buffer
- * under a lock that is held for no longer. A writer thread makes JSON of them. When events come faster
- * than they can be written, they are dropped, counted, and the file and the log say so. Begin and end
- * come from any thread.
+ * Threads. Any thread pushes events, under whatever locks it holds: a push copies them into a
+ * buffer under a lock that is held for no longer. A writer thread makes JSON of them. When events
+ * come faster than they can be written, they are dropped, counted, and the file and the log say so.
+ * Begin and end come from any thread.
  *
  *     pushes -> [ buffer ] -> writer thread: trace_writer.c (states, JSON) -> trace_file.c (bytes)
  */
@@ -84,8 +84,8 @@ void hora_timeline_init(hora_timeline_t *timeline);
 /* Ends a recording. Nobody pushes any more. */
 void hora_timeline_destroy(hora_timeline_t *timeline);
 
-/* Starts to record. HORA_ERR_INVALID_ARGUMENT: it does already, or this process writes that file for
- * another world; HORA_ERR_SYSTEM names path and reason. */
+/* Starts to record. HORA_ERR_INVALID_ARGUMENT: it does already, or this process writes that file
+ * for another world; HORA_ERR_SYSTEM names path and reason. */
 hora_status_t hora_timeline_begin(hora_timeline_t *timeline,
                                   const hora_timeline_options_t *options);
 /* Writes what is left and closes the file. HORA_OK too when nothing was being recorded.

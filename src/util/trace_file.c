@@ -2,15 +2,15 @@
  * A growing JSON array that is valid at every moment (trace_file.h). One thread at a time.
  *
  * Why not simply move the closing bracket on with one write(2)? Linux copies a write into the page
- * cache page by page, and looks between two pages whether the process has been killed: a write across
- * the border of a page can be cut there. Within a page it cannot. Hence:
+ * cache page by page, and looks between two pages whether the process has been killed: a write
+ * across the border of a page can be cut there. Within a page it cannot. Hence:
  *
- *     [ element,          The file has more room than it needs. The room is filled with spaces, which
- *       element           JSON allows, and closed by a bracket at its very end. Elements are put
- *                  ]      over the spaces, by writes that never cross the border of a page.
+ *     [ element,          The file has more room than it needs. The room is filled with spaces,
+ *       element           which JSON allows, and closed by a bracket at its very end. Elements are
+ *                  ]      put over the spaces, by writes that never cross the border of a page.
  *
- * When the room is used up, a file of twice the size is written beside this one and renamed over it,
- * which is atomic too; closing does the same with the exact size.
+ * When the room is used up, a file of twice the size is written beside this one and renamed over
+ * it, which is atomic too; closing does the same with the exact size.
  */
 #include "util/trace_file.h"
 
@@ -34,7 +34,7 @@ static const char closing[] = "\n]\n";
 struct hora_trace_file {
     int    fd;
     char  *path, *part; /* the file, and its successor while that is made */
-    size_t room;        /* bytes of the file; a multiple of PAGE. The last page is for the bracket */
+    size_t room;        /* bytes of the file, whole pages; the last one is for the bracket */
     size_t at;          /* where page[] goes: after all that is written */
     size_t len;         /* of page[]; it does not cross the border of the page that `at` is in */
     char   page[PAGE];

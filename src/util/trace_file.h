@@ -13,9 +13,9 @@
 
 typedef struct hora_trace_file hora_trace_file_t;
 
-/* The file that `path` means, as an absolute path with no link at its end, so that it stays the same
- * when the process changes its folder. HORA_ERR_SYSTEM names path and reason: there is no such folder,
- * or what is there is no regular file. The caller frees *full_p. */
+/* The file that `path` means, as an absolute path with no link at its end, so that it stays the
+ * same when the process changes its folder. HORA_ERR_SYSTEM names path and reason: there is no such
+ * folder, or what is there is no regular file. The caller frees *full_p. */
 hora_status_t hora_trace_file_resolve(const char *path, char **full_p);
 
 /* Makes, or replaces, the file with the array [first]. full: from hora_trace_file_resolve. */

@@ -78,13 +78,14 @@ static void put_micros(hora_trace_writer_t *w, int64_t ns) {
     put(w, part);
 }
 
-/* Bytes of the well-formed UTF-8 sequence at p, or 0 (RFC 3629: no surrogates, nothing too long). */
+/* Bytes of the well-formed UTF-8 sequence at p, or 0 (RFC 3629: no surrogates, none too long). */
 static size_t sequence(const unsigned char *p, size_t left) {
     static const struct {
         unsigned char first, last, low, high; /* of the first byte, then of the second */
         size_t        len;
-    } forms[] = {{0xc2, 0xdf, 0x80, 0xbf, 2}, {0xe0, 0xe0, 0xa0, 0xbf, 3}, {0xe1, 0xec, 0x80, 0xbf, 3},
-                 {0xed, 0xed, 0x80, 0x9f, 3}, {0xee, 0xef, 0x80, 0xbf, 3}, {0xf0, 0xf0, 0x90, 0xbf, 4},
+    } forms[] = {{0xc2, 0xdf, 0x80, 0xbf, 2}, {0xe0, 0xe0, 0xa0, 0xbf, 3},
+                 {0xe1, 0xec, 0x80, 0xbf, 3}, {0xed, 0xed, 0x80, 0x9f, 3},
+                 {0xee, 0xef, 0x80, 0xbf, 3}, {0xf0, 0xf0, 0x90, 0xbf, 4},
                  {0xf1, 0xf3, 0x80, 0xbf, 4}, {0xf4, 0xf4, 0x80, 0x8f, 4}};
     for (size_t i = 0; i < sizeof(forms) / sizeof(forms[0]); i++) {
         if (p[0] < forms[i].first || p[0] > forms[i].last)
@@ -200,7 +201,8 @@ static hora_status_t close_with(hora_trace_writer_t *w, uint64_t ns, const tenso
     return finish(w);
 }
 
-static hora_status_t instant(hora_trace_writer_t *w, uint64_t ns, const char *name, uint64_t count) {
+static hora_status_t instant(hora_trace_writer_t *w, uint64_t ns, const char *name,
+                             uint64_t count) {
     begin(w, "i", ns, 0);
     put(w, ", \"name\": \"");
     put(w, name);
@@ -223,7 +225,8 @@ static hora_status_t sort_index(hora_trace_writer_t *w, unsigned pid) {
     return finish(w);
 }
 
-static hora_status_t put_clock(hora_trace_writer_t *w, uint64_t ns, int64_t offset, uint64_t error) {
+static hora_status_t put_clock(hora_trace_writer_t *w, uint64_t ns, int64_t offset,
+                               uint64_t error) {
     begin(w, "M", ns, 0);
     put(w, ", \"name\": \"clock_offset\", \"args\": {\"clock_offset_in_micros\": ");
     put_micros(w, offset);
@@ -395,7 +398,8 @@ static void put_head(hora_trace_writer_t *w, const hora_timeline_options_t *o) {
     struct timespec real;
     clock_gettime(CLOCK_REALTIME, &real);
     w->len = 0;
-    put(w, "{\"ph\": \"M\", \"name\": \"process_name\", \"pid\": 0, \"args\": {\"name\": \"hora, rank ");
+    put(w, "{\"ph\": \"M\", \"name\": \"process_name\", \"pid\": 0, \"args\": {");
+    put(w, "\"name\": \"hora, rank ");
     put_number(w, (uint64_t)o->rank);
     put(w, "\", \"start_time_since_epoch_in_micros\": ");
     put_number(w, (uint64_t)real.tv_sec * 1000000u + (uint64_t)real.tv_nsec / 1000u);

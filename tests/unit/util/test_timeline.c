@@ -1,6 +1,6 @@
 /*
- * src/util/timeline, trace_writer and trace_file: the file is JSON at every moment, slices nest, names
- * are escaped, and what cannot be recorded is counted. Kills are in the tests with several ranks.
+ * src/util/timeline, trace_writer and trace_file: the file is JSON at every moment, slices nest,
+ * names are escaped, and what cannot be recorded is counted.
  */
 #include "util/clock.h"
 #include "util/log.h"
@@ -42,7 +42,7 @@ static int teardown(void **state) {
     return system(command);
 }
 
-/* ---- A small JSON parser: does the text hold one value, and how many elements has it? ---------- */
+/* ---- A small JSON parser: is the text one array, and how many elements has it? ---------------- */
 
 typedef struct parser {
     const unsigned char *at, *end;
@@ -71,7 +71,10 @@ static bool hex(const unsigned char *p) {
 /* Well-formed UTF-8 by the rule of RFC 3629, written apart from the code under test. */
 static size_t character(const unsigned char *p, size_t left) {
     static const uint32_t least[] = {0, 0, 0x80, 0x800, 0x10000};
-    size_t                n = *p < 0x80 ? 1 : *p >> 5 == 6 ? 2 : *p >> 4 == 14 ? 3 : *p >> 3 == 30 ? 4 : 0;
+    size_t                n = *p < 0x80 ? 1
+                              : *p >> 5 == 6 ? 2
+                              : *p >> 4 == 14 ? 3
+                              : *p >> 3 == 30 ? 4 : 0;
     uint32_t              value = n > 1 ? *p & (0x7fu >> n) : 0;
     if (n == 0 || n > left)
         return 0;
@@ -179,12 +182,16 @@ static bool has(const char *what) {
     return found;
 }
 
+/* As strstr; but that of the sanitizers looks for the end of the text each time. */
+static const char *next(const char *at, const char *end, const char *what) {
+    return memmem(at, (size_t)(end - at), what, strlen(what));
+}
+
 static int count_of(const char *what) {
     size_t len;
     char  *text = contents(path, &len);
     int    n = 0;
-    /* memmem, because the sanitizers' strstr looks for the end of the text each time. */
-    for (const char *at = text; (at = memmem(at, len - (size_t)(at - text), what, strlen(what))); at++)
+    for (const char *at = text; (at = next(at, text + len, what)) != NULL; at++)
         n++;
     free(text);
     return n;
@@ -374,15 +381,21 @@ static void writer__a_whole_round(void **state) {
     add(w, 1235567, event(HORA_TIMELINE_ENDED, "grad"));
     assert_int_equal(hora_trace_writer_close(w, 2000000), HORA_OK);
     expect_balance();
-    assert_true(has("\"rank\": 2, \"size\": 4, \"host\": \"ho\\\"st\", \"clock_offset_in_micros\": 0"));
+    assert_true(has("\"rank\": 2, \"size\": 4, \"host\": \"ho\\\"st\", "
+                    "\"clock_offset_in_micros\": 0"));
     assert_true(has("\"start_time_since_epoch_in_micros\": "));
-    assert_true(has("{\"ph\": \"M\", \"name\": \"process_name\", \"pid\": 1, \"args\": {\"name\": \"grad\"}}"));
-    assert_true(has("{\"ph\": \"M\", \"name\": \"process_sort_index\", \"pid\": 1, \"args\": {\"sort_index\": 1}}"));
-    assert_true(has("{\"ph\": \"B\", \"ts\": 1.000, \"pid\": 1, \"tid\": 0, \"name\": \"NEGOTIATE_ALLREDUCE\"}"));
-    assert_true(has("{\"ph\": \"X\", \"ts\": 1.500, \"pid\": 1, \"tid\": 0, \"dur\": 0, \"name\": \"1\"}"));
-    assert_true(has("{\"ph\": \"B\", \"ts\": 4.001, \"pid\": 1, \"tid\": 0, \"name\": \"MEMCPY_IN_FUSION_BUFFER\"}"));
-    assert_true(has("{\"ph\": \"E\", \"ts\": 1234.567, \"pid\": 1, \"tid\": 0, \"args\": {\"dtype\": "
-                    "\"float32\", \"shape\": \"[3, 4]\", \"bytes\": 48}}"));
+    assert_true(has("{\"ph\": \"M\", \"name\": \"process_name\", \"pid\": 1, "
+                    "\"args\": {\"name\": \"grad\"}}"));
+    assert_true(has("{\"ph\": \"M\", \"name\": \"process_sort_index\", \"pid\": 1, "
+                    "\"args\": {\"sort_index\": 1}}"));
+    assert_true(has("{\"ph\": \"B\", \"ts\": 1.000, \"pid\": 1, \"tid\": 0, "
+                    "\"name\": \"NEGOTIATE_ALLREDUCE\"}"));
+    assert_true(has("{\"ph\": \"X\", \"ts\": 1.500, \"pid\": 1, \"tid\": 0, \"dur\": 0, "
+                    "\"name\": \"1\"}"));
+    assert_true(has("{\"ph\": \"B\", \"ts\": 4.001, \"pid\": 1, \"tid\": 0, "
+                    "\"name\": \"MEMCPY_IN_FUSION_BUFFER\"}"));
+    assert_true(has("{\"ph\": \"E\", \"ts\": 1234.567, \"pid\": 1, \"tid\": 0, "
+                    "\"args\": {\"dtype\": \"float32\", \"shape\": \"[3, 4]\", \"bytes\": 48}}"));
     assert_int_equal(count_of("\"ph\": \"B\""), 5); /* negotiate, queue, op, two activities */
 }
 
@@ -638,7 +651,7 @@ static void timeline__overflow(void **state) {
     hora_timeline_destroy(&timeline);
     expect_balance();
     char *text = contents(path, &len);
-    for (const char *at = text; (at = memmem(at, len - (size_t)(at - text), "\"count\": ", 9)); at++)
+    for (const char *at = text; (at = next(at, text + len, "\"count\": ")) != NULL; at++)
         lost += strtol(at + 9, NULL, 10);
     free(text);
     written = count_of("\"ph\": \"B\"");
