@@ -28,6 +28,7 @@ static hora_status_t create_controller(hora_engine_t *engine) {
                                           .average_active = averages_active(engine),
                                           .host = host_of,
                                           .host_arg = engine->comm,
+                                          .tune = hora_tuner_tune(engine),
                                           .trace = &engine->trace};
     hora_status_t              st = HORA_OK;
     if (engine->rank == 0)
@@ -58,6 +59,7 @@ static void create_locks(hora_engine_t *engine) {
 static void destroy_driver_side(hora_engine_t *engine) {
     hora_control_destroy(engine->control);
     hora_coordinator_destroy(engine->coordinator);
+    hora_tuner_destroy(engine);
     hora_fusion_destroy(&engine->fusion);
     free(engine->seen_gone);
     free(engine->by_slot);
@@ -110,6 +112,8 @@ hora_status_t hora_background_create(hora_comm_t *comm, size_t fusion_threshold,
     engine->seen_gone = calloc((size_t)engine->size, sizeof(*engine->seen_gone));
     if (engine->blocks == NULL || engine->rows == NULL || engine->seen_gone == NULL)
         st = hora_fail(HORA_ERR_NO_MEMORY, "an engine for %d ranks", engine->size);
+    if (st == HORA_OK)
+        st = hora_tuner_create(engine);
     if (st == HORA_OK && engine->size > 1)
         st = create_controller(engine);
     if (st == HORA_OK && engine->size > 1)

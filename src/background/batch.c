@@ -9,11 +9,7 @@
 
 #include <stdlib.h>
 
-/* Bytes packed at a time, and bytes from which a tensor is not packed at all. */
-#define PACK_SHARED  ((size_t)1 << 20)
-#define ALONE_SHARED ((size_t)256 << 10)
-#define ALONE_LINKS  ((size_t)8 << 20)
-#define GATHER_LINKS ((size_t)32 << 20)
+#define GATHER_LINKS ((size_t)32 << 20) /* bytes of allgathers packed at a time over links */
 
 hora_status_t hora_batch_add(hora_engine_t *engine, hora_work_t *work) {
     if (engine->nbatch == engine->batch_room) {
@@ -140,9 +136,8 @@ static hora_status_t execute_alone(hora_engine_t *engine, size_t i) {
 static hora_status_t execute_many(hora_engine_t *engine) {
     bool          shared = engine->comm->pads != NULL;
     bool          gathers = engine->batch[0]->sig.kind == HORA_TASK_ALLGATHER;
-    size_t        links = gathers ? GATHER_LINKS : SIZE_MAX; /* rank 0 kept to its threshold */
-    size_t        pack = shared ? PACK_SHARED : links;
-    size_t        alone = shared ? ALONE_SHARED : ALONE_LINKS;
+    size_t        pack = gathers && !shared ? GATHER_LINKS : engine->tuning.pack;
+    size_t        alone = engine->tuning.alone < pack ? engine->tuning.alone : pack;
     hora_piece_t *pieces = engine->pieces;
     hora_status_t st = check_batch(engine);
     if (st == HORA_OK)

@@ -137,6 +137,8 @@ struct hora_engine {
     bool                fed;         /* coordinator: a request came since the last poke */
     bool               *seen_gone;   /* coordinator: [size] */
     hora_fusion_t       fusion;
+    hora_tuning_t       tuning; /* equal on all ranks between batches */
+    struct hora_tuner  *tuner;  /* rank 0, with autotune on; else NULL */
     hora_work_t       **batch;  /* the tasks that are executed now */
     hora_piece_t       *pieces;
     size_t              nbatch, batch_room;
@@ -223,6 +225,13 @@ hora_status_t hora_ghost_make(hora_engine_t *engine, hora_record_t *record, hora
 void hora_ghost_fill(void *dst, hora_dtype_t dtype, hora_op_t op, size_t count);
 void hora_ghosts_free_locked(hora_engine_t *engine);
 bool hora_ghost_scales_first(const hora_engine_t *engine, const hora_work_t *work);
+
+/* tune.c */
+/* Sets engine->tuning; on rank 0, if settings want it, makes the tuner. Before the coordinator. */
+hora_status_t hora_tuner_create(hora_engine_t *engine);
+void hora_tuner_destroy(hora_engine_t *engine);
+struct hora_tune *hora_tuner_tune(const hora_engine_t *engine); /* for the coordinator; or NULL */
+void hora_tuning_apply(hora_engine_t *engine, const hora_tuning_t *tuning);
 
 /* thread.c */
 hora_status_t hora_thread_start(hora_engine_t *engine);

@@ -190,6 +190,7 @@ static hora_status_t handle_item(hora_engine_t *engine, hora_item_t *item) {
         if (item->rank == (uint32_t)engine->rank)
             return hora_request_resend(engine, item->id);
         return HORA_OK;
+    case HORA_ITEM_TUNE: hora_tuning_apply(engine, &item->tuning); return HORA_OK;
     case HORA_ITEM_SHUT_DOWN:
         return hora_fail(HORA_ERR_SHUT_DOWN, "%.*s", (int)item->text_len, item->text);
     default: return malformed(engine);

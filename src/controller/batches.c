@@ -97,6 +97,8 @@ static void say_entry(hora_coordinator_t *c, hora_frame_writer_t *w, hora_entry_
         e->sig = &e->id_sig;
     }
     e->id_stale = false;
+    if (c->options.tune != NULL)
+        hora_tune_tensor(c->options.tune, &e->mark, e->bytes);
     hora_entry_end_round(c, e);
     hora_entry_drop(c, e);
 }
@@ -149,6 +151,14 @@ static bool say_next(hora_coordinator_t *c, hora_frame_writer_t *w) {
     return c->batches != NULL && say_batch(c, w);
 }
 
+/* First in a frame, so that it counts for all that follows, here and on every rank. */
+static void say_tuning(hora_coordinator_t *c, hora_frame_writer_t *w) {
+    if (!hora_tune_take_news(c->options.tune))
+        return;
+    c->options.fusion_threshold = hora_tune_current(c->options.tune)->fusion_threshold;
+    hora_frame_put_tune(w, hora_tune_current(c->options.tune));
+}
+
 bool hora_coordinator_has_frame(hora_coordinator_t *c) {
     hora_stalls_answer(c);
     return c->ready != NULL || c->batches != NULL || c->notes != NULL;
@@ -158,8 +168,10 @@ size_t hora_coordinator_next_frame(hora_coordinator_t *c, uint8_t *buf) {
     hora_frame_writer_t w;
     if (!hora_coordinator_has_frame(c))
         return 0;
-    plan(c);
     hora_frame_begin(&w, buf, HORA_FRAME_RESPONSES, 0);
+    if (c->options.tune != NULL)
+        say_tuning(c, &w);
+    plan(c);
     while (say_next(c, &w))
         ;
     return hora_frame_end(&w);

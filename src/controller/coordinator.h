@@ -34,6 +34,7 @@ typedef struct hora_coordinator_options {
     bool        average_active;   /* averages are divided by the ranks that have not joined */
     const char *(*host)(const void *arg, int rank); /* host name of a rank, for texts */
     const void *host_arg;
+    struct hora_tune *tune; /* chooses the threshold, and more for the ranks; NULL: nothing does */
     const struct hora_timeline_source *trace; /* NULL: no timeline */
 } hora_coordinator_options_t;
 

@@ -16,6 +16,7 @@
  *     EXECUTE_SOME 21, 0 u8; count u16; divisor u32; count times: id u32, name_len u16, and, where
  *               that is not 0, name and signature: kind to shape as in FULL, its name_len 0
  *     JOINED    22, 0 u8; 0 u16; rank u32
+ *     TUNE      23, algo u8; 0 u16; threshold u64; pack u64; alone u64; oneshot_limit u64
  */
 #include "controller/message.h"
 
@@ -237,6 +238,18 @@ bool hora_frame_put_resend(hora_frame_writer_t *w, uint32_t rank, uint32_t id) {
     return true;
 }
 
+bool hora_frame_put_tune(hora_frame_writer_t *w, const hora_tuning_t *tuning) {
+    if (!begin_item(w, HORA_ITEM_TUNE, 36))
+        return false;
+    put_u8(w, tuning->algo);
+    put_u16(w, 0);
+    put_u64(w, tuning->fusion_threshold);
+    put_u64(w, tuning->pack);
+    put_u64(w, tuning->alone);
+    put_u64(w, tuning->oneshot_limit);
+    return true;
+}
+
 bool hora_frame_put_shut_down(hora_frame_writer_t *w, const char *text) {
     size_t text_len = text_length(text);
     if (!begin_item(w, HORA_ITEM_SHUT_DOWN, 4 + text_len))
@@ -425,6 +438,18 @@ static bool read_resend(hora_frame_reader_t *r, int size, hora_item_t *item) {
     return item->rank < (uint32_t)size;
 }
 
+static bool read_tune(hora_frame_reader_t *r, hora_item_t *item) {
+    const uint8_t *p = take(r, 35);
+    if (p == NULL || hora_get_u16(p + 1) != 0)
+        return false;
+    item->tuning = (hora_tuning_t){.algo = p[0],
+                                   .fusion_threshold = hora_get_u64(p + 3),
+                                   .pack = hora_get_u64(p + 11),
+                                   .alone = hora_get_u64(p + 19),
+                                   .oneshot_limit = hora_get_u64(p + 27)};
+    return hora_tuning_is_sane(&item->tuning);
+}
+
 static bool read_shut_down(hora_frame_reader_t *r, hora_item_t *item) {
     const uint8_t *p = take(r, 3);
     return p != NULL && p[0] == 0 && take_text(r, hora_get_u16(p + 1), item);
@@ -445,6 +470,7 @@ static bool read_item(hora_frame_reader_t *r, int size, hora_item_t *item) {
     case HORA_ITEM_STALL: return !requests && read_stall(r, item);
     case HORA_ITEM_RESEND: return !requests && read_resend(r, size, item);
     case HORA_ITEM_SHUT_DOWN: return !requests && read_shut_down(r, item);
+    case HORA_ITEM_TUNE: return !requests && read_tune(r, item);
     }
     return false;
 }

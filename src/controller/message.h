@@ -10,6 +10,7 @@
 #define HORA_CONTROLLER_MESSAGE_H
 
 #include "controller/signature.h"
+#include "controller/tuning.h"
 
 #include <stddef.h>
 #include <stdint.h>
@@ -42,7 +43,8 @@ typedef enum hora_item_type {
     HORA_ITEM_EXECUTE_SOME = 21, /* the same as EXECUTE where ranks that have joined bring nothing:
                                     averages are divided by `divisor`; references by name have a
                                     signature */
-    HORA_ITEM_JOINED = 22        /* every rank has joined, `rank` as the last */
+    HORA_ITEM_JOINED = 22, /* every rank has joined, `rank` as the last */
+    HORA_ITEM_TUNE = 23    /* from here on, execute with these values */
 } hora_item_type_t;
 
 /* ---- Writing -------------------------------------------------------------------------------- */
@@ -81,6 +83,7 @@ bool hora_frame_put_error(hora_frame_writer_t *w, const char *name, size_t name_
 bool hora_frame_put_stall(hora_frame_writer_t *w, const char *name, size_t name_len,
                           const char *text);
 bool hora_frame_put_resend(hora_frame_writer_t *w, uint32_t rank, uint32_t id);
+bool hora_frame_put_tune(hora_frame_writer_t *w, const hora_tuning_t *tuning);
 bool hora_frame_put_shut_down(hora_frame_writer_t *w, const char *text);
 
 /* ---- Reading -------------------------------------------------------------------------------- */
@@ -104,6 +107,7 @@ typedef struct hora_item {
     uint32_t         waited_ms, rank, id;
     const uint8_t   *refs; /* CACHED: count ids. EXECUTE: count references, checked */
     uint32_t         count;
+    hora_tuning_t    tuning;
     uint32_t         divisor; /* EXECUTE_SOME: what an average is divided by; EXECUTE: 0 */
 } hora_item_t;
 

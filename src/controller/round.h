@@ -5,6 +5,7 @@
 #define HORA_CONTROLLER_ROUND_H
 
 #include "controller/coordinator.h"
+#include "controller/tune.h"
 #include "util/names.h"
 
 typedef struct hora_entry hora_entry_t;
@@ -28,6 +29,7 @@ struct hora_entry {
     hora_signature_t own_sig;        /* of a round that began with a full request */
     const hora_signature_t *sig;     /* of this round: one of these two */
     size_t           bytes;
+    hora_tune_mark_t mark;
     hora_group_t    *group;
     hora_entry_t    *group_next;
     hora_entry_t    *next;       /* in the ready list, then in its batch */

@@ -116,7 +116,7 @@ static bool must_meet(const hora_exec_t *exec) {
         return false;
     return !exec->algo->needs_arena || bytes == 0 ||
            (!exec->algo->small_only && exec->coll.kind == HORA_COLL_ALLREDUCE &&
-            bytes > comm->world->settings.oneshot_limit);
+            bytes > hora_comm_oneshot_limit(comm));
 }
 
 static void signal_meeting(hora_exec_t *exec) {

@@ -66,7 +66,7 @@ static bool usable(const hora_algo_t *algo, const hora_comm_t *comm, const hora_
         return false;
     if (algo->needs_arena && comm->pads == NULL)
         return false;
-    return !algo->small_only || (coll->count <= settings->oneshot_limit / elem &&
+    return !algo->small_only || (coll->count <= hora_comm_oneshot_limit(comm) / elem &&
                                  coll->count <= comm->pads->slot_bytes / elem);
 }
 
@@ -82,12 +82,21 @@ static void note_fallback(const hora_settings_t *settings, const hora_coll_t *co
              settings->deterministic ? " with HORA_DETERMINISTIC=1" : "", algo->name);
 }
 
-/* The one named by HORA_ALGO if it is usable; else NULL. */
-static const hora_algo_t *forced(const hora_comm_t *comm, const hora_coll_t *coll) {
+/* The one of that name if it is usable; else NULL. */
+static const hora_algo_t *forced(const hora_comm_t *comm, const hora_coll_t *coll,
+                                 const char *name) {
     for (int i = 0; hora_algo_list[i] != NULL; i++)
-        if (strcmp(hora_algo_list[i]->name, comm->world->settings.algo) == 0)
+        if (strcmp(hora_algo_list[i]->name, name) == 0)
             return usable(hora_algo_list[i], comm, coll) ? hora_algo_list[i] : NULL;
     return NULL;
+}
+
+/* What autotune has found for this call, or NULL. */
+static const hora_algo_t *tuned(const hora_comm_t *comm, const hora_coll_t *coll) {
+    if (comm->tuned_algo == NULL || comm->pads != NULL || coll->kind != HORA_COLL_ALLREDUCE ||
+        coll->count < comm->tuned_large / hora_dtype_size(coll->dtype))
+        return NULL;
+    return forced(comm, coll, comm->tuned_algo);
 }
 
 static const hora_algo_t *best(const hora_comm_t *comm, const hora_coll_t *coll) {
@@ -118,7 +127,7 @@ static const hora_algo_t *best(const hora_comm_t *comm, const hora_coll_t *coll)
 /* The work of the one-shot form grows with the ranks, and it is not shared. */
 static const hora_algo_t *adasum_by_size(const hora_comm_t *comm, const hora_coll_t *coll) {
     size_t elem = hora_dtype_is_half(coll->dtype) ? sizeof(float) : hora_dtype_size(coll->dtype);
-    size_t limit = comm->world->settings.oneshot_limit * 2 / (size_t)comm->size;
+    size_t limit = hora_comm_oneshot_limit(comm) * 2 / (size_t)comm->size;
     if (comm->pads == NULL)
         return &hora_algo_adasum;
     if (limit > comm->pads->slot_bytes)
@@ -131,9 +140,11 @@ const hora_algo_t *hora_select(const hora_comm_t *comm, const hora_coll_t *coll)
     const hora_algo_t     *algo;
     if (coll->op == HORA_ADASUM && coll->kind == HORA_COLL_ALLREDUCE)
         return adasum_by_size(comm, coll);
-    if (strcmp(settings->algo, "auto") == 0)
-        return best(comm, coll);
-    algo = forced(comm, coll);
+    if (strcmp(settings->algo, "auto") == 0) {
+        algo = tuned(comm, coll);
+        return algo != NULL ? algo : best(comm, coll);
+    }
+    algo = forced(comm, coll, settings->algo);
     if (algo != NULL)
         return algo;
     algo = best(comm, coll);

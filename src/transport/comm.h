@@ -21,6 +21,9 @@ struct hora_comm {
     uint32_t           channel;      /* equal on all members; unique among a rank's communicators */
     uint32_t           splits;       /* splits tried; equal on all members between calls */
     bool               tiny_allowed; /* HORA_ALGO leaves the tiny path (schedule/tiny.c) open */
+    size_t             tuned_oneshot; /* bytes; 0: settings.oneshot_limit. Equal on all members */
+    const char        *tuned_algo;   /* for large allreduces over links; NULL: by the model. Equal */
+    size_t             tuned_large;  /* bytes from which it counts */
     uint64_t           seq;          /* collectives begun; equal on all members between calls */
     double             timeout;      /* seconds */
     hora_failure_t     failure;
@@ -29,6 +32,10 @@ struct hora_comm {
     struct hora_exec  *idle;         /* finished executions, kept for the next calls */
     struct hora_offload *offload;    /* what src/offload keeps; NULL: nothing */
 };
+
+static inline size_t hora_comm_oneshot_limit(const hora_comm_t *comm) {
+    return comm->tuned_oneshot > 0 ? comm->tuned_oneshot : comm->world->settings.oneshot_limit;
+}
 
 static inline hora_peer_t *hora_comm_peer(const hora_comm_t *comm, int rank) {
     return &comm->world->peers[comm->world_ranks[rank]];

@@ -35,6 +35,9 @@ static size_t write_requests(void) {
     return hora_frame_end(&w);
 }
 
+static const hora_tuning_t some_tuning = {1 << 27, HORA_TUNING_BYTES_MAX, 1 << 20, 0x8001,
+                                          HORA_TUNING_HALVING};
+
 static size_t write_responses(void) {
     hora_frame_writer_t w;
     hora_frame_begin(&w, frame, HORA_FRAME_RESPONSES, 0);
@@ -53,6 +56,7 @@ static size_t write_responses(void) {
     hora_frame_put_ref(&w, 9, NULL, 0, &sig);
     hora_frame_put_ref(&w, 0, "third", 5, &sig);
     assert_true(hora_frame_put_joined(&w, 2));
+    assert_true(hora_frame_put_tune(&w, &some_tuning));
     assert_true(hora_frame_put_shut_down(&w, "done"));
     return hora_frame_end(&w);
 }
@@ -140,6 +144,9 @@ static void responses_come_back(void **state) {
     assert_int_equal(hora_frame_next(&r, RANKS, &item), HORA_OK);
     assert_int_equal(item.type, HORA_ITEM_JOINED);
     assert_int_equal(item.rank, 2);
+    assert_int_equal(hora_frame_next(&r, RANKS, &item), HORA_OK);
+    assert_int_equal(item.type, HORA_ITEM_TUNE);
+    assert_true(hora_tuning_equal(&item.tuning, &some_tuning));
     assert_int_equal(hora_frame_next(&r, RANKS, &item), HORA_OK);
     assert_true(text_is(item.text, item.text_len, "done"));
     assert_int_equal(hora_frame_next(&r, RANKS, &item), HORA_IN_PROGRESS);
@@ -254,6 +261,23 @@ static void bad_values_are_refused(void **state) {
     assert_int_equal(read_all(frame, hora_frame_end(&w), HORA_FRAME_REQUESTS), HORA_ERR_PROTOCOL);
 }
 
+static void bad_tunings_are_refused(void **state) {
+    hora_frame_writer_t w;
+    hora_tuning_t       tuning;
+    (void)state;
+#define REFUSE(change)                                                                            \
+    (tuning = some_tuning, change, hora_frame_begin(&w, frame, HORA_FRAME_RESPONSES, 0),          \
+     hora_frame_put_tune(&w, &tuning),                                                            \
+     assert_int_equal(read_all(frame, hora_frame_end(&w), HORA_FRAME_RESPONSES),                  \
+                      HORA_ERR_PROTOCOL))
+    REFUSE(tuning.algo = HORA_TUNING_ALGO_COUNT);
+    REFUSE(tuning.fusion_threshold = HORA_TUNING_BYTES_MAX + 1);
+    REFUSE(tuning.pack = UINT64_MAX);
+    REFUSE(tuning.pack = tuning.alone - 1);
+    REFUSE(tuning.oneshot_limit = UINT64_MAX);
+#undef REFUSE
+}
+
 static void full_frames(void **state) {
     hora_frame_writer_t w;
     hora_signature_t    sig = some_signature();
@@ -287,7 +311,7 @@ int main(void) {
         cmocka_unit_test(requests_come_back),      cmocka_unit_test(responses_come_back),
         cmocka_unit_test(every_truncation),        cmocka_unit_test(the_wrong_direction),
         cmocka_unit_test(flipped_bytes_and_noise), cmocka_unit_test(bad_values_are_refused),
-        cmocka_unit_test(full_frames),
+        cmocka_unit_test(bad_tunings_are_refused), cmocka_unit_test(full_frames),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

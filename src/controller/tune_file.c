@@ -1,0 +1,297 @@
+/*
+ * Autotune's files (tune_file.h).
+ *
+ * The cache is one flat JSON object of strings and numbers. Nothing in it is believed: the reader takes
+ * exactly what the writer writes (in any order, with any spaces), bounds its length, and checks
+ * every value's range. Numbers are whole, so that no locale's comma gets in.
+ */
+#include "controller/tune_file.h"
+
+#include "util/log.h"
+
+#include <ctype.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#define FORMAT    "hora-autotune"
+#define VERSION   1
+#define FILE_MAX  8192
+#define KEYS      17
+
+/* ---- The reader ------------------------------------------------------------------------------ */
+
+typedef struct field {
+    const char *key;
+    char       *text;      /* where a string goes, `room` bytes; NULL: a number */
+    size_t      room;
+    double     *number;
+    bool        seen;
+} field_t;
+
+static void skip_space(const char **p) {
+    while (**p == ' ' || **p == '\t' || **p == '\n' || **p == '\r')
+        (*p)++;
+}
+
+/* A string without escapes: none of ours needs one. */
+static bool read_string(const char **p, char *text, size_t room) {
+    size_t n = 0;
+    if (*(*p)++ != '"')
+        return false;
+    for (; **p != '"'; (*p)++) {
+        if ((unsigned char)**p < ' ' || **p == '\\' || n + 1 >= room)
+            return false;
+        text[n++] = **p;
+    }
+    (*p)++;
+    text[n] = '\0';
+    return true;
+}
+
+static bool read_number(const char **p, double *number_p) {
+    char *end;
+    if (**p != '-' && !isdigit((unsigned char)**p))
+        return false;
+    *number_p = strtod(*p, &end);
+    if (*number_p != *number_p)
+        return false;
+    *p = end;
+    return true;
+}
+
+static bool read_member(const char **p, field_t *fields, size_t n) {
+    char key[64];
+    skip_space(p);
+    if (!read_string(p, key, sizeof(key)))
+        return false;
+    skip_space(p);
+    if (*(*p)++ != ':')
+        return false;
+    skip_space(p);
+    for (size_t i = 0; i < n; i++) {
+        if (strcmp(fields[i].key, key) != 0)
+            continue;
+        if (fields[i].seen)
+            return false;
+        fields[i].seen = true;
+        return fields[i].text != NULL ? read_string(p, fields[i].text, fields[i].room)
+                                      : read_number(p, fields[i].number);
+    }
+    return false;
+}
+
+/* All fields, each once, and nothing else. */
+static bool read_object(const char *p, field_t *fields, size_t n) {
+    skip_space(&p);
+    if (*p++ != '{')
+        return false;
+    for (size_t i = 0; i < n; i++) {
+        if (!read_member(&p, fields, n))
+            return false;
+        skip_space(&p);
+        if (*p++ != (i + 1 < n ? ',' : '}'))
+            return false;
+    }
+    skip_space(&p);
+    return *p == '\0';
+}
+
+/* The file's text, ended by '\0'; NULL with errno, 0: too long or no plain file. */
+static char *read_file(const char *path) {
+    int         fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    char       *text = NULL;
+    struct stat st;
+    ssize_t     n;
+    if (fd < 0)
+        return NULL;
+    errno = 0;
+    if (fstat(fd, &st) == 0 && S_ISREG(st.st_mode) && st.st_size < FILE_MAX)
+        text = calloc(1, FILE_MAX);
+    if (text != NULL) {
+        n = read(fd, text, FILE_MAX - 1);
+        if (n < 0 || memchr(text, '\0', (size_t)n) != NULL) {
+            free(text);
+            text = NULL;
+        }
+    }
+    close(fd);
+    return text;
+}
+
+/* ---- The cache ------------------------------------------------------------------------------- */
+
+/* The contents of a file, as they are written. */
+typedef struct cache {
+    char   format[32], wire[16], machine[160], algo[16];
+    double version, ranks, hosts, gain;
+    double values[8]; /* of the result, then of the defaults: threshold, pack, alone, oneshot */
+    char   default_algo[16];
+} cache_t;
+
+static void make_fields(cache_t *c, field_t *fields) {
+    field_t all[KEYS] = {
+        {"format", c->format, sizeof(c->format), NULL, false},
+        {"version", NULL, 0, &c->version, false},
+        {"ranks", NULL, 0, &c->ranks, false},
+        {"hosts", NULL, 0, &c->hosts, false},
+        {"wire", c->wire, sizeof(c->wire), NULL, false},
+        {"machine", c->machine, sizeof(c->machine), NULL, false},
+        {"gain_permille", NULL, 0, &c->gain, false},
+        {"fusion_threshold", NULL, 0, &c->values[0], false},
+        {"pack", NULL, 0, &c->values[1], false},
+        {"alone", NULL, 0, &c->values[2], false},
+        {"oneshot_limit", NULL, 0, &c->values[3], false},
+        {"algorithm", c->algo, sizeof(c->algo), NULL, false},
+        {"default_fusion_threshold", NULL, 0, &c->values[4], false},
+        {"default_pack", NULL, 0, &c->values[5], false},
+        {"default_alone", NULL, 0, &c->values[6], false},
+        {"default_oneshot_limit", NULL, 0, &c->values[7], false},
+        {"default_algorithm", c->default_algo, sizeof(c->default_algo), NULL, false},
+    };
+    memcpy(fields, all, sizeof(all));
+}
+
+static bool to_bytes(double number, uint64_t *bytes_p) {
+    if (!(number >= 0 && number <= (double)HORA_TUNING_BYTES_MAX) ||
+        number != (double)(uint64_t)number)
+        return false;
+    *bytes_p = (uint64_t)number;
+    return true;
+}
+
+static bool to_tuning(const double *values, const char *algo, hora_tuning_t *tuning) {
+    for (tuning->algo = 0; tuning->algo < HORA_TUNING_ALGO_COUNT; tuning->algo++)
+        if (strcmp(algo, hora_tuning_algo_name(tuning->algo)) == 0)
+            break;
+    return to_bytes(values[0], &tuning->fusion_threshold) && to_bytes(values[1], &tuning->pack) &&
+           to_bytes(values[2], &tuning->alone) && to_bytes(values[3], &tuning->oneshot_limit) &&
+           hora_tuning_is_sane(tuning);
+}
+
+/* What differs between where it was made and here; NULL: nothing. */
+static const char *difference(const cache_t *c, const hora_tuning_t *defaults,
+                              const hora_tune_place_t *place) {
+    if (c->ranks != place->ranks)
+        return "number of ranks";
+    if (c->hosts != place->hosts)
+        return "number of hosts";
+    if (strcmp(c->wire, place->wire) != 0)
+        return "transport";
+    if (strcmp(c->machine, place->machine) != 0)
+        return "machine";
+    return hora_tuning_equal(defaults, &place->defaults) ? NULL : "choice of settings";
+}
+
+bool hora_tune_load(const char *path, const hora_tune_place_t *place, hora_tuning_t *tuning_p) {
+    cache_t       cache;
+    field_t       fields[KEYS];
+    hora_tuning_t tuning, defaults;
+    const char   *other;
+    char         *text = read_file(path);
+    bool          good;
+    memset(&cache, 0, sizeof(cache));
+    make_fields(&cache, fields);
+    if (text == NULL && errno == ENOENT)
+        return false;
+    good = text != NULL && read_object(text, fields, KEYS) &&
+           strcmp(cache.format, FORMAT) == 0 && cache.version == VERSION &&
+           to_tuning(cache.values, cache.algo, &tuning) &&
+           to_tuning(cache.values + 4, cache.default_algo, &defaults);
+    free(text);
+    if (!good) {
+        hora_log(HORA_LOG_WARNING, "autotune: %s is no cache of this version of hora, or damaged; it "
+                 "is not used", path);
+        return false;
+    }
+    other = difference(&cache, &defaults, place);
+    if (other != NULL) {
+        hora_log(HORA_LOG_WARNING, "autotune: %s was made with another %s; it is not used", path,
+                 other);
+        return false;
+    }
+    *tuning_p = tuning;
+    return true;
+}
+
+static void print_tuning(FILE *file, const char *prefix, const hora_tuning_t *t) {
+    fprintf(file,
+            "  \"%sfusion_threshold\": %" PRIu64 ",\n  \"%spack\": %" PRIu64
+            ",\n  \"%salone\": %" PRIu64 ",\n  \"%soneshot_limit\": %" PRIu64
+            ",\n  \"%salgorithm\": \"%s\"",
+            prefix, t->fusion_threshold, prefix, t->pack, prefix, t->alone, prefix,
+            t->oneshot_limit, prefix, hora_tuning_algo_name(t->algo));
+}
+
+static bool print_cache(FILE *file, const hora_tune_place_t *place, const hora_tuning_t *tuning,
+                        double gain) {
+    fprintf(file,
+            "{\n  \"format\": \"" FORMAT "\",\n  \"version\": %d,\n  \"ranks\": %d,\n"
+            "  \"hosts\": %d,\n  \"wire\": \"%s\",\n  \"machine\": \"%s\",\n  \"gain_permille\": %d,\n",
+            VERSION, place->ranks, place->hosts, place->wire, place->machine,
+            (int)(gain * 1000 + 0.5));
+    print_tuning(file, "", tuning);
+    fprintf(file, ",\n");
+    print_tuning(file, "default_", &place->defaults);
+    fprintf(file, "\n}\n");
+    return fflush(file) == 0 && !ferror(file);
+}
+
+bool hora_tune_save(const char *path, const hora_tune_place_t *place, const hora_tuning_t *tuning,
+                    double gain) {
+    char  temp[512];
+    char  reason[128];
+    FILE *file = NULL;
+    bool  good = (size_t)snprintf(temp, sizeof(temp), "%s.%d", path, (int)getpid()) < sizeof(temp);
+    if (good)
+        file = fopen(temp, "wxe");
+    good = file != NULL && print_cache(file, place, tuning, gain);
+    if (file != NULL && fclose(file) != 0)
+        good = false;
+    if (good && rename(temp, path) != 0)
+        good = false;
+    if (good)
+        return true;
+    hora_log(HORA_LOG_WARNING, "autotune: the result could not be written to %s: %s", path,
+             strerror_r(errno, reason, sizeof(reason)));
+    if (file != NULL)
+        unlink(temp);
+    return false;
+}
+
+/* ---- The log --------------------------------------------------------------------------------- */
+
+FILE *hora_tune_log_open(const char *path) {
+    char  reason[128];
+    FILE *file = fopen(path, "we");
+    if (file == NULL) {
+        hora_log(HORA_LOG_WARNING, "autotune: %s cannot be written: %s", path,
+                 strerror_r(errno, reason, sizeof(reason)));
+        return NULL;
+    }
+    fprintf(file, "sample,phase,setting,fusion_threshold_mb,pack,alone,oneshot_limit,algorithm,bytes,"
+                  "microseconds,score,gain\n");
+    fflush(file);
+    return file;
+}
+
+void hora_tune_log_row(FILE *file, const hora_tune_row_t *row) {
+    static const char *const phases[] = {"warmup", "search", "final", "done"};
+    const hora_tuning_t     *t = row->tuning;
+    bool                     done = row->phase == HORA_TUNE_DONE;
+    const char              *setting = row->contender ? "contender" : "champion";
+    if (done)
+        setting = row->contender ? "tuned" : "defaults";
+    fprintf(file, "%u,%s,%s,%g,%" PRIu64 ",%" PRIu64 ",%" PRIu64 ",%s,", row->number,
+            phases[row->phase], setting, (double)t->fusion_threshold / 1048576.0, t->pack, t->alone,
+            t->oneshot_limit, hora_tuning_algo_name(t->algo));
+    if (done)
+        fprintf(file, ",,,%.4f\n", row->gain);
+    else
+        fprintf(file, "%.0f,%.1f,%.3f,\n", row->bytes, row->us, row->bytes / row->us);
+    fflush(file);
+}
