@@ -87,6 +87,7 @@ static hora_status_t fail_one(hora_coordinator_t *c, hora_entry_t *e, hora_statu
     e->failed_seq = ++c->errors;
     e->failed_keys[0] = e->sig->group_key;
     e->failed_keys[1] = other_key;
+    e->failed_counted = false;
     e->id_stale = true;
     remember(c, e);
     hora_entry_end_round(c, e);
@@ -162,9 +163,10 @@ hora_status_t hora_round_mismatch(hora_coordinator_t *c, hora_entry_t *e, int ra
              e->name.text, low, host_of(c, low), values[0], high, host_of(c, high), values[1]);
     hora_log(HORA_LOG_DEBUG, "%s", text);
     st = fail_round(c, e, HORA_ERR_MISMATCH, text, sig->group_key);
-    if (st == HORA_OK && sig->group_key != 0 && sig->group_key != key)
-        st = fail_other_group(c, sig->group_key, sig->group_size, HORA_ERR_MISMATCH, text);
-    return st;
+    if (st != HORA_OK || sig->group_key == 0 || sig->group_key == key)
+        return st;
+    e->failed_counted = true;
+    return fail_other_group(c, sig->group_key, sig->group_size, HORA_ERR_MISMATCH, text);
 }
 
 hora_status_t hora_round_fail_left(hora_coordinator_t *c, hora_entry_t *e) {
@@ -185,12 +187,28 @@ hora_status_t hora_round_fail_root(hora_coordinator_t *c, hora_entry_t *e) {
     return hora_round_fail(c, e, HORA_ERR_MISMATCH, text);
 }
 
+/* The group of the rank that was at odds is forgotten once all its tasks have been seen; this one
+ * will have no round of its own. Several ranks may report it. */
+static void count_swallowed(hora_coordinator_t *c, hora_entry_t *e, uint64_t key) {
+    hora_group_t *group = hora_group_find(c, key);
+    if (key == e->failed_keys[0] || e->failed_counted || group == NULL || !group->failed)
+        return;
+    e->failed_counted = true;
+    if (++group->known >= group->size)
+        hora_group_free(c, group);
+}
+
 hora_status_t hora_round_swallow(hora_coordinator_t *c, hora_entry_t *e,
                                  const hora_signature_t *sig) {
     char text[HORA_TEXT_MAX];
-    if (sig->group_key == 0 || sig->group_key == e->failed_keys[0] ||
-        sig->group_key == e->failed_keys[1])
+    if (sig->group_key == 0)
         return HORA_OK;
+    if (sig->group_key == e->failed_keys[0] || sig->group_key == e->failed_keys[1]) {
+        count_swallowed(c, e, sig->group_key);
+        return HORA_OK;
+    }
+    e->failed_keys[1] = sig->group_key;
+    e->failed_counted = true;
     snprintf(text, sizeof(text), "%s %.300s, of the same group, has failed on the other ranks",
              hora_kind_name(sig->kind), e->name.text);
     return fail_other_group(c, sig->group_key, sig->group_size, HORA_ERR_MISMATCH, text);

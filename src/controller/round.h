@@ -23,7 +23,8 @@ struct hora_entry {
     int              first;     /* rank that began the round */
     uint32_t         nready;
     uint32_t         failed_seq;     /* number of the error that its last failed round got */
-    uint64_t         failed_keys[2]; /* groups that failed with it */
+    uint64_t         failed_keys[2]; /* groups that failed with it; of these, */
+    bool             failed_counted; /* the second has counted it as known */
     uint64_t         warned_at;      /* ns; 0: not in this round */
     hora_signature_t id_sig;         /* what the id stands for */
     hora_signature_t own_sig;        /* of a round that began with a full request */

@@ -34,6 +34,10 @@ static hora_signature_t signature_on(const operation_t *op, int rank, int i) {
     case 0: sig.dtype = HORA_FLOAT64; break;
     case 1: sig.op = HORA_MAX; break;
     case 2: sig.prescale = 3; break;
+    case 3: /* another group of as many */
+        sig.group_key += op->count > 1 ? 7 : 0;
+        sig.postscale = op->count > 1 ? 1 : 2;
+        break;
     default: /* another grouping */
         sig.group_size = op->count > 1 ? 1 : 2;
         sig.group_key = op->count > 1 ? 0 : 12345;
@@ -57,7 +61,7 @@ static void plan(operation_t *ops, int *nops_p, int round, bool mistakes, int si
             op->sig.group_key = 1000u + (unsigned)t * 100 + (unsigned)op->count;
         }
         op->culprit = mistakes && roll(5) == 0 ? roll(size) : -1;
-        op->mistake = roll(op->count > 1 ? 4 : 3);
+        op->mistake = roll(op->count > 1 ? 5 : 3);
         t += op->count;
     }
     *nops_p = n;
