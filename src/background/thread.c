@@ -5,8 +5,13 @@
  */
 #include "background/engine.h"
 
+#include "util/log.h"
+
 #include <errno.h>
+#include <sched.h>
 #include <signal.h>
+#include <stdlib.h>
+#include <string.h>
 #include <time.h>
 
 static bool has_work_locked(const hora_engine_t *engine) {
@@ -50,10 +55,41 @@ static void drive_locked(hora_engine_t *engine) {
     hora_engine_leave_locked(engine);
 }
 
+/* Number `index` of a list such as "0,4,8"; false: there is none. */
+static bool pick_core(const char *list, int index, unsigned *core_p) {
+    char         *end;
+    unsigned long core;
+    for (; index > 0 && list != NULL; index--)
+        list = (list = strchr(list, ',')) != NULL ? list + 1 : NULL;
+    if (list == NULL || *list < '0' || *list > '9')
+        return false;
+    core = strtoul(list, &end, 10);
+    *core_p = (unsigned)core;
+    return (*end == ',' || *end == '\0') && core < CPU_SETSIZE;
+}
+
+static void bind_to_core(const hora_engine_t *engine) {
+    const hora_world_t *world = engine->world;
+    const char         *list = world->settings.thread_affinity;
+    unsigned            core;
+    cpu_set_t           set;
+    if (*list == '\0')
+        return;
+    CPU_ZERO(&set);
+    if (pick_core(list, world->local_rank, &core)) {
+        CPU_SET(core, &set);
+        if (pthread_setaffinity_np(pthread_self(), sizeof(set), &set) == 0)
+            return;
+    }
+    hora_log(HORA_LOG_WARNING, "HORA_THREAD_AFFINITY=\"%s\" has no core for local rank %d that this "
+             "process may use; its engine's thread runs on any", list, world->local_rank);
+}
+
 static void *thread_main(void *arg) {
     hora_engine_t *engine = arg;
     pthread_setname_np(pthread_self(), "hora-engine");
     hora_wait_patiently();
+    bind_to_core(engine);
     pthread_mutex_lock(&engine->lock);
     while (!atomic_load(&engine->closing)) {
         if (!has_work_locked(engine)) {
