@@ -185,6 +185,6 @@ def join(device: int = -1, process_set: ProcessSet = global_process_set) -> int:
     ``device`` is ignored. Unnamed operations are numbered afresh after it."""
     number = set_id(process_set)
     last = torch.full((1,), -1, dtype=torch.int32)
-    begin(_core.JOIN, "join", None, None, last, process_set, flags=WAIT).wait()
+    begin(_core.JOIN, "join", "all", None, last, process_set, flags=WAIT).wait()
     forget_unnamed(number)
     return process_set.ranks[int(last)]
