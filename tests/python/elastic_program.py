@@ -16,6 +16,7 @@ from typing import Any
 
 from hora import _core
 from hora.common import basics, elastic
+from hora.common.process_sets import ProcessSet
 
 FOLDER = os.environ["ELASTIC_TEST_FOLDER"]
 STEPS = int(os.environ.get("ELASTIC_TEST_STEPS", "30"))
@@ -102,11 +103,14 @@ def train(state: State) -> int:
 
 hook("begin", me)
 me.say("begin", rank=int(os.environ.get("HORA_RANK", -1)))
-basics.init()
+sets = [ProcessSet(ranks) for ranks in json.loads(os.environ.get("ELASTIC_TEST_SETS", "[]"))]
+basics.init(process_sets=sets)
 me.say("joined", rank=basics.rank(), size=basics.size())
 hook("joined", me)
 me.state = State(bcast, basics.rank, step=0, total=0.0, seen=[])
 total = elastic.run_fn(train, basics.restart)(me.state)
-me.say("done", rank=basics.rank(), size=basics.size(), total=total, seen=me.state.seen)
+me.say("done", rank=basics.rank(), size=basics.size(), total=total, seen=me.state.seen,
+       sets=[[s.process_set_id, s.ranks, s.included()] for s in sets], host=os.environ["HOROVOD_HOSTNAME"],
+       meeting=os.environ["HORA_RENDEZVOUS"])  # fmt: skip
 hook("done", me)
 basics.shutdown()

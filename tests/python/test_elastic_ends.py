@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import pickle
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
+import pytest
+
+import hora
 from elastic_job import ElasticJob, die_at
+from hora import _core
+from hora.common import basics, elastic
 
 
 def test_exception_of_the_program_ends_the_job(tmp_path: Path) -> None:
@@ -131,3 +139,58 @@ def test_environment_of_the_workers(tmp_path: Path) -> None:
         assert event["hora"] == [str(rank), "2", str(rank), "2", "0", "1", "1"]
         assert event["horovod"] == event["hora"]
         assert not any(event["secret"] in text for text in event["argv"])
+
+
+def function_for_run(steps: int, victim: str) -> tuple[int, int, int]:
+    """What test_function runs on the ranks."""
+    basics.init()
+    if victim == "error" and basics.rank() == 1:
+        raise ArithmeticError("the loss is not a number")
+
+    def bcast(obj: Any) -> Any:
+        data = list(pickle.dumps(obj)) if basics.rank() == 0 else []
+        return pickle.loads(bytes(_core.exchange("bcast", data)[0]))
+
+    def train(state: Any) -> tuple[int, int, int]:
+        while state.step < steps:
+            _core.exchange("step", [1])
+            if state.step == 5 and os.environ["HORA_ELASTIC_ID"] == victim:
+                os.kill(os.getpid(), signal.SIGKILL)
+            state.step += 1
+            state.commit()
+        return basics.rank(), basics.size(), state.step
+
+    state = elastic.ObjectState(bcast, basics.rank, step=0)
+    return elastic.run_fn(train, basics.restart)(state)  # type: ignore[no-any-return]
+
+
+def test_function() -> None:
+    """hora.run returns what the ranks returned that are there at the end."""
+    values = hora.run(function_for_run, (20, "0"), num_proc=3, min_num_proc=1)
+    assert values == [(0, 2, 20), (1, 2, 20)]
+    with pytest.raises(RuntimeError, match="the loss is not a number"):
+        hora.run(function_for_run, (20, "error"), num_proc=3, min_num_proc=1)
+
+
+def test_many_generations_leave_nothing_behind(tmp_path: Path) -> None:
+    hook = ("from hora.common import basics\n"
+            "def holdings():\n"
+            "    status = open('/proc/self/status').read()\n"
+            "    kilobytes = int(status.split('VmRSS:')[1].split()[0])\n"
+            "    return [len(os.listdir('/proc/self/fd')), len(os.listdir('/proc/self/task')), kilobytes]\n"
+            "def hook(where, me):\n"
+            "    if where == 'done':\n"
+            "        found = []\n"
+            "        for times in (5, 60):\n"
+            "            for _ in range(times): basics.restart()\n"
+            "            rank = me.rank\n"
+            "            basics.shutdown()\n"
+            "            found.append(holdings())\n"
+            "        me.say('holdings', before=found[0], after=found[1], rank=rank)\n")
+    job = ElasticJob(tmp_path, "-np", "3", "--min-np", "3", "--reset-limit", "0", hook=hook, steps=3)
+    job.succeed()
+    found = job.events("holdings")
+    assert sorted(event["rank"] for event in found) == [0, 1, 2]
+    for event in found:
+        assert event["after"][:2] == event["before"][:2]
+        assert event["after"][2] - event["before"][2] < 2000

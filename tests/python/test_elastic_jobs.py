@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import stat
+import sys
 import time
 from pathlib import Path
 
@@ -101,6 +103,24 @@ def test_stopped_worker_is_given_up(tmp_path: Path) -> None:
     assert "has not come back" in job.err
 
 
+def test_process_sets_are_made_again(tmp_path: Path) -> None:
+    job = ElasticJob(tmp_path, "-np", "4", "--min-np", "1", hook=die_at(3, 5),
+                     ELASTIC_TEST_SETS="[[0, 1], [2]]")
+    job.succeed()
+    check_totals(job, 3)
+    for event in job.events("done"):
+        rank = event["rank"]
+        assert event["sets"] == [[1, [0, 1], rank < 2], [2, [2], rank == 2]]
+
+
+def test_process_set_whose_ranks_are_gone(tmp_path: Path) -> None:
+    job = ElasticJob(tmp_path, "-np", "4", "--min-np", "1", hook=die_at(1, 5),
+                     ELASTIC_TEST_SETS="[[2, 3]]")
+    assert job.wait() == 1
+    last = [line for line in job.err.splitlines() if line.startswith("hora run:")][-1]
+    assert "after a reset" in last and "there is no rank 3 in a job of 3 ranks" in last
+
+
 # ---- Hosts that come and go -----------------------------------------------------------------------
 
 
@@ -155,3 +175,31 @@ def test_failing_host_is_left_alone(tmp_path: Path) -> None:
     job.succeed()
     check_totals(job, 2, 60)
     assert len(job.events("begin")) == 3 and "no new workers on 127.0.0.1" in job.err
+
+
+def test_workers_behind_ssh(tmp_path: Path) -> None:
+    """The driver listens on TCP; rank 0, and with it the meeting place, moves to another host."""
+    ssh = tmp_path / "ssh"
+    ssh.write_text("#!/bin/bash\nwhile [ \"${1:0:1}\" = - ]; do shift 2; done\n"
+                   "cd / && env -i PATH=\"$PATH\" HOME=/ bash -c \"$2\"\n")
+    ssh.chmod(ssh.stat().st_mode | stat.S_IXUSR)
+    hook = ("def hook(where, me):\n"
+            "    if where == 'step' and me.step == 5 and me.number in (0, 1): me.die()\n")
+    passed = [f"ELASTIC_TEST_{name}" for name in ("FOLDER", "HOOK", "STEPS", "NAP")] + ["TEST_MARK"]
+    options = [word for name in passed for word in ("-x", name)]
+    job = ElasticJob(tmp_path, "-np", "4", "--min-np", "1", "--ssh", str(ssh), "--remote-python",
+                     sys.executable, *options, hook=hook, hosts="localhost:2,127.0.0.2:1,127.0.0.3:1")
+    job.succeed()
+    check_totals(job, 2)
+    done = sorted(job.events("done"), key=lambda event: event["rank"])
+    assert [event["host"] for event in done] == ["127.0.0.2", "127.0.0.3"]
+    assert done[0]["meeting"].startswith("tcp:127.0.0.2:") and done[1]["meeting"] == done[0]["meeting"]
+
+
+def test_host_that_cannot_be_reached(tmp_path: Path) -> None:
+    """The others begin without it."""
+    job = ElasticJob(tmp_path, "-np", "2", "--min-np", "1", "--ssh", "/bin/false",
+                     hosts="localhost:1,127.0.0.2:1")
+    job.succeed()
+    check_totals(job, 1)
+    assert "no new workers on 127.0.0.2" in job.err

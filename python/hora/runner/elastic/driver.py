@@ -234,15 +234,22 @@ class Driver(Launcher):
         worker.why, worker.commits, worker.text = why, commits, str(message["text"])
         worker.state = "waiting"
         self.has_state |= commits >= 0
-        if self.is_member(worker):
-            self.broke(f"{self.name(worker)} asks for a new place ({why})")
+        if not self.is_member(worker):
+            return
+        if int(message["generation"]) == self.generation:  # it had joined; that was overtaken
+            self.count_joined(worker)
+        elif not self.broken:
+            self.failed_joinings += 1
+        self.broke(f"{self.name(worker)} asks for a new place ({why})")
 
     def has_joined(self, worker: Worker) -> None:
-        if worker.state != "placed":
-            return
-        worker.state = "running"
+        if worker.state == "placed":
+            worker.state = "running"
+            self.count_joined(worker)
+
+    def count_joined(self, worker: Worker) -> None:
         self.joined.add(worker.number)
-        if len(self.joined) < len(self.members) or self.broken:
+        if len(self.joined) < len(self.members):
             return
         self.began = True
         self.failed_joinings = 0
@@ -257,11 +264,11 @@ class Driver(Launcher):
         self.broken = True
         self.broken_since = time.monotonic()
         self.job.info(f"elastic: generation {self.generation} ends: {why}")
-        if len(self.joined) < len(self.members):
-            self.failed_joinings += 1
-            for member in self.members:
-                if member.state == "placed":
-                    self.desk.tell(member.number, do="cancel", generation=self.generation)
+        if self.joined:
+            return  # who has not said so has joined too, or hears of the failure there
+        for member in self.members:
+            if member.state == "placed":
+                self.desk.tell(member.number, do="cancel", generation=self.generation)
 
     def rank_ended(self, agent: AgentLink, rank: int, code: int) -> None:
         agent.left.discard(rank)
@@ -339,11 +346,12 @@ class Driver(Launcher):
         return {h: n for h, n in self.slots.items() if not self.blacklist.has(h, now)}
 
     def send_home(self) -> None:
-        """The job is finishing: nobody new is needed."""
+        """The job is finishing: nobody new is needed. Without any generation so far, the program may
+        be one that knows nothing of hora."""
         for worker in self.alive():
             if worker.state == "waiting" and not worker.member:
                 self.dismiss(worker)
-            elif worker.state == "starting":
+            elif worker.state == "starting" and self.began:
                 worker.state = "leaving"
                 self.links[worker.number].signal_one(worker.number, signal.SIGKILL)
 
@@ -574,7 +582,7 @@ class Driver(Launcher):
             self.desk.tell(worker.number, do="place", generation=self.generation,
                            env=environment[rank], sync=sync, time=now)
         if self.generation > 1:
-            self.say(f"elastic: going on with {len(members)} ranks")
+            self.say(f"elastic: going on with {len(members)} rank{'s' if len(members) > 1 else ''}")
 
     def dismiss(self, worker: Worker) -> None:
         self.job.info(f"elastic: there is no place for {self.name(worker)} any more")
