@@ -237,8 +237,8 @@ def test_ranks_by_mpirun() -> None:
                                                "grep -acf <(echo $HORA_SECRET); true"), timeout=120)
     lines = [line.rpartition(":")[2] for line in done.stdout.splitlines()]
     assert done.returncode == 0 and sorted(lines) == ["0", "0", "red 64", "red 64"], done
-    program = "from hora import _core; _core.init(-1, -1, None, None, 0.0, 0.0, 0); " \
-        "_core.Communicator().barrier(); print(_core.rank(), _core.size())"
+    program = "from hora import Communicator; comm = Communicator(); comm.barrier(); " \
+        "print(comm.rank, comm.size)"
     done = hora_run("-np", "2", "--mpi", sys.executable, "-c", program, timeout=120)
     lines = [line.rpartition(":")[2] for line in done.stdout.splitlines()]
     assert done.returncode == 0 and sorted(lines) == ["0 2", "1 2"], done.stdout + done.stderr
@@ -303,17 +303,25 @@ def given(*words: str) -> dict[str, str]:
     (["--log-hide-timestamp"], {"HORA_LOG_HIDE_TIME": "1"}),
     (["--no-log-hide-timestamp"], {"HORA_LOG_HIDE_TIME": "0"}),
     (["--tcp"], {"NCCL_IB_DISABLE": "1"}),
+    (["--autotune-bayes-opt-max-samples", "5"], {"HORA_AUTOTUNE_MAX_CANDIDATES": "5"}),
+    (["--thread-affinity", "0,4"], {"HORA_THREAD_AFFINITY": "0,4"}),
     (["--gloo", "--verbose", "-p", "2222", "-i", "key", "--disable-cache"], {}),
 ])
 def test_options_that_are_settings(words: list[str], setting: dict[str, str]) -> None:
     assert given(*words) == setting
 
 
+def test_settings_of_options_are_in_the_table() -> None:
+    table = (Path(__file__).parents[2] / "src" / "util" / "settings.def").read_text()
+    for _, name, _ in arguments.SETTINGS:
+        assert name == "NCCL_IB_DISABLE" or f'"{name.removeprefix("HORA_")}"' in table, name
+
+
 @pytest.mark.parametrize("words", [
     ["--cycle-time-ms", "3.5"], ["--cache-capacity", "2048"], ["--hierarchical-allreduce"],
     ["--no-hierarchical-allgather"], ["--torus-allreduce"], ["--num-nccl-streams", "2"],
-    ["--autotune-bayes-opt-max-samples", "5"], ["--autotune-gaussian-process-noise", "0.5"],
-    ["--mpi-threads-disable"], ["--thread-affinity", "1,2"], ["--disable-cache"], ["--tcp"],
+    ["--autotune-gaussian-process-noise", "0.5"], ["--mpi-threads-disable"], ["--disable-cache"],
+    ["--no-mpi-threads-disable"], ["--tcp"],
     ["--mpi-args=--x"], ["--binding-args=--y"],
 ])
 def test_options_that_change_nothing_say_so(words: list[str]) -> None:

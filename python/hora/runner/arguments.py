@@ -38,6 +38,7 @@ SETTINGS: list[tuple[str, str, Callable[[Any], str]]] = [
     ("autotune_log_file", "HORA_AUTOTUNE_LOG", str),
     ("autotune_warmup_samples", "HORA_AUTOTUNE_WARMUP_SAMPLES", str),
     ("autotune_steps_per_sample", "HORA_AUTOTUNE_STEPS_PER_SAMPLE", str),
+    ("autotune_bayes_opt_max_samples", "HORA_AUTOTUNE_MAX_CANDIDATES", str),
     ("timeline_filename", "HORA_TIMELINE", str),
     ("timeline_mark_cycles", "HORA_TIMELINE_MARK_CYCLES", flag),
     ("no_stall_check", "HORA_STALL_CHECK_DISABLE", flag),
@@ -45,27 +46,26 @@ SETTINGS: list[tuple[str, str, Callable[[Any], str]]] = [
     ("stall_check_shutdown_time_seconds", "HORA_STALL_SHUTDOWN_TIME_SECONDS", str),
     ("log_level", "HORA_LOG_LEVEL", str),
     ("log_with_timestamp", "HORA_LOG_HIDE_TIME", flag_not),
+    ("thread_affinity", "HORA_THREAD_AFFINITY", str),
     ("tcp_flag", "NCCL_IB_DISABLE", flag),
 ]
 
-TWO_LEVELS = "hora chooses the algorithm for each operation itself (HORA_ALGO forces one)"
+CHOSEN = "algorithms are chosen by size, ranks and hosts; HORA_ALGO forces one"
 
-# Options that change nothing, and why.
+# Options that change nothing, and why: as src/util/horovod.def has it for their variables.
 NOTES = {
-    "cycle_time_ms": "the engine has no cycle; it works as soon as tensors are ready",
-    "cache_capacity": "what the ranks have agreed on once is remembered without a limit",
-    "hierarchical_allreduce": TWO_LEVELS,
-    "hierarchical_allgather": TWO_LEVELS,
-    "torus_allreduce": TWO_LEVELS,
-    "autotune_bayes_opt_max_samples": "autotuning tries its few candidates one after another",
-    "autotune_gaussian_process_noise": "autotuning tries its few candidates one after another",
-    "num_nccl_streams": "operations run on the caller's stream",
-    "mpi_threads_disable": "hora uses MPI from one thread only",
-    "thread_affinity": "the thread that waits for an operation drives it, so no other thread needs "
-                       "a core of its own; pin the ranks' programs instead",
-    "tcp_flag": "between hosts hora uses TCP anyway (NCCL_IB_DISABLE=1 is set as well)",
+    "cycle_time_ms": "the engine is driven by events, it has no cycle",
+    "cache_capacity": "the response cache grows as needed",
+    "hierarchical_allreduce": CHOSEN,
+    "hierarchical_allgather": CHOSEN,
+    "torus_allreduce": CHOSEN,
+    "autotune_gaussian_process_noise": "autotune compares settings in pairs of samples, there is no "
+                                       "Gaussian process",
+    "num_nccl_streams": "CUDA tensors are not taken in this version",
+    "mpi_threads_disable": "MPI is called by one thread at a time where it does not take more",
+    "tcp_flag": "hosts are connected by TCP anyway (NCCL_IB_DISABLE=1 is set, too)",
     "disable_cache": "no results of checks are kept",
-}  # fmt: skip
+}
 
 MPI_ONLY = ("mpi_args", "binding_args")
 
@@ -134,7 +134,6 @@ def add_hosts(parser: argparse.ArgumentParser) -> None:
                        "these that a host has (HORA_INTERFACE)")
     group.add_argument("--config-file", metavar="FILE", help="options in YAML; those on the "
                        "command line come first")
-    group.add_argument("--disable-cache", action="store_const", const=True, help=argparse.SUPPRESS)
     group.add_argument("-cb", "--check-build", action="store_const", const=True,
                        help="show what hora can use here, and end")
     group.add_argument("-v", "--version", action=ShowVersion, nargs=0, help="show the version")
@@ -185,14 +184,10 @@ def add_controller(parser: argparse.ArgumentParser) -> None:
     which.add_argument("--mpi", dest="use_mpi", action="store_const", const=True,
                        help="the mpirun in PATH")
     which.add_argument("--jsrun", dest="use_jsrun", action="store_const", const=True,
-                       help=argparse.SUPPRESS)
+                       help="refused: let jsrun start the ranks, they find each other")
     group.add_argument("--mpi-args", metavar="ARGS", help='for mpirun: --mpi-args="--map-by node"')
     group.add_argument("--binding-args", metavar="ARGS",
                        help="for mpirun, instead of binding to nothing and mapping by slot")
-    group.add_argument("--mpi-threads-disable", action="store_const", const=True,
-                       help=argparse.SUPPRESS)
-    group.add_argument("--no-mpi-threads-disable", dest="mpi_threads_disable",
-                       action="store_const", const=False, help=argparse.SUPPRESS)
 
 
 def add_tuning(parser: argparse.ArgumentParser) -> None:
@@ -202,7 +197,7 @@ def add_tuning(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--gloo-timeout-seconds", type=float, metavar="S", help="HORA_TIMEOUT")
     group.add_argument("--transport", metavar="NAME", help="HORA_TRANSPORT")
     group.add_argument("--tcp", dest="tcp_flag", action="store_const", const=True,
-                       help="no InfiniBand")
+                       help="between hosts TCP only, which is so anyway; NCCL_IB_DISABLE=1")
     group.add_argument("--fusion-threshold-mb", type=float, metavar="MB",
                        help="HORA_FUSION_THRESHOLD")
     group.add_argument("--timeline-filename", metavar="FILE", help="HORA_TIMELINE")
@@ -218,20 +213,27 @@ def add_tuning(parser: argparse.ArgumentParser) -> None:
                        help="HORA_AUTOTUNE_WARMUP_SAMPLES")
     group.add_argument("--autotune-steps-per-sample", type=int, metavar="N",
                        help="HORA_AUTOTUNE_STEPS_PER_SAMPLE")
+    group.add_argument("--autotune-bayes-opt-max-samples", type=int, metavar="N",
+                       help="HORA_AUTOTUNE_MAX_CANDIDATES")
+    group.add_argument("--thread-affinity", metavar="CORE,...", help="HORA_THREAD_AFFINITY")
     group.add_argument("--grace", type=float, metavar="S", help="seconds that the other "
                        "ranks have to end by themselves after one has failed (5)")
 
 
 def add_without_effect(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("Horovod's options that change nothing here")
-    group.add_argument("--cycle-time-ms", type=float, metavar="MS")
-    group.add_argument("--cache-capacity", type=int, metavar="N")
-    for name in ("hierarchical-allreduce", "hierarchical-allgather", "torus-allreduce"):
-        pair(group, name, "")
-    group.add_argument("--autotune-bayes-opt-max-samples", type=int, metavar="N")
-    group.add_argument("--autotune-gaussian-process-noise", type=float, metavar="X")
-    group.add_argument("--num-nccl-streams", type=int, metavar="N")
-    group.add_argument("--thread-affinity", metavar="CORE,...")
+    group = parser.add_argument_group("Horovod's options that change nothing here, and why")
+
+    def add(name: str, **options: Any) -> None:
+        group.add_argument(f"--{name}", help=NOTES[name.replace("-", "_")], **options)
+
+    add("cycle-time-ms", type=float, metavar="MS")
+    add("cache-capacity", type=int, metavar="N")
+    for name in ("hierarchical-allreduce", "hierarchical-allgather", "torus-allreduce",
+                 "mpi-threads-disable"):
+        pair(group, name, NOTES[name.replace("-", "_")])
+    add("autotune-gaussian-process-noise", type=float, metavar="X")
+    add("num-nccl-streams", type=int, metavar="N")
+    add("disable-cache", action="store_const", const=True)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

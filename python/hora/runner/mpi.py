@@ -73,10 +73,11 @@ def hydra(args: argparse.Namespace, job: Job, names: list[str]) -> list[str]:
 
 
 def environment(hosts: list[Host]) -> dict[str, str]:
-    """What the ranks find besides MPI's own variables, from which they know their rank."""
+    """What the ranks find besides MPI's own variables, from which they know their rank. No
+    PYTHONUNBUFFERED: mpirun writes its tag before every piece that a rank writes."""
     rendezvous, address, port = meeting_place(hosts)
     env = {"HORA_RENDEZVOUS": rendezvous, "HORA_SECRET": secrets.token_hex(32),
-           "MASTER_ADDR": address, "MASTER_PORT": str(port), "PYTHONUNBUFFERED": "1"}
+           "MASTER_ADDR": address, "MASTER_PORT": str(port)}
     if "OMP_NUM_THREADS" not in os.environ:
         most = max(len(host.ranks) for host in hosts)
         env["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // most))
