@@ -239,7 +239,7 @@ def test_ranks_by_mpirun() -> None:
     assert done.returncode == 0 and sorted(lines) == ["0", "0", "red 64", "red 64"], done
     program = "from hora import Communicator; comm = Communicator(); comm.barrier(); " \
         "print(comm.rank, comm.size)"
-    done = hora_run("-np", "2", "--mpi", sys.executable, "-c", program, timeout=120)
+    done = hora_run("-np", "2", "--mpi", sys.executable, "-c", program, timeout=120, PYTHONUNBUFFERED="")
     lines = [line.rpartition(":")[2] for line in done.stdout.splitlines()]
     assert done.returncode == 0 and sorted(lines) == ["0 2", "1 2"], done.stdout + done.stderr
 
