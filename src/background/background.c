@@ -4,6 +4,7 @@
 #include "background/trace.h"
 
 #include "util/clock.h"
+#include "util/log.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -43,6 +44,11 @@ static void set_times(hora_engine_t *engine) {
         engine->stall_check_ns = hora_clock_from_seconds(settings->stall_check_time);
     engine->stall_limit_ns = hora_clock_from_seconds(limit > 0 ? limit : engine->comm->timeout);
     engine->next_check = UINT64_MAX;
+    if (limit > 0 && engine->stall_check_ns > 0 && limit <= settings->stall_check_time &&
+        engine->world->rank == 0 && engine->size == engine->world->size)
+        hora_log(HORA_LOG_WARNING, "HORA_STALL_SHUTDOWN_TIME_SECONDS=%g is not more than "
+                 "HORA_STALL_CHECK_TIME_SECONDS=%g: a tensor that waits fails without a warning "
+                 "before", limit, settings->stall_check_time);
 }
 
 static void create_locks(hora_engine_t *engine) {

@@ -4,6 +4,7 @@
  */
 #include "background/trace.h"
 
+#include "util/clock.h"
 #include "util/log.h"
 
 #include <stdio.h>
@@ -174,8 +175,15 @@ static hora_status_t take_error(hora_engine_t *engine, const hora_item_t *item) 
     return st == HORA_OK ? st : hora_fail(st, "the error of %.*s", (int)item->name_len, item->name);
 }
 
+/* The rank that came too late finds all the warnings that were written for the others meanwhile. */
+static bool waits_for_long(const hora_engine_t *engine, const hora_record_t *record) {
+    return record != NULL &&
+           hora_clock_ns() - record->sent->since >= engine->stall_check_ns / 2;
+}
+
 static void take_stall(hora_engine_t *engine, const hora_item_t *item) {
-    if (engine->rank == 0 || find_sent(engine, item->name, item->name_len) != NULL)
+    if (engine->rank == 0 ||
+        waits_for_long(engine, find_sent(engine, item->name, item->name_len)))
         hora_log(HORA_LOG_WARNING, "%.*s", (int)item->text_len, item->text);
 }
 
