@@ -365,6 +365,7 @@ class _DistributedOptimizer(Wrapping):
                 "optimizer.step() or optimizer.synchronize(). This is prohibited as it can cause "
                 "a race condition."
             )
+        self._synchronized = False  # a step that was left out (torch.amp does) needs no warning
         super().zero_grad(*args, **kwargs)
 
 

@@ -1,4 +1,8 @@
-"""sparse_allreduce_async: the sum of sparse tensors by two allgathers."""
+"""sparse_allreduce_async: the sum of sparse tensors by two allgathers.
+
+The gathering of the indices has the name that an allreduce of the dense tensor has: a rank that
+reduces a dense one under the same name gets an error at once, as all others do, instead of waiting.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ import torch
 from hora import _core
 from hora.common.process_sets import ProcessSet, global_process_set
 from hora.torch._ops.allgather import allgather_async
-from hora.torch._ops.start import synchronize
+from hora.torch._ops.start import begin, first_output, register, synchronize
 
 
 def sparse_allreduce_async(
@@ -23,10 +27,13 @@ def sparse_allreduce_async(
     if op not in (_core.AVERAGE, _core.SUM):
         raise ValueError("sparse_allreduce_async takes op Average or Sum")
     tensor = tensor.coalesce()
-    suffix = (None, None) if name is None else (f"{name}.indices", f"{name}.values")
     rows = tensor.indices().t().contiguous()
-    indices = allgather_async(rows, name=suffix[0], process_set=process_set)
-    values = allgather_async(tensor.values(), name=suffix[1], process_set=process_set)
+    prefix = "allgather" if name is None else "allreduce"
+    indices = register(
+        begin(_core.ALLGATHER, prefix, name, rows, None, process_set), first_output
+    )
+    values_name = None if name is None else f"{name}.values"
+    values = allgather_async(tensor.values(), name=values_name, process_set=process_set)
 
     def finish() -> torch.Tensor:
         where = synchronize(indices).t()
