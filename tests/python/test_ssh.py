@@ -118,13 +118,12 @@ def server() -> Iterator[Server]:
 
 
 SUM = """
-import os, torch
-import hora.torch as hvd
-from hora import _core
-hvd.init()
-total = hvd.allreduce(torch.arange(4.0) + hvd.rank(), op=hvd.Sum)
-ways = "/".join(_core.transport(peer) for peer in range(hvd.size()))
-print(hvd.rank(), os.environ["HORA_HOSTNAME"], total.tolist(), ways)
+import os, numpy
+from hora import Communicator
+comm = Communicator()
+total = comm.allreduce(numpy.arange(4.0) + comm.rank)
+ways = "/".join(comm.transport(peer) for peer in range(comm.size))
+print(comm.rank, os.environ["HORA_HOSTNAME"], total.tolist(), ways)
 """
 
 
@@ -178,8 +177,8 @@ def test_secret_is_in_no_command_line_and_no_environment_of_ssh(server: Server) 
 
 def test_killed_rank_on_another_host(server: Server) -> None:
     mark = f"hora-test-{os.getpid()}-sshkill"
-    program = SUM + "import time\nif hvd.rank() == 2: os.kill(os.getpid(), 9)\n" \
-        "hvd.allreduce(torch.ones(2), name='after')\ntime.sleep(300)\n"
+    program = SUM + "import time\nif comm.rank == 2: os.kill(os.getpid(), 9)\n" \
+        "comm.barrier()\ntime.sleep(300)\n"
     done = server.run("-H", "127.0.0.2:2,127.0.0.3:1", "-x", f"TEST_MARK={mark}", sys.executable, "-c",
                       program)
     assert done.returncode == 128 + 9
@@ -212,6 +211,15 @@ def test_end_of_the_launcher_ends_all(server: Server, number: signal.Signals) ->
     assert time.monotonic() - begin < 25
 
 
+def test_torch_on_two_hosts(server: Server) -> None:
+    pytest.importorskip("torch")
+    program = "import torch, hora.torch as hvd; hvd.init(); " \
+        "print(hvd.allreduce(torch.ones(2), op=hvd.Sum).tolist(), hvd.local_size(), hvd.cross_size())"
+    done = server.run("-H", "127.0.0.2,127.0.0.3", sys.executable, "-c", program)
+    assert done.stdout.splitlines() == [f"[{r}]<stdout>:[2.0, 2.0] 1 2" for r in range(2)] or \
+        done.stdout.splitlines() == [f"[{r}]<stdout>:[2.0, 2.0] 1 2" for r in (1, 0)], done
+
+
 def test_port_where_nobody_listens(server: Server) -> None:
     closed = ["-p", str(free_port())]
     done = server.run("-H", "127.0.0.2,localhost", *closed, "--grace", "0", *shell("sleep 300"))
@@ -221,19 +229,16 @@ def test_port_where_nobody_listens(server: Server) -> None:
 
 
 def places(scale: int, fail: int = -1) -> tuple[int, str, float]:
-    import torch
+    import numpy
 
-    import hora.torch as hvd
-
-    hvd.init()
-    if hvd.rank() == fail:
+    comm = hora.Communicator()
+    if comm.rank == fail:
         raise LookupError("no such thing")
-    total = hvd.allreduce(torch.tensor([1.0]), op=hvd.Sum)
-    return hvd.rank() * scale, os.environ["HORA_HOSTNAME"], total.item()
+    total = comm.allreduce(numpy.ones(1))
+    return comm.rank * scale, os.environ["HORA_HOSTNAME"], float(total[0])
 
 
 def test_function_on_two_hosts(server: Server) -> None:
-    pytest.importorskip("torch")
     options = ["--ssh", server.program, "--remote-python", sys.executable]
     where = {"hosts": "127.0.0.2:1,127.0.0.3:2", "ssh_port": server.port,
              "ssh_identity_file": server.key, "options": options}
