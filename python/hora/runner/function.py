@@ -217,11 +217,7 @@ def run(
         raise ValueError("give one of hosts, hostfile and host_discovery_script")
     if use_gloo and use_mpi:
         raise ValueError("give one of use_gloo and use_mpi")
-    try:
-        parsed = launch.parse_args([*options], prog="hora.run")
-    except SystemExit:  # argparse has said why
-        raise ValueError(f"options={list(options)}") from None
-    given = {
+    parsed = parse(options, {
         "num_proc": num_proc, "min_num_proc": min_num_proc, "max_num_proc": max_num_proc,
         "slots": slots, "reset_limit": reset_limit, "cooldown_range": cooldown_range,
         "hosts": hosts, "hostfile": hostfile, "host_discovery_script": host_discovery_script,
@@ -231,16 +227,25 @@ def run(
         "network_interfaces": names(network_interfaces or network_interface),
         "no_prefix": None if prefix else True,
         "env": [f"{name}={value}" for name, value in (env or {}).items()] or None,
-    }  # fmt: skip
-    for name, value in given.items():
-        if value is not None:
-            setattr(parsed, name, value)
+    })  # fmt: skip
     parsed.command = [executable or sys.executable]
     call = pack(func, args, kwargs)
     try:
         return start(parsed, call)
     except HostError as error:
         raise ValueError(str(error)) from None
+
+
+def parse(options: Sequence[str], given: dict[str, Any]) -> argparse.Namespace:
+    """As `hora run` reads them, with what the caller has given beside."""
+    try:
+        parsed = launch.parse_args([*options], prog="hora.run")
+    except SystemExit:  # argparse has said why
+        raise ValueError(f"options={list(options)}") from None
+    for name, value in given.items():
+        if value is not None:
+            setattr(parsed, name, value)
+    return parsed
 
 
 def names(text: Any) -> list[str] | None:
