@@ -42,14 +42,14 @@ static int teardown(void **state) {
     return system(command);
 }
 
-/* ---- A small JSON parser: is the text one array, and how many elements has it? ---------------- */
+/* ---- A small JSON parser: is the text one array, and how many elements has it? ------------- */
 
 typedef struct parser {
     const unsigned char *at, *end;
 } parser_t;
 
 static void skip_space(parser_t *p) {
-    while (p->at < p->end && strchr(" \n\t\r", *p->at) != NULL && *p->at != '\0')
+    while (p->at < p->end && (*p->at == ' ' || *p->at == '\n'))
         p->at++;
 }
 
@@ -111,7 +111,7 @@ static bool number(parser_t *p) {
     const unsigned char *begin;
     skip_space(p);
     begin = p->at;
-    while (p->at < p->end && *p->at != '\0' && strchr("-0123456789.", *p->at) != NULL)
+    while (p->at < p->end && ((*p->at >= '0' && *p->at <= '9') || *p->at == '-' || *p->at == '.'))
         p->at++;
     return p->at > begin;
 }
