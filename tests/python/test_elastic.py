@@ -17,9 +17,9 @@ from hora.common import elastic, elastic_link
 from hora.common.elastic_link import DRIVER, WORKER, End, LinkError
 from hora.common.exceptions import HorovodInternalError, HostsUpdatedInterrupt
 from hora.runner.elastic import discovery, rendezvous
-from hora.runner.elastic.driver import ElasticSettings, check_settings
 from hora.runner.elastic.registration import Desk
 from hora.runner.elastic.rendezvous import Worker
+from hora.runner.elastic.settings import ElasticSettings, check_settings
 from hora.runner.hosts import Host, HostError
 
 # ---- The line -------------------------------------------------------------------------------------
@@ -294,7 +294,8 @@ def test_blacklist() -> None:
 @pytest.mark.parametrize("change, text", [
     ({"min_np": 0}, "at least one"), ({"min_np": 3}, "less than"), ({"max_np": 1}, "less than"),
     ({"np": 5, "min_np": 5, "max_np": None}, "4 slots"), ({"timeout": 0}, "positive"),
-    ({"reset_limit": -1}, "negative"), ({"cooldown": (5.0, 1.0)}, "MIN"), ({"hosts": None}, "either"), ({"script": "x"}, "either"),
+    ({"reset_limit": -1}, "negative"), ({"cooldown": (5.0, 1.0)}, "MIN"),
+    ({"hosts": None}, "either"), ({"script": "x"}, "either"),
 ])  # fmt: skip
 def test_settings_that_cannot_be(change: dict[str, Any], text: str) -> None:
     good: dict[str, Any] = {"np": 2, "min_np": 2, "max_np": 4, "hosts": [Host("localhost", 4)]}

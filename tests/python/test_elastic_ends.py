@@ -65,15 +65,15 @@ def test_discovery_script_that_fails(tmp_path: Path) -> None:
 
 def test_reset_limit(tmp_path: Path) -> None:
     hook = ("def hook(where, me):\n"
-            "    if where == 'step' and me.step == 5 and me.number == 3: me.die()\n"
-            "    if where == 'step' and me.step == 10 and me.number == 2: me.die()\n")
+            "    if where == 'step' and me.step >= 5 and me.number == 3: me.die()\n"
+            "    if where == 'step' and me.step >= 10 and me.number == 2: me.die()\n")
     job = ElasticJob(tmp_path, "-np", "4", "--min-np", "1", "--reset-limit", "1", hook=hook)
     assert job.wait() == 128 + 9
     assert "this would be reset number 2, and --reset-limit is 1" in job.err
 
 
 def test_all_die(tmp_path: Path) -> None:
-    hook = "def hook(where, me):\n    if where == 'step' and me.step == 5: me.die()\n"
+    hook = "def hook(where, me):\n    if where == 'step' and me.step >= 5: me.die()\n"
     job = ElasticJob(tmp_path, "-np", "3", "--min-np", "1", "--blacklist-cooldown-range", "0.1",
                      "0.2", hook=hook)
     assert job.wait() == 128 + 9
@@ -124,7 +124,7 @@ def test_interrupted_and_killed_launcher(tmp_path: Path) -> None:
 
 def test_environment_of_the_workers(tmp_path: Path) -> None:
     hook = ("def hook(where, me):\n"
-            "    if where == 'step' and me.number == 0 and me.step == 5: me.die()\n"
+            "    if where == 'step' and me.number == 0 and me.step >= 5: me.die()\n"
             "    names = ('RANK', 'SIZE', 'LOCAL_RANK', 'LOCAL_SIZE', 'CROSS_RANK', 'CROSS_SIZE',\n"
             "             'ELASTIC')\n"
             "    if where == 'done':\n"
