@@ -28,7 +28,7 @@ static const char help[] =
     "  -w N              calls before these (5)\n"
     "  -c 0|1            compare results with an exact reference (1)\n"
     "  -d TYPE           float, half, bfloat16, double, int8, uint8, ... or all (float)\n"
-    "  -o OP             sum, prod, min, max, avg, band, bor, bxor or all (sum)\n"
+    "  -o OP             sum, prod, min, max, avg, adasum, band, bor, bxor or all (sum)\n"
     "  -r RANK           root; -1: each in turn (0)\n"
     "  --arena           buffers from hora_alloc (default: ordinary memory)\n"
     "  --table           a narrower table for people, sizes with units\n"
