@@ -3,8 +3,8 @@
  * autotune has come to an end, then with the defaults and with its result in turn. Forks its ranks;
  * rank 0 prints. Main thread.
  *
- * The two are compared in one process, in blocks of steps that lie side by side, so that other load on the
- * machine hits both. What counts is the median of the blocks' ratios.
+ * The two are compared in one process, in blocks of steps that lie side by side, so that other load
+ * on the machine hits both. What counts is the median of the blocks' ratios.
  */
 #include <hora/hora.h>
 
@@ -175,7 +175,7 @@ static int search(const job_t *job, int rank) {
     int    steps = 0;
     step_t s;
     setenv("HORA_AUTOTUNE", "1", 1);
-    setenv("HORA_AUTOTUNE_STEPS_PER_SAMPLE", "3", 0); /* there are no small steps here among large ones */
+    setenv("HORA_AUTOTUNE_STEPS_PER_SAMPLE", "3", 0); /* all steps are alike here */
     setenv("HORA_AUTOTUNE_CACHE", job->cache, 1);
     s = open_step(job->options->transport);
     do {

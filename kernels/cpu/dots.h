@@ -1,6 +1,6 @@
 /*
- * The inner loops of Adasum (adasum.c): three dot products in one pass, and the weighted sum. Included by
- * loops.h, so compiled once per instruction set; any thread.
+ * The inner loops of Adasum (adasum.c): three dot products in one pass, and the weighted sum.
+ * Included by loops.h, so compiled once per instruction set; any thread.
  *
  * Bits. The dot products are summed in float64, in an order that depends on the count alone: blocks
  * of HORA_DOTS_BLOCK elements one after the other; in a block, element i goes to lane i % 16; the

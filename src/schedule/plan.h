@@ -67,7 +67,8 @@ typedef enum hora_step_kind {
     HORA_STEP_WAIT,   /* until transfer xfer is done */
     HORA_STEP_COPY,   /* src -> dst */
     HORA_STEP_REDUCE, /* refs[first .. first+nsrc) in order -> refs[first+nsrc .. +ndst) */
-    HORA_STEP_DOTS,   /* refs[first], [first+1] -> adds to the hora_dots_t at [first+2]; begin: the first */
+    HORA_STEP_DOTS,   /* refs[first], [first+1] -> adds to the hora_dots_t at [first+2], which
+                         begins at 0 with `begin` */
     HORA_STEP_ADD_DOTS, /* hora_dots_t at src -> adds to the one at dst */
     HORA_STEP_BLEND,  /* refs[first], [first+1] by the dots at [first+2] -> Adasum at [first+3] */
     HORA_STEP_SIGNAL, /* publish phase xfer (1, 2, ...) */

@@ -2,8 +2,9 @@
  * Choice of an algorithm. Any thread that may use the communicator.
  *
  * Every member must choose the same, so only what is equal on all members counts: the call, the
- * members' hosts, the settings. Adasum has its own, by size. Else, in this order: HORA_ALGO where it applies; the arena where all
- * members share one; else the cheapest by a + b + g model, with constants per kind of wire.
+ * members' hosts, the settings, autotune's values. Adasum has its own, by size. Else, in this order:
+ * HORA_ALGO where it applies; what autotune has found; the arena where all members share one; else
+ * the cheapest by a + b + g model, with constants per kind of wire.
  */
 #include "schedule/algos.h"
 #include "schedule/exec.h"
