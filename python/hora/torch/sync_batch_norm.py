@@ -1,9 +1,9 @@
 """SyncBatchNorm: batch normalization with the statistics of all ranks' batches together.
 
-Works on tensors of any device that torch can compute on; the statistics travel through CPU memory.
-Ranks may have batches of different sizes, also empty ones. One allgather in the forward pass and one
-allreduce in the backward pass; gradients of weight and bias are this rank's own share, which the
-distributed optimizer reduces as those of all parameters.
+Works on tensors of any device that torch can compute on; statistics travel through CPU memory.
+Ranks may have batches of different sizes, also empty ones. There is one allgather in the forward
+pass and one allreduce in the backward pass; gradients of weight and bias are this rank's own share,
+which the distributed optimizer reduces as those of all parameters.
 """
 
 from __future__ import annotations
