@@ -205,7 +205,8 @@ def test_errors_and_delays(recorded: Path) -> None:
     unequal = next(name for name in names if name.endswith("unequal"))
     assert "ALLREDUCE" not in slices(events, unequal)
     failed = [e["args"]["error"] for e in of_tensor(events, unequal) if "args" in e]
-    assert len(failed) == 1 and "rank 0" in failed[0] and "[2]" in failed[0]
+    # Twice if the others disagreed before rank 0 had the tensor, whose own task then fails as well.
+    assert len(failed) in (1, 2) and all("rank 1" in text and "[3]" in text for text in failed)
     late = next(name for name in names if name.endswith("late"))
     ready = {e["name"]: e["ts"] for e in of_tensor(events, late) if e["ph"] == "X"}
     assert ready["1"] - ready["0"] > 200_000 > ready["2"] - ready["0"]
@@ -502,7 +503,7 @@ def test_summary_of_a_real_file(recorded: Path, capsys: pytest.CaptureFixture[st
     assert code == 0 and len(grads) == 50
     assert all(row["count"] == 1 and row["bytes"] == 400 for row in grads)
     unequal = next(row for name, row in rows.items() if name.endswith("unequal"))
-    assert (unequal["count"], unequal["errors"]) == (0, 1)
+    assert unequal["count"] == 0 and unequal["errors"] in (1, 2)
     text = hora(capsys, "summary", str(recorded / "run.json"), "-n", "0")[1]
     assert "\x01" not in text and len(text.splitlines()) == len(rows) + 1
 
