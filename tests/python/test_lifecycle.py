@@ -77,7 +77,8 @@ def test_init_arguments() -> None:
     done = run_alone(
         """
 import hora.torch as hvd
-for arguments in (dict(comm=[0, 1]), dict(comm=object()), dict(process_sets=["set"])):
+for arguments in (dict(comm=[0, 1]), dict(comm=object()), dict(process_sets=["set"]),
+                  dict(process_sets=[hvd.ProcessSet([0])])):
     try:
         hvd.init(**arguments)
     except ValueError:
@@ -133,6 +134,51 @@ def reinitialise() -> list[float]:
 def test_init_again(size: int) -> None:
     expected = [sum(r + turn for r in range(size)) for turn in range(4)]
     assert ranks.run(reinitialise, size) == [expected] * size
+
+
+def what_it_holds() -> tuple[int, int, int]:
+    """Resident memory in KiB, threads, open descriptors."""
+    with open("/proc/self/status") as file:
+        status = dict(line.split(":", 1) for line in file)
+    return (
+        int(status["VmRSS"].split()[0]), int(status["Threads"]), len(os.listdir("/proc/self/fd"))
+    )  # fmt: skip
+
+
+def start_and_stop(times: int) -> list[tuple[int, int, int]]:
+    import gc
+
+    import hora.torch as hvd
+    import torch
+
+    sets = [hvd.ProcessSet([0])]
+    seen = []
+    for turn in range(times):
+        hvd.init(process_sets=sets if hvd_world() > 1 else None)
+        x = torch.full((1000,), 1.0)
+        assert hvd.allreduce(x, op=hvd.Sum)[0] == hvd.size()
+        hvd.synchronize(hvd.allgather_async(x))
+        if hvd.size() > 1 and sets[0].included():
+            hvd.allreduce(x, process_set=sets[0])
+        hvd.barrier()
+        hvd.shutdown()
+        if turn in (times // 4, times - 1):
+            gc.collect()
+            seen.append(what_it_holds())
+    return seen
+
+
+def hvd_world() -> int:
+    return int(os.environ["HORA_SIZE"])
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_init_200_times(size: int) -> None:
+    """Nothing is left of a job that has ended: memory, threads and descriptors stay as they were
+    after the first quarter."""
+    for early, late in ranks.run(start_and_stop, size, 200):
+        assert late[1:] == early[1:], (early, late)
+        assert late[0] - early[0] < 1500, f"{early} {late}: KiB of resident memory"
 
 
 def stop_with_operations_in_flight() -> str:
@@ -211,6 +257,61 @@ def test_one_rank_fails(how: str, size: int) -> None:
         assert "HorovodInternalError" in outcome.output
         assert "rank 1" in outcome.output and reason in outcome.output, outcome.output
         assert socket.gethostname().split(".")[0] in outcome.output
+
+
+def fail_with_strange_text() -> str:
+    import hora.torch as hvd
+    import torch
+
+    hvd.init()
+    if hvd.rank() == 1:
+        raise FileNotFoundError("no file \udcff\ud800 é")  # as os.fsdecode() makes them
+    try:
+        for _ in range(1000):
+            hvd.allreduce(torch.ones(3), name="next")
+    except hvd.HorovodInternalError as error:
+        return str(error)
+    return "no error"
+
+
+def test_an_exception_with_text_that_is_no_utf8() -> None:
+    first, second = ranks.start(fail_with_strange_text, 2).wait(60)
+    assert first.code == 0 and second.code == 1, first.output + second.output
+    assert "rank 1" in first.value and "no file \\udcff\\ud800 é" in first.value, first.value
+
+
+def settings_of_the_program() -> tuple[str, str]:
+    """What Python puts into the environment before init() counts."""
+    import hora.torch as hvd
+    import torch
+
+    os.environ["HORA_TRANSPORT"] = "tcp"
+    os.environ["HORA_TIMEOUT"] = "2"
+    os.environ["HOROVOD_DYNAMIC_PROCESS_SETS"] = "1"
+    hvd.init()
+    from hora import _core
+
+    carrier = _core.transport(1 - hvd.rank())
+    text = ""
+    if hvd.rank() == 0:
+        try:
+            hvd.allreduce(torch.ones(1), name="only rank 0")
+        except hvd.HorovodInternalError as error:
+            text = str(error)
+    else:
+        time.sleep(4)
+    hvd.shutdown()
+    os.environ["HORA_TRANSPORT"] = "shm"
+    hvd.init()
+    carriers = f"{carrier} {_core.transport(1 - hvd.rank())}"
+    hvd.shutdown()
+    return carriers, text
+
+
+def test_settings_of_the_program() -> None:
+    (carriers, text), (others, _) = ranks.run(settings_of_the_program, 2)
+    assert carriers == others == "tcp shm"
+    assert "only rank 0" in text and "2" in text, text
 
 
 def fail_in_a_thread() -> float:
