@@ -26,6 +26,7 @@ static hora_status_t create_controller(hora_engine_t *engine) {
                                           .cache_capacity = HORA_CACHE_MAX,
                                           .stall_check_ns = engine->stall_check_ns,
                                           .stall_limit_ns = engine->stall_limit_ns,
+                                          .freeze = engine->world->settings.freeze,
                                           .average_active = averages_active(engine),
                                           .host = host_of,
                                           .host_arg = engine->comm,
@@ -67,6 +68,7 @@ static void destroy_driver_side(hora_engine_t *engine) {
     hora_coordinator_destroy(engine->coordinator);
     hora_tuner_destroy(engine);
     hora_fusion_destroy(&engine->fusion);
+    hora_frozen_destroy(engine);
     free(engine->seen_gone);
     free(engine->by_slot);
     free(engine->batch);

@@ -17,6 +17,7 @@
 #include "background/background.h"
 #include "controller/control.h"
 #include "controller/coordinator.h"
+#include "controller/fuse.h"
 #include "fusion/fusion.h"
 #include "schedule/plan.h"
 #include "transport/wait.h"
@@ -34,6 +35,7 @@ struct hora_record {
     hora_work_t     *work; /* in flight: enqueued and not ended */
     hora_work_t     *sent; /* driver: the same once it has been reported; NULL otherwise */
     uint32_t         id;   /* driver: given by the coordinator for sig; 0: none */
+    uint32_t         position; /* driver: perhaps its place in the frozen schedule */
     hora_signature_t sig;  /* driver */
     hora_status_t    late_status; /* the other ranks' task of this name has failed already; or OK */
     char            *late_text;
@@ -54,6 +56,7 @@ struct hora_work {
     bool             is_held;  /* in queue: enqueued after a join of this rank, which comes first */
     bool             is_ghost; /* of other ranks; this one has joined (ghost.c) */
     uint32_t         sent_id;  /* driver: reported by this id; 0: in full */
+    bool             by_position; /* driver: reported as a part of the frozen schedule */
     uint64_t         since;    /* driver: ns, when the driver first saw it */
     uint64_t         next_ask; /* driver: ns, when to ask the coordinator what it waits for */
     void            *data;     /* the result, where the engine allocates it */
@@ -83,6 +86,17 @@ typedef struct hora_sleeper {
 typedef struct hora_works {
     hora_work_t *first, *last;
 } hora_works_t;
+
+/* What rank 0 has said will be executed again and again (frozen.c). */
+typedef struct hora_frozen {
+    uint32_t  epoch;
+    size_t    n;         /* tasks; 0: nothing is frozen */
+    uint32_t *ids;       /* [n] */
+    size_t    threshold; /* of fusion: rank 0's */
+    uint64_t  reported;  /* position up to which this rank has reported */
+    bool      reports;   /* by position; else one by one */
+    uint32_t *batch, *order, *begins; /* [n], [n], [n + 1] scratch */
+} hora_frozen_t;
 
 typedef enum hora_thread_state {
     HORA_THREAD_NONE,     /* one rank: there is no thread */
@@ -127,6 +141,7 @@ struct hora_engine {
     hora_record_t     **by_slot;
     size_t              nslots;
     uint32_t            errors_seen, resends_seen;
+    hora_frozen_t       frozen;
     bool                has_joined; /* the join has been reported: nothing more until it ends */
     hora_control_t     *control;     /* NULL: one rank */
     hora_coordinator_t *coordinator; /* rank 0 of several */
@@ -188,10 +203,23 @@ hora_status_t hora_requests_report(hora_engine_t *engine, bool *moved_p);
 hora_status_t hora_request_resend(hora_engine_t *engine, uint32_t id);
 /* This rank has joined and the others go on: the join has not waited for nothing until now. */
 void hora_requests_join_lives(hora_engine_t *engine);
+/* Says how far this rank has come in the frozen schedule. */
+hora_status_t hora_requests_progress(hora_engine_t *engine);
 hora_status_t hora_requests_ask(hora_engine_t *engine, uint64_t now);
 
 /* response.c: does what the coordinator says. Driver. */
+/* The record that the id stands for; or NULL. */
+hora_record_t *hora_response_find_id(const hora_engine_t *engine, uint32_t id);
 hora_status_t hora_response_handle(hora_engine_t *engine, const uint8_t *buf, size_t len);
+
+/* frozen.c. Driver. */
+/* The tasks from `first` to the end of flight are new: true if they are the next ones of the frozen
+ * schedule, and now only hora_requests_progress is due. */
+bool          hora_frozen_report(hora_engine_t *engine, hora_work_t *first);
+hora_status_t hora_frozen_begin(hora_engine_t *engine, const hora_item_t *item);
+hora_status_t hora_frozen_advance(hora_engine_t *engine, const hora_item_t *item);
+void          hora_frozen_end(hora_engine_t *engine);
+void          hora_frozen_destroy(hora_engine_t *engine);
 
 /* batch.c: executes engine->batch[0..nbatch) and ends the tasks. Driver. */
 hora_status_t hora_batch_execute(hora_engine_t *engine);

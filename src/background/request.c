@@ -124,10 +124,14 @@ hora_status_t hora_requests_report(hora_engine_t *engine, bool *moved_p) {
     now = hora_clock_ns();
     if (work != NULL && now + first_ask(engine) < engine->next_check)
         engine->next_check = now + first_ask(engine);
+    for (hora_work_t *each = work; each != NULL; each = each->next) {
+        each->since = now;
+        each->next_ask = now + first_ask(engine);
+    }
+    if (work != NULL && hora_frozen_report(engine, work))
+        return hora_requests_progress(engine);
     for (; work != NULL && st == HORA_OK; work = work->next) {
         hora_record_t *record = work->record;
-        work->since = now;
-        work->next_ask = now + first_ask(engine);
         work->sent_id = 0;
         if (record->id != 0 && hora_signature_equal(&record->sig, &work->sig))
             work->sent_id = record->id;
@@ -135,6 +139,26 @@ hora_status_t hora_requests_report(hora_engine_t *engine, bool *moved_p) {
         hora_trace_reported(engine, work);
         engine->has_joined = work->sig.kind == HORA_TASK_JOIN;
         st = report(engine, work);
+    }
+    if (st == HORA_OK)
+        flush(engine);
+    return st;
+}
+
+hora_status_t hora_requests_progress(hora_engine_t *engine) {
+    const hora_frozen_t *f = &engine->frozen;
+    hora_status_t        st;
+    if (engine->coordinator != NULL)
+        return hora_coordinator_progress(engine->coordinator, 0, engine->errors_seen, f->epoch,
+                                         f->reported);
+    st = open_frame(engine);
+    if (st != HORA_OK)
+        return st;
+    if (!hora_frame_put_progress(&engine->writer, f->epoch, f->reported)) {
+        flush(engine);
+        st = open_frame(engine);
+        if (st == HORA_OK)
+            hora_frame_put_progress(&engine->writer, f->epoch, f->reported);
     }
     if (st == HORA_OK)
         flush(engine);

@@ -73,7 +73,7 @@ static hora_record_t *find_sent(hora_engine_t *engine, const char *name, size_t 
     return record;
 }
 
-static hora_record_t *find_slot(hora_engine_t *engine, uint32_t id) {
+hora_record_t *hora_response_find_id(const hora_engine_t *engine, uint32_t id) {
     size_t         slot = id & 0xffff;
     hora_record_t *record = slot < engine->nslots ? engine->by_slot[slot] : NULL;
     return record != NULL && record->id == id ? record : NULL;
@@ -99,7 +99,7 @@ static hora_status_t find_task(hora_engine_t *engine, const hora_item_t *item,
                                const hora_item_ref_t *ref, hora_work_t **work_p) {
     bool           may_miss = item->divisor > 0 && engine->has_joined;
     hora_record_t *record = ref->name_len > 0 ? find_sent(engine, ref->name, ref->name_len)
-                                              : find_slot(engine, ref->id);
+                                              : hora_response_find_id(engine, ref->id);
     hora_status_t  st = HORA_OK;
     if (record == NULL && ref->name_len > 0 && may_miss)
         st = find_or_make(engine, ref, &record);
@@ -192,6 +192,9 @@ static hora_status_t handle_item(hora_engine_t *engine, hora_item_t *item) {
     case HORA_ITEM_EXECUTE:
     case HORA_ITEM_EXECUTE_SOME: return execute(engine, item);
     case HORA_ITEM_JOINED: return take_joined(engine, item);
+    case HORA_ITEM_FREEZE: return hora_frozen_begin(engine, item);
+    case HORA_ITEM_ADVANCE: return hora_frozen_advance(engine, item);
+    case HORA_ITEM_THAW: hora_frozen_end(engine); return HORA_OK;
     case HORA_ITEM_ERROR: return take_error(engine, item);
     case HORA_ITEM_STALL: take_stall(engine, item); return HORA_OK;
     case HORA_ITEM_RESEND:

@@ -1,21 +1,14 @@
 /*
  * The coordinator's voice: what is ready is put into batches, and batches and notes into frames
  * (coordinator.h). Pure code; the driving thread of rank 0.
- *
- * Fusion. Each task joins the newest batch of its kind, type, operation, root and scales while the
- * batch stays within the threshold, so types that alternate still fuse. Batches are said in the order
- * in which they were begun. How many rows the ranks bring to an allgather is not known here: who
- * executes the batch looks to it.
  */
+#include "controller/fuse.h"
 #include "controller/round.h"
 
 #include <stdlib.h>
 
-#define OPEN_MAX     8     /* batches that still grow at one time; the oldest is closed first */
-#define BATCH_REFS   60000 /* bytes of references in a batch: it must fit one frame */
-
 /* Does the reference need the name, because the ranks do not know the id for it? */
-static bool needs_name(const hora_entry_t *e) {
+bool hora_entry_needs_name(const hora_entry_t *e) {
     return e->id == 0 || e->id_stale || e->sig != &e->id_sig;
 }
 
@@ -29,14 +22,13 @@ static const hora_signature_t *ref_sig(const hora_coordinator_t *c, const hora_e
 }
 
 static size_t ref_bytes(const hora_coordinator_t *c, const hora_entry_t *e) {
-    return hora_frame_ref_bytes(needs_name(e) ? e->name.len : 0, ref_sig(c, e));
+    return hora_frame_ref_bytes(hora_entry_needs_name(e) ? e->name.len : 0, ref_sig(c, e));
 }
 
 /* ---- Batches -------------------------------------------------------------------------------- */
 
 static void begin_batch(hora_coordinator_t *c, hora_entry_t *e) {
     e->batch_last = e;
-    e->batch_bytes = e->bytes;
     e->batch_refs = ref_bytes(c, e);
     e->batch_count = 1;
     e->batch_next = NULL;
@@ -47,38 +39,25 @@ static void begin_batch(hora_coordinator_t *c, hora_entry_t *e) {
 static void extend_batch(const hora_coordinator_t *c, hora_entry_t *batch, hora_entry_t *e) {
     batch->batch_last->next = e;
     batch->batch_last = e;
-    batch->batch_bytes += e->bytes;
     batch->batch_refs += ref_bytes(c, e);
     batch->batch_count++;
 }
 
-static bool fits(const hora_coordinator_t *c, const hora_entry_t *batch, const hora_entry_t *e) {
-    return e->bytes <= c->options.fusion_threshold - batch->batch_bytes &&
-           batch->batch_refs + ref_bytes(c, e) <= BATCH_REFS;
-}
-
 static void plan(hora_coordinator_t *c) {
-    hora_entry_t *open[OPEN_MAX] = {NULL};
-    size_t        threshold = c->options.fusion_threshold, oldest = 0;
+    hora_fuser_t fuser;
+    hora_fuser_init(&fuser, c->options.fusion_threshold);
     for (hora_entry_t *e = c->ready, *next; e != NULL; e = next) {
-        size_t i = 0;
+        bool               is_new;
+        hora_fuse_batch_t *batch =
+            hora_fuser_add(&fuser, e->sig, e->bytes, ref_bytes(c, e), e->nready, &is_new);
         next = e->next;
         e->next = NULL;
-        if (!hora_signature_fuses(e->sig, e->sig) || threshold == 0 || e->bytes > threshold) {
+        if (is_new)
             begin_batch(c, e);
-            continue;
-        }
-        while (i < OPEN_MAX && (open[i] == NULL || open[i]->nready != e->nready ||
-                                !hora_signature_fuses(open[i]->sig, e->sig)))
-            i++;
-        if (i < OPEN_MAX && fits(c, open[i], e)) {
-            extend_batch(c, open[i], e);
-            continue;
-        }
-        if (i == OPEN_MAX)
-            i = oldest++ % OPEN_MAX;
-        open[i] = e;
-        begin_batch(c, e);
+        else
+            extend_batch(c, batch->head, e);
+        if (is_new && batch != NULL)
+            batch->head = e;
     }
     c->ready = NULL;
     c->ready_tail = &c->ready;
@@ -88,7 +67,7 @@ static void plan(hora_coordinator_t *c) {
 
 /* Its round is over: the ranks execute it. */
 static void say_entry(hora_coordinator_t *c, hora_frame_writer_t *w, hora_entry_t *e) {
-    bool named = needs_name(e);
+    bool named = hora_entry_needs_name(e);
     if (e->id == 0)
         hora_cache_assign(c, e);
     hora_frame_put_ref(w, e->id, named ? e->name.text : NULL, e->name.len, ref_sig(c, e));
@@ -129,6 +108,7 @@ static bool put_note(hora_frame_writer_t *w, const hora_note_t *note) {
         return hora_frame_put_error(w, note->name, note->name_len, note->status, note->text);
     case HORA_ITEM_STALL: return hora_frame_put_stall(w, note->name, note->name_len, note->text);
     case HORA_ITEM_JOINED: return hora_frame_put_joined(w, note->rank);
+    case HORA_ITEM_THAW: return hora_frame_put_thaw(w, note->id);
     default: return hora_frame_put_resend(w, note->rank, note->id);
     }
 }
@@ -148,7 +128,9 @@ static bool say_note(hora_coordinator_t *c, hora_frame_writer_t *w) {
 static bool say_next(hora_coordinator_t *c, hora_frame_writer_t *w) {
     if (c->notes != NULL && !(c->notes->is_last && c->batches != NULL))
         return say_note(c, w);
-    return c->batches != NULL && say_batch(c, w);
+    if (c->batches != NULL)
+        return say_batch(c, w);
+    return hora_freeze_say(c, w);
 }
 
 /* First in a frame, so that it counts for all that follows, here and on every rank. */
@@ -161,7 +143,7 @@ static void say_tuning(hora_coordinator_t *c, hora_frame_writer_t *w) {
 
 bool hora_coordinator_has_frame(hora_coordinator_t *c) {
     hora_stalls_answer(c);
-    return c->ready != NULL || c->batches != NULL || c->notes != NULL;
+    return c->ready != NULL || c->batches != NULL || c->notes != NULL || hora_freeze_has_item(c);
 }
 
 size_t hora_coordinator_next_frame(hora_coordinator_t *c, uint8_t *buf) {

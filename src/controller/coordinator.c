@@ -21,7 +21,7 @@ hora_status_t hora_coordinator_create(const hora_coordinator_options_t *options,
     c->left = calloc((size_t)options->size, sizeof(*c->left));
     c->resends = calloc((size_t)options->size, sizeof(*c->resends));
     if (c->slots == NULL || c->generations == NULL || c->acked == NULL || c->left == NULL ||
-        c->resends == NULL)
+        c->resends == NULL || hora_freeze_create(c) != HORA_OK)
         goto err_free;
     c->ready_tail = &c->ready;
     c->batches_tail = &c->batches;
@@ -49,6 +49,7 @@ void hora_coordinator_destroy(hora_coordinator_t *c) {
         next = note->next;
         free(note);
     }
+    hora_freeze_destroy(c);
     free(c->slots);
     free(c->generations);
     free(c->acked);
@@ -60,6 +61,7 @@ void hora_coordinator_destroy(hora_coordinator_t *c) {
 /* ---- Rounds --------------------------------------------------------------------------------- */
 
 static void list_ready(hora_coordinator_t *c, hora_entry_t *e) {
+    hora_freeze_note(c, e, !hora_entry_needs_name(e) && e->nready == (uint32_t)c->options.size);
     e->is_listed = true;
     e->next = NULL;
     *c->ready_tail = e;
@@ -111,7 +113,6 @@ static hora_status_t join_group(hora_coordinator_t *c, hora_entry_t *e) {
 
 /* The first report of a round; sig NULL: what the id stands for. */
 static void begin_round(hora_entry_t *e, int rank, const hora_signature_t *sig) {
-    size_t count = 0;
     e->first = rank;
     e->used = true;
     e->sig = &e->id_sig;
@@ -119,8 +120,7 @@ static void begin_round(hora_entry_t *e, int rank, const hora_signature_t *sig) 
         e->own_sig = *sig;
         e->sig = &e->own_sig;
     }
-    hora_shape_count(e->sig->shape, 0, e->sig->ndim, 1, &count);
-    e->bytes = count * hora_dtype_size((hora_dtype_t)e->sig->dtype);
+    e->bytes = hora_signature_bytes(e->sig);
 }
 
 static hora_status_t report(hora_coordinator_t *c, hora_entry_t *e, int rank, uint32_t acked,
@@ -184,6 +184,9 @@ hora_status_t hora_coordinator_join(hora_coordinator_t *c, int rank, uint32_t ac
     hora_entry_t                 *e = hora_entry_find(c, hash, HORA_JOIN_NAME, len);
     hora_status_t                 st;
     c->acked[rank] = acked;
+    st = hora_freeze_thaw(c);
+    if (st != HORA_OK)
+        return st;
     if (resends != c->resends[rank])
         return HORA_OK; /* it will report a task in full, and then the join again */
     if (e == NULL)
@@ -205,8 +208,11 @@ hora_status_t hora_coordinator_join(hora_coordinator_t *c, int rank, uint32_t ac
 hora_status_t hora_coordinator_full(hora_coordinator_t *c, int rank, uint32_t acked, uint64_t hash,
                                     const char *name, size_t name_len,
                                     const hora_signature_t *sig) {
+    hora_status_t st = hora_freeze_thaw(c);
     hora_entry_t *e = hora_entry_find(c, hash, name, name_len);
     c->acked[rank] = acked;
+    if (st != HORA_OK)
+        return st;
     if (e == NULL)
         e = hora_entry_make(c, hash, name, name_len);
     if (e == NULL)
@@ -214,8 +220,7 @@ hora_status_t hora_coordinator_full(hora_coordinator_t *c, int rank, uint32_t ac
     return report(c, e, rank, acked, sig);
 }
 
-hora_status_t hora_coordinator_cached(hora_coordinator_t *c, int rank, uint32_t acked,
-                                      uint32_t id) {
+static hora_status_t report_id(hora_coordinator_t *c, int rank, uint32_t acked, uint32_t id) {
     hora_entry_t *e = hora_cache_find(c, id);
     hora_note_t  *note = NULL;
     hora_status_t st;
@@ -231,8 +236,23 @@ hora_status_t hora_coordinator_cached(hora_coordinator_t *c, int rank, uint32_t 
     return HORA_OK;
 }
 
+hora_status_t hora_coordinator_cached(hora_coordinator_t *c, int rank, uint32_t acked,
+                                      uint32_t id) {
+    hora_status_t st = hora_freeze_check_single(c, rank);
+    return st == HORA_OK ? report_id(c, rank, acked, id) : st;
+}
+
+hora_status_t hora_freeze_count_single(hora_coordinator_t *c, int rank, uint64_t from,
+                                       uint64_t to) {
+    const hora_freeze_t *f = &c->freeze;
+    hora_status_t        st = HORA_OK;
+    for (uint64_t p = from; p < to && st == HORA_OK; p++)
+        st = report_id(c, rank, c->acked[rank], f->ids[p % f->n]);
+    return st;
+}
+
 void hora_coordinator_left(hora_coordinator_t *c, int rank) {
-    if (c->left[rank])
+    if (c->left[rank] || hora_freeze_thaw(c) != HORA_OK)
         return;
     c->left[rank] = true;
     c->nleft++;
@@ -266,6 +286,8 @@ static hora_status_t feed_item(hora_coordinator_t *c, int rank, uint32_t acked,
                                 (uint64_t)item->waited_ms * 1000000u, now);
         return HORA_OK;
     case HORA_ITEM_LEFT: hora_coordinator_left(c, rank); return HORA_OK;
+    case HORA_ITEM_PROGRESS:
+        return hora_coordinator_progress(c, rank, acked, item->epoch, item->upto);
     case HORA_ITEM_JOIN: return hora_coordinator_join(c, rank, acked, item->count);
     default: return HORA_ERR_PROTOCOL;
     }

@@ -31,6 +31,7 @@ typedef struct hora_coordinator_options {
     size_t      cache_capacity;   /* ids, 1 .. HORA_CACHE_MAX */
     uint64_t    stall_check_ns;   /* between two warnings of one tensor; 0: no warnings */
     uint64_t    stall_limit_ns;   /* a tensor that has waited so long fails */
+    bool        freeze;           /* a sequence that repeats is frozen (freeze.c) */
     bool        average_active;   /* averages are divided by the ranks that have not joined */
     const char *(*host)(const void *arg, int rank); /* host name of a rank, for texts */
     const void *host_arg;
@@ -56,6 +57,10 @@ hora_status_t hora_coordinator_cached(hora_coordinator_t *c, int rank, uint32_t 
  * as ready for everything, and must report nothing. */
 hora_status_t hora_coordinator_join(hora_coordinator_t *c, int rank, uint32_t acked,
                                     uint32_t resends);
+/* The rank has read the frozen schedule number `epoch`, and is ready up to that position, or
+ * HORA_FREEZE_DECLINED. */
+hora_status_t hora_coordinator_progress(hora_coordinator_t *c, int rank, uint32_t acked,
+                                        uint32_t epoch, uint64_t upto);
 void hora_coordinator_waited(hora_coordinator_t *c, const char *name, size_t name_len,
                              uint64_t waited_ns, uint64_t now);
 /* The rank will report nothing more: whatever waits for it fails, now and later. */

@@ -8,6 +8,7 @@
  *     WAITED    3, 0 u8; name_len u16; waited_ms u32; name
  *     LEFT      4, 0 u8; 0 u16
  *     JOIN      5, 0 u8; 0 u16; resends u32
+ *     PROGRESS  6, 0 u8; 0 u16; epoch u32; upto u64
  *     EXECUTE   16, 0 u8; count u16; count times: id u32, name_len u16, name
  *     ERROR     17, 0 u8; name_len u16; status i32; text_len u16; name; text
  *     STALL     18, 0 u8; name_len u16; text_len u16; name; text
@@ -17,6 +18,9 @@
  *               that is not 0, name and signature: kind to shape as in FULL, its name_len 0
  *     JOINED    22, 0 u8; 0 u16; rank u32
  *     TUNE      23, algo u8; 0 u16; threshold u64; pack u64; alone u64; oneshot_limit u64
+ *     FREEZE    24, 0 u8; 0 u16; epoch u32; threshold u64; from u32; count u32; id u32[count]
+ *     ADVANCE   25, 0 u8; 0 u16; epoch u32; from u64; upto u64
+ *     THAW      26, 0 u8; 0 u16; epoch u32
  */
 #include "controller/message.h"
 
@@ -186,6 +190,49 @@ void hora_frame_put_ref(hora_frame_writer_t *w, uint32_t id, const char *name, s
     put_bytes(w, name, name_len);
     if (sig != NULL)
         put_signature(w, sig, 0);
+}
+
+/* An item that begins with the number of a frozen schedule. */
+static bool begin_epoch(hora_frame_writer_t *w, hora_item_type_t type, size_t bytes,
+                        uint32_t epoch) {
+    if (!begin_item(w, type, 8 + bytes))
+        return false;
+    put_u8(w, 0);
+    put_u16(w, 0);
+    put_u32(w, epoch);
+    return true;
+}
+
+bool hora_frame_put_progress(hora_frame_writer_t *w, uint32_t epoch, uint64_t upto) {
+    if (!begin_epoch(w, HORA_ITEM_PROGRESS, 8, epoch))
+        return false;
+    put_u64(w, upto);
+    return true;
+}
+
+bool hora_frame_put_freeze(hora_frame_writer_t *w, uint32_t epoch, uint64_t threshold,
+                           uint32_t start, const uint32_t *ids, uint32_t n) {
+    if (!begin_epoch(w, HORA_ITEM_FREEZE, 16 + (size_t)n * 4, epoch))
+        return false;
+    put_u64(w, threshold);
+    put_u32(w, start);
+    put_u32(w, n);
+    for (uint32_t i = 0; i < n; i++)
+        put_u32(w, ids[i]);
+    return true;
+}
+
+bool hora_frame_put_advance(hora_frame_writer_t *w, uint32_t epoch, uint64_t from,
+                            uint64_t upto) {
+    if (!begin_epoch(w, HORA_ITEM_ADVANCE, 16, epoch))
+        return false;
+    put_u64(w, from);
+    put_u64(w, upto);
+    return true;
+}
+
+bool hora_frame_put_thaw(hora_frame_writer_t *w, uint32_t epoch) {
+    return begin_epoch(w, HORA_ITEM_THAW, 0, epoch);
 }
 
 bool hora_frame_put_joined(hora_frame_writer_t *w, uint32_t last) {
@@ -406,6 +453,42 @@ static bool read_execute_some(hora_frame_reader_t *r, int size, hora_item_t *ite
     return item->divisor > 0 && item->divisor <= (uint32_t)size && read_refs(r, size, item);
 }
 
+static bool read_epoch(hora_frame_reader_t *r, hora_item_t *item) {
+    const uint8_t *p = take(r, 7);
+    if (p == NULL || p[0] != 0 || hora_get_u16(p + 1) != 0)
+        return false;
+    item->epoch = hora_get_u32(p + 3);
+    return true;
+}
+
+static bool read_progress(hora_frame_reader_t *r, hora_item_t *item) {
+    const uint8_t *p;
+    if (!read_epoch(r, item) || (p = take(r, 8)) == NULL)
+        return false;
+    item->upto = hora_get_u64(p);
+    return true;
+}
+
+static bool read_freeze(hora_frame_reader_t *r, hora_item_t *item) {
+    const uint8_t *p;
+    if (!read_epoch(r, item) || (p = take(r, 16)) == NULL)
+        return false;
+    item->threshold = hora_get_u64(p);
+    item->from = hora_get_u32(p + 8);
+    item->count = hora_get_u32(p + 12);
+    item->refs = item->count <= HORA_FRAME_MAX ? take(r, (size_t)item->count * 4) : NULL;
+    return item->refs != NULL && item->from < item->count;
+}
+
+static bool read_advance(hora_frame_reader_t *r, hora_item_t *item) {
+    const uint8_t *p;
+    if (!read_epoch(r, item) || (p = take(r, 16)) == NULL)
+        return false;
+    item->from = hora_get_u64(p);
+    item->upto = hora_get_u64(p + 8);
+    return item->from < item->upto;
+}
+
 static bool read_joined(hora_frame_reader_t *r, int size, hora_item_t *item) {
     const uint8_t *p = take(r, 7);
     if (p == NULL || p[0] != 0 || hora_get_u16(p + 1) != 0)
@@ -466,6 +549,10 @@ static bool read_item(hora_frame_reader_t *r, int size, hora_item_t *item) {
     case HORA_ITEM_EXECUTE: return !requests && read_execute(r, size, item);
     case HORA_ITEM_EXECUTE_SOME: return !requests && read_execute_some(r, size, item);
     case HORA_ITEM_JOINED: return !requests && read_joined(r, size, item);
+    case HORA_ITEM_PROGRESS: return requests && read_progress(r, item);
+    case HORA_ITEM_FREEZE: return !requests && read_freeze(r, item);
+    case HORA_ITEM_ADVANCE: return !requests && read_advance(r, item);
+    case HORA_ITEM_THAW: return !requests && read_epoch(r, item);
     case HORA_ITEM_ERROR: return !requests && read_error(r, item);
     case HORA_ITEM_STALL: return !requests && read_stall(r, item);
     case HORA_ITEM_RESEND: return !requests && read_resend(r, size, item);

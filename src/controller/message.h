@@ -34,6 +34,8 @@ typedef enum hora_item_type {
     HORA_ITEM_WAITED = 3, /* name has waited for `waited_ms` here; what about it? */
     HORA_ITEM_LEFT = 4,   /* this rank has freed its engine */
     HORA_ITEM_JOIN = 5,   /* this rank has joined; it has processed `count` RESEND items */
+    HORA_ITEM_PROGRESS = 6, /* everything is ready here up to position `upto` of the frozen schedule
+                               number `epoch`; the first one answers FREEZE */
     /* Responses. */
     HORA_ITEM_EXECUTE = 16, /* execute these tasks now, as one */
     HORA_ITEM_ERROR = 17,   /* the task of that name has failed on every rank */
@@ -43,9 +45,14 @@ typedef enum hora_item_type {
     HORA_ITEM_EXECUTE_SOME = 21, /* the same as EXECUTE where ranks that have joined bring nothing:
                                     averages are divided by `divisor`; references by name have a
                                     signature */
-    HORA_ITEM_JOINED = 22, /* every rank has joined, `rank` as the last */
-    HORA_ITEM_TUNE = 23    /* from here on, execute with these values */
+    HORA_ITEM_JOINED = 22,       /* every rank has joined, `rank` as the last */
+    HORA_ITEM_TUNE = 23,         /* from here on, execute with these values */
+    HORA_ITEM_FREEZE = 24,  /* from now on these ids are executed again and again, in this order */
+    HORA_ITEM_ADVANCE = 25, /* execute the frozen tasks at positions from `from` to `upto` */
+    HORA_ITEM_THAW = 26     /* no longer */
 } hora_item_type_t;
+
+#define HORA_FREEZE_DECLINED UINT64_MAX /* PROGRESS: this rank goes on reporting one by one */
 
 /* ---- Writing -------------------------------------------------------------------------------- */
 
@@ -77,6 +84,11 @@ bool hora_frame_put_execute(hora_frame_writer_t *w, uint32_t nrefs, size_t bytes
 void hora_frame_put_ref(hora_frame_writer_t *w, uint32_t id, const char *name, size_t name_len,
                         const hora_signature_t *sig);
 size_t hora_frame_ref_bytes(size_t name_len, const hora_signature_t *sig);
+bool hora_frame_put_progress(hora_frame_writer_t *w, uint32_t epoch, uint64_t upto);
+bool hora_frame_put_freeze(hora_frame_writer_t *w, uint32_t epoch, uint64_t threshold,
+                           uint32_t start, const uint32_t *ids, uint32_t n);
+bool hora_frame_put_advance(hora_frame_writer_t *w, uint32_t epoch, uint64_t from, uint64_t upto);
+bool hora_frame_put_thaw(hora_frame_writer_t *w, uint32_t epoch);
 bool hora_frame_put_joined(hora_frame_writer_t *w, uint32_t last);
 bool hora_frame_put_error(hora_frame_writer_t *w, const char *name, size_t name_len,
                           hora_status_t status, const char *text);
@@ -105,7 +117,9 @@ typedef struct hora_item {
     hora_signature_t sig;
     hora_status_t    status;
     uint32_t         waited_ms, rank, id;
-    const uint8_t   *refs; /* CACHED: count ids. EXECUTE: count references, checked */
+    uint32_t         epoch;
+    uint64_t         from, upto, threshold; /* FREEZE: from is the position that comes next */
+    const uint8_t   *refs; /* CACHED, FREEZE: count ids. EXECUTE: count references, checked */
     uint32_t         count;
     hora_tuning_t    tuning;
     uint32_t         divisor; /* EXECUTE_SOME: what an average is divided by; EXECUTE: 0 */
@@ -116,7 +130,7 @@ bool hora_frame_open(hora_frame_reader_t *r, const void *buf, size_t len, hora_f
 /* Reads the next item. HORA_OK; HORA_IN_PROGRESS: there are no more and the frame ends properly;
  * HORA_ERR_PROTOCOL, without a text. size: ranks, for the ranges. */
 hora_status_t hora_frame_next(hora_frame_reader_t *r, int size, hora_item_t *item_p);
-/* Id number i of a CACHED item. */
+/* Id number i of a CACHED or FREEZE item. */
 uint32_t hora_item_id(const hora_item_t *item, uint32_t i);
 /* A reference of an EXECUTE or EXECUTE_SOME item. */
 typedef struct hora_item_ref {

@@ -36,8 +36,9 @@ struct hora_entry {
     hora_entry_t    *next;       /* in the ready list, then in its batch */
     hora_entry_t    *batch_next; /* first of a batch: the next batch */
     hora_entry_t    *batch_last;
-    size_t           batch_bytes, batch_refs; /* of the tensors; of the references in a frame */
+    size_t           batch_refs; /* bytes of the references in a frame */
     uint32_t         batch_count;
+    uint32_t         freeze_mark; /* it is in the sequence of that number */
     hora_entry_t    *failed_prev, *failed_next;
     hora_entry_t    *asked_next;
     uint64_t         asked_ns; /* a rank asks about it and has waited so long; 0: none does */
@@ -67,6 +68,31 @@ typedef struct hora_note {
     char              name[];
 } hora_note_t;
 
+typedef enum hora_freeze_state {
+    HORA_FREEZE_OFF,
+    HORA_FREEZE_COLLECTING,
+    HORA_FREEZE_FROZEN
+} hora_freeze_state_t;
+
+/* The frozen schedule (freeze.c). */
+typedef struct hora_freeze {
+    /* The sequence of ids that is being learnt; closed: it has begun again. */
+    uint32_t *seq;
+    size_t    nseq, seq_room, at; /* at: position in it */
+    bool      is_closed, is_due;  /* due: to be frozen as soon as all before it was said */
+    uint32_t  periods, periods_wanted, mark;
+
+    hora_freeze_state_t state;
+    uint32_t  epoch;
+    uint32_t *ids; /* [n] the frozen one, also after a thaw */
+    size_t    n;
+    uint64_t  done, ready; /* positions: said; ready everywhere */
+    uint64_t *upto;     /* [size] position up to which each rank is ready */
+    bool     *answered; /* [size] it has read FREEZE */
+    bool     *single;   /* [size] and reports by itself */
+    int       nanswers;
+} hora_freeze_t;
+
 struct hora_coordinator {
     hora_coordinator_options_t options;
     size_t         words;  /* of a bit set over ranks */
@@ -80,6 +106,7 @@ struct hora_coordinator {
     bool          *left;   /* [size] */
     int            nleft;
     uint32_t      *resends; /* [size] RESEND items said to each rank */
+    hora_freeze_t  freeze;
     hora_entry_t  *join;    /* the join, while some rank has joined: it has reported this; or NULL */
     hora_entry_t  *ready, **ready_tail;     /* complete, in the order in which they became so */
     hora_entry_t  *batches, **batches_tail; /* planned, not said yet */
@@ -121,6 +148,22 @@ hora_group_t *hora_group_find(hora_coordinator_t *c, uint64_t key);
 hora_status_t hora_group_make(hora_coordinator_t *c, uint64_t key, uint32_t size,
                               hora_group_t **group_p);
 void hora_group_free(hora_coordinator_t *c, hora_group_t *group);
+
+/* freeze.c */
+hora_status_t hora_freeze_create(hora_coordinator_t *c);
+void          hora_freeze_destroy(hora_coordinator_t *c);
+/* e is complete. is_plain: every rank has it, and knows its id. */
+void          hora_freeze_note(hora_coordinator_t *c, hora_entry_t *e, bool is_plain);
+hora_status_t hora_freeze_thaw(hora_coordinator_t *c);
+hora_status_t hora_freeze_check_single(hora_coordinator_t *c, int rank);
+bool          hora_freeze_has_item(const hora_coordinator_t *c);
+/* Everything else has been said. False: there is nothing, or it does not fit. */
+bool          hora_freeze_say(hora_coordinator_t *c, hora_frame_writer_t *w);
+/* coordinator.c: the rank has reported the frozen tasks at positions [from, to). */
+hora_status_t hora_freeze_count_single(hora_coordinator_t *c, int rank, uint64_t from,
+                                       uint64_t to);
+/* batches.c: do the ranks not know the id for it? */
+bool hora_entry_needs_name(const hora_entry_t *e);
 
 /* stall.c: answers what the ranks have asked. */
 void hora_stalls_answer(hora_coordinator_t *c);

@@ -84,6 +84,12 @@ bool hora_shape_count(const int64_t *shape, int first, int ndim, size_t elem_siz
     return true;
 }
 
+size_t hora_signature_bytes(const hora_signature_t *sig) {
+    size_t count = 0;
+    hora_shape_count(sig->shape, 0, sig->ndim, 1, &count);
+    return count * hora_dtype_size((hora_dtype_t)sig->dtype);
+}
+
 bool hora_signature_is_sane(const hora_signature_t *sig, int size) {
     size_t count;
     if (sig->kind >= HORA_TASK_JOIN || !hora_dtype_is_valid((hora_dtype_t)sig->dtype) ||

@@ -31,6 +31,9 @@ bool hora_signature_fuses(const hora_signature_t *a, const hora_signature_t *b);
 /* Product of shape[first..ndim); false if it or its bytes do not fit, or an extent is negative. */
 bool hora_shape_count(const int64_t *shape, int first, int ndim, size_t elem_size, size_t *count_p);
 
+/* Bytes of the tensor, without what each rank brings by itself. */
+size_t hora_signature_bytes(const hora_signature_t *sig);
+
 /* "allreduce", ... Static storage. */
 const char *hora_kind_name(int kind);
 /* What differs first: "shape [3, 4]" in a_p and "shape [4, 4]" in b_p, each with room for len. */

@@ -91,6 +91,8 @@ void hora_coordinator_waited(hora_coordinator_t *c, const char *name, size_t nam
                              uint64_t waited_ns, uint64_t now) {
     hora_entry_t *e = hora_entry_find(c, hora_name_hash(name, name_len), name, name_len);
     c->asked_at = now;
+    if (hora_freeze_thaw(c) != HORA_OK)
+        return; /* no memory: it will ask again */
     if (e == NULL || e->nready == 0 || e->is_listed || waited_ns == 0)
         return; /* it has been executed, or has failed, meanwhile */
     if (e->asked_ns == 0) {

@@ -31,6 +31,7 @@ static size_t write_requests(void) {
     assert_true(hora_frame_put_cached(&w, 13));
     assert_true(hora_frame_put_waited(&w, "x", 1, 60000));
     assert_true(hora_frame_put_join(&w, 4));
+    assert_true(hora_frame_put_progress(&w, 3, 1234567890123));
     assert_true(hora_frame_put_left(&w));
     return hora_frame_end(&w);
 }
@@ -56,6 +57,9 @@ static size_t write_responses(void) {
     hora_frame_put_ref(&w, 9, NULL, 0, &sig);
     hora_frame_put_ref(&w, 0, "third", 5, &sig);
     assert_true(hora_frame_put_joined(&w, 2));
+    assert_true(hora_frame_put_freeze(&w, 9, 1 << 20, 1, (const uint32_t[]){70, 71}, 2));
+    assert_true(hora_frame_put_advance(&w, 9, 5, 7));
+    assert_true(hora_frame_put_thaw(&w, 9));
     assert_true(hora_frame_put_tune(&w, &some_tuning));
     assert_true(hora_frame_put_shut_down(&w, "done"));
     return hora_frame_end(&w);
@@ -91,6 +95,10 @@ static void requests_come_back(void **state) {
     assert_int_equal(hora_frame_next(&r, RANKS, &item), HORA_OK);
     assert_int_equal(item.type, HORA_ITEM_JOIN);
     assert_int_equal(item.count, 4);
+    assert_int_equal(hora_frame_next(&r, RANKS, &item), HORA_OK);
+    assert_int_equal(item.type, HORA_ITEM_PROGRESS);
+    assert_int_equal(item.epoch, 3);
+    assert_int_equal(item.upto, 1234567890123);
     assert_int_equal(hora_frame_next(&r, RANKS, &item), HORA_OK);
     assert_int_equal(item.type, HORA_ITEM_LEFT);
     assert_int_equal(hora_frame_next(&r, RANKS, &item), HORA_IN_PROGRESS);
@@ -144,6 +152,20 @@ static void responses_come_back(void **state) {
     assert_int_equal(hora_frame_next(&r, RANKS, &item), HORA_OK);
     assert_int_equal(item.type, HORA_ITEM_JOINED);
     assert_int_equal(item.rank, 2);
+    assert_int_equal(hora_frame_next(&r, RANKS, &item), HORA_OK);
+    assert_int_equal(item.type, HORA_ITEM_FREEZE);
+    assert_int_equal(item.epoch, 9);
+    assert_int_equal(item.threshold, 1 << 20);
+    assert_int_equal(item.from, 1);
+    assert_int_equal(item.count, 2);
+    assert_int_equal(hora_item_id(&item, 1), 71);
+    assert_int_equal(hora_frame_next(&r, RANKS, &item), HORA_OK);
+    assert_int_equal(item.type, HORA_ITEM_ADVANCE);
+    assert_int_equal(item.from, 5);
+    assert_int_equal(item.upto, 7);
+    assert_int_equal(hora_frame_next(&r, RANKS, &item), HORA_OK);
+    assert_int_equal(item.type, HORA_ITEM_THAW);
+    assert_int_equal(item.epoch, 9);
     assert_int_equal(hora_frame_next(&r, RANKS, &item), HORA_OK);
     assert_int_equal(item.type, HORA_ITEM_TUNE);
     assert_true(hora_tuning_equal(&item.tuning, &some_tuning));

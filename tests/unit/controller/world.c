@@ -3,6 +3,7 @@
  */
 #include "world.h"
 
+#include "controller/fuse.h"
 #include "util/names.h"
 
 #include <setjmp.h>
@@ -17,7 +18,8 @@ static const char *host(const void *arg, int rank) {
     return rank % 2 ? "odd" : "even";
 }
 
-int world_divisor = -1;
+int  world_divisor = -1;
+bool world_freezes;
 
 world_t *world_new(int size, size_t threshold, size_t capacity) {
     return world_new_active(size, threshold, capacity, false);
@@ -30,6 +32,7 @@ world_t *world_new_active(int size, size_t threshold, size_t capacity, bool aver
                                           .cache_capacity = capacity,
                                           .stall_check_ns = 1000000000,
                                           .stall_limit_ns = 5000000000,
+                                          .freeze = world_freezes,
                                           .average_active = average_active,
                                           .host = host};
     assert_int_equal(hora_coordinator_create(&options, &w->coordinator), HORA_OK);
@@ -126,20 +129,134 @@ static bool put(hora_frame_writer_t *fw, tensor_t *t, int tensor) {
     return hora_frame_put_full(fw, name, (size_t)len, &t->sig);
 }
 
+/* ---- The frozen schedule ------------------------------------------------------------------- */
+
+static int by_id(const rank_t *r, uint32_t id) {
+    for (int i = 0; i < TENSORS; i++)
+        if (r->tensors[i].id == id)
+            return i;
+    fail_msg("an id that the rank does not know");
+    return -1;
+}
+
+static int at_position(const rank_t *r, uint64_t p) {
+    return by_id(r, r->frozen.ids[p % (uint64_t)r->frozen.n]);
+}
+
+static void send_progress(rank_t *r) {
+    static uint8_t      buf[HORA_FRAME_MAX];
+    hora_frame_writer_t fw;
+    hora_frame_begin(&fw, buf, HORA_FRAME_REQUESTS, r->errors_seen);
+    assert_true(hora_frame_put_progress(&fw, r->frozen.epoch, r->frozen.reported));
+    r->bytes_sent += hora_frame_end(&fw);
+    push(&r->from, buf, fw.len);
+}
+
+/* Is what is queued just what comes next, in any order? */
+static bool sends_by_position(rank_t *r) {
+    int n = 0;
+    for (int i = 0; i < r->nqueue; i++) {
+        if (r->queue[i] == JOIN)
+            return false;
+        n += r->tensors[r->queue[i]].queued;
+    }
+    if (n > r->frozen.n)
+        return false;
+    for (int i = 0; i < n; i++) {
+        tensor_t *t = &r->tensors[at_position(r, r->frozen.reported + (uint64_t)i)];
+        if (!t->queued || !hora_signature_equal(&t->id_sig, &t->sig))
+            return false;
+    }
+    for (int i = 0; i < n; i++) {
+        tensor_t *t = &r->tensors[at_position(r, r->frozen.reported++)];
+        t->queued = false;
+        t->sent = true;
+        t->sent_id = t->id;
+    }
+    r->nqueue = 0;
+    return true;
+}
+
+static void begin_frozen(rank_t *r, const hora_item_t *item) {
+    frozen_t *f = &r->frozen;
+    uint32_t  sent = 0;
+    f->n = (int)item->count;
+    f->epoch = item->epoch;
+    f->threshold = item->threshold;
+    f->freezes++;
+    for (int i = 0; i < f->n; i++) {
+        f->ids[i] = hora_item_id(item, (uint32_t)i);
+        sent += r->tensors[by_id(r, f->ids[i])].sent;
+    }
+    f->reported = item->from;
+    while (f->reported < item->from + item->count) {
+        tensor_t *t = &r->tensors[at_position(r, f->reported)];
+        if (!t->sent || !hora_signature_equal(&t->id_sig, &t->sig))
+            break;
+        f->reported++;
+    }
+    f->reports = f->reported == item->from + sent && !r->joined;
+    if (!f->reports) {
+        f->reported = HORA_FREEZE_DECLINED;
+        f->declines++;
+    }
+    send_progress(r);
+}
+
+static void note_order(rank_t *r, int tensor);
+
+/* Batches by the same rule as the coordinator's. */
+static void advance(rank_t *r, const hora_item_t *item, int size) {
+    int          batch_of[TENSORS], nbatches = 0, n = (int)(item->upto - item->from);
+    hora_fuser_t fuser;
+    assert_int_equal(item->epoch, r->frozen.epoch);
+    assert_true(n <= r->frozen.n);
+    hora_fuser_init(&fuser, r->frozen.threshold);
+    for (int i = 0; i < n; i++) {
+        tensor_t          *t = &r->tensors[at_position(r, item->from + (uint64_t)i)];
+        hora_fuse_batch_t *batch;
+        bool               is_new;
+        assert_true(t->sent);
+        batch = hora_fuser_add(&fuser, &t->sig, (size_t)t->sig.shape[0] *
+                               hora_dtype_size((hora_dtype_t)t->sig.dtype), 6, (uint32_t)size,
+                               &is_new);
+        batch_of[i] = is_new ? nbatches++ : (int)batch->number;
+        if (batch != NULL)
+            batch->number = (uint32_t)batch_of[i];
+    }
+    for (int b = 0; b < nbatches; b++) {
+        for (int i = 0; i < n; i++) {
+            int t = at_position(r, item->from + (uint64_t)i);
+            if (batch_of[i] != b)
+                continue;
+            r->tensors[t].sent = false;
+            r->tensors[t].executed++;
+            note_order(r, t);
+        }
+        note_order(r, -1);
+    }
+    r->frozen.advances++;
+}
+
 void rank_send(world_t *w, int rank, int most) {
     static uint8_t buf[HORA_FRAME_MAX];
     rank_t        *r = &w->ranks[rank];
+    if (r->nqueue > 0 && r->frozen.reports && sends_by_position(r))
+        send_progress(r);
+    else if (r->nqueue > 0)
+        r->frozen.reports = false;
     for (int i = 0; i < r->nqueue;) {
         hora_frame_writer_t fw;
         int                 n = 0;
         hora_frame_begin(&fw, buf, HORA_FRAME_REQUESTS, r->errors_seen);
         for (; i < r->nqueue && (most == 0 || n < most); i++, n++) {
-            tensor_t *t = &r->tensors[r->queue[i]];
+            tensor_t *t;
             if (r->queue[i] == JOIN) {
                 if (!hora_frame_put_join(&fw, r->resends_seen))
                     break;
                 continue;
             }
+            t = &r->tensors[r->queue[i]];
             if (!t->queued)
                 continue; /* it has failed in the queue */
             t->sent_id = t->id != 0 && hora_signature_equal(&t->id_sig, &t->sig) ? t->id : 0;
@@ -148,7 +265,8 @@ void rank_send(world_t *w, int rank, int most) {
             t->queued = false;
             t->sent = true;
         }
-        push(&r->from, buf, hora_frame_end(&fw));
+        r->bytes_sent += hora_frame_end(&fw);
+        push(&r->from, buf, fw.len);
     }
     r->nqueue = 0;
 }
@@ -197,14 +315,6 @@ static void learn(rank_t *r, int tensor, uint32_t id, const hora_signature_t *si
             r->tensors[i].id = 0;
     r->tensors[tensor].id = id;
     r->tensors[tensor].id_sig = *sig;
-}
-
-static int by_id(const rank_t *r, uint32_t id) {
-    for (int i = 0; i < TENSORS; i++)
-        if (r->tensors[i].id == id)
-            return i;
-    fail_msg("an id that the rank does not know");
-    return -1;
 }
 
 static void execute(rank_t *r, hora_item_t *item) {
@@ -283,6 +393,12 @@ bool rank_listen(world_t *w, int rank) {
             world_divisor = (int)item.divisor;
         if (item.type == HORA_ITEM_EXECUTE || item.type == HORA_ITEM_EXECUTE_SOME)
             execute(r, &item);
+        else if (item.type == HORA_ITEM_FREEZE)
+            begin_frozen(r, &item);
+        else if (item.type == HORA_ITEM_ADVANCE)
+            advance(r, &item, w->size);
+        else if (item.type == HORA_ITEM_THAW)
+            r->frozen.n = r->frozen.reports = 0;
         else if (item.type == HORA_ITEM_JOINED)
             end_join(r, (int)item.rank);
         else if (item.type == HORA_ITEM_ERROR)

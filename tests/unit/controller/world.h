@@ -31,6 +31,16 @@ typedef struct tensor {
     char             text[HORA_TEXT_MAX + 1];
 } tensor_t;
 
+/* What a rank knows of the frozen schedule. */
+typedef struct frozen {
+    bool     reports; /* by position */
+    int      n;       /* 0: none */
+    uint32_t ids[TENSORS], epoch;
+    size_t   threshold;
+    uint64_t reported;
+    int      freezes, advances, declines; /* so often */
+} frozen_t;
+
 typedef struct rank {
     tensor_t  tensors[TENSORS];
     int       queue[TENSORS + 1], nqueue; /* enqueued, not sent; JOIN: a join */
@@ -40,6 +50,8 @@ typedef struct rank {
     size_t    norder, order_room;
     int       stalls;   /* notes about stalls of tensors in flight here */
     int       resent;
+    frozen_t  frozen;
+    size_t    bytes_sent;
     bool      joined;
     int       joins, join_failed, last; /* of the joins that ended */
     uint32_t  resends_seen;
@@ -56,6 +68,8 @@ world_t *world_new(int size, size_t threshold, size_t capacity);
 world_t *world_new_active(int size, size_t threshold, size_t capacity, bool average_active);
 void     world_free(world_t *w);
 
+/* Whether coordinators freeze, from the next world_new on. */
+extern bool world_freezes;
 /* What averages are divided by while some ranks have joined: -1 unless a batch said it. */
 extern int world_divisor;
 
