@@ -3,10 +3,10 @@
     python examples/numpy_allreduce.py                    one process
     hora run -np 4 python examples/numpy_allreduce.py     four ranks, the same result
 
-Each rank has some rows of a tall matrix X and never sees the others'. The direction in which X varies
-most is found by power iteration: multiply a vector by X'X and scale it to length 1, again and again.
-X'X v is a sum over rows, so each rank computes the part of its own rows and one allreduce adds the
-parts up. What touches other ranks is marked with (1) to (6).
+Each rank has some rows of a tall matrix X and never sees the others'. The direction in which X
+varies most is found by power iteration: multiply a vector by X'X and scale it to length 1, again
+and again. X'X v is a sum over rows, so each rank computes the part of its own rows and one
+allreduce adds the parts up. What touches other ranks is marked with (1) to (6).
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def main() -> int:
         whole = comm.allgatherv(x)  # (5) only to check: all rows, in the order of the ranks
         expected = np.linalg.svd(whole, compute_uv=False)[0] ** 2 / args.rows
         error = abs(variance - expected) / expected
-        worst = comm.allreduce(np.float64(error), op=hora.Op.MAX)  # (6) a scalar, and another operation
+        worst = comm.allreduce(np.float64(error), op=hora.Op.MAX)  # (6) a scalar; another operation
         if comm.rank == 0:
             print(f"variance {variance:.6f} along the first component after {iteration} iterations "
                   f"on {comm.size} ranks; relative error {worst:.1e}")

@@ -3,9 +3,9 @@
     python sweep.py -np 2 --grid lr=0.01,0.1,0.3 batch-size=32,64 -- --epochs 5
     python sweep.py -np 2 --random 8 --grid lr=0.001:1 momentum=0.5,0.9
 
-Each word of --grid is an argument of train.py and its values; low:high is a range from which --random
-draws (evenly on a logarithmic scale). What comes after -- goes to every training as it is. Writes
-OUTPUT/run-NN/ for each, OUTPUT/sweep.json, and a table.
+Each word of --grid is an argument of train.py and its values; low:high is a range from which
+--random draws (evenly on a logarithmic scale). What comes after -- goes to every training as it is.
+Writes OUTPUT/run-NN/ for each, OUTPUT/sweep.json, and a table.
 """
 
 from __future__ import annotations
@@ -95,7 +95,8 @@ def table(rows: list[dict[str, Any]], names: list[str], best: dict[str, Any] | N
         result = row.get("result")
         ends = [f"{result['loss']:.4f}", f"{result['accuracy']:.4f}"] if result else ["-", "failed"]
         mark = "<- best" if row is best else ""
-        lines.append([Path(row["folder"]).name, *(row["point"][name] for name in names), *ends, mark])
+        values = [row["point"][name] for name in names]
+        lines.append([Path(row["folder"]).name, *values, *ends, mark])
     widths = [max(map(len, column)) for column in zip(head, *lines)]
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths)).rstrip()
                      for line in [head, *lines])

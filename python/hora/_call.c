@@ -2,9 +2,9 @@
  * The operations of a communicator on arrays as they come, blocking or with a Request. Under the
  * GIL, except while an operation runs.
  *
- * Invariant: a Request holds its Comm and its arrays until its operation has ended. If it is dropped
- * before, they are never freed, because other ranks may still write into them; communicator.py
- * keeps that from happening.
+ * Invariant: a Request holds its Comm and its arrays until its operation has ended. If it is
+ * dropped before, they are never freed, because other ranks may still write into them;
+ * communicator.py keeps that from happening.
  */
 #include "_comm.h"
 
@@ -90,8 +90,9 @@ static bool misfit(const call_t *call, size_t in, size_t out) {
 }
 
 static bool expect(const call_t *call, size_t in, size_t out) {
-    bool fits = (!call->has_in || call->in.count == in) && (!call->has_out || call->out.count == out);
-    return fits || misfit(call, in, out);
+    bool in_fits = !call->has_in || call->in.count == in;
+    bool out_fits = !call->has_out || call->out.count == out;
+    return (in_fits && out_fits) || misfit(call, in, out);
 }
 
 /* Reads counts in rows into counts in elements, and adds them up. */

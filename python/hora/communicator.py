@@ -9,27 +9,28 @@
         request = comm.allreduce(total, async_op=True)          # starts it
         total = request.wait()
 
-Every rank makes the same calls in the same order, as with MPI. Nothing is negotiated, so this is the
-shortest way between ranks; ``hora.torch`` has Horovod's interface, where order does not matter.
+Every rank makes the same calls in the same order, as with MPI. Nothing is negotiated, so this is
+the shortest way between ranks; ``hora.torch`` has Horovod's interface, where order does not matter.
 
 Arrays. Whatever speaks DLPack or the buffer protocol and lies in CPU memory: NumPy arrays and
-scalars, torch tensors, JAX arrays, ``bytearray``, ``memoryview``, ``array.array``, and the ``Array``
-that ``alloc`` returns. Without ``out`` the result is a new array of the input's kind. With ``out`` it
-is written there and returned; ``out=x`` works in place. An input with gaps between its elements, or
-in the byte order of another machine, is copied; such an output is an error, as is a read-only one.
-A tensor that requires a gradient is used as its data: these calls are not differentiable.
+scalars, torch tensors, JAX arrays, ``bytearray``, ``memoryview``, ``array.array``, and the
+``Array`` that ``alloc`` returns. Without ``out`` the result is a new array of the input's kind.
+With ``out`` it is written there and returned; ``out=x`` works in place. An input with gaps between
+its elements, or in the byte order of another machine, is copied; such an output is an error, as is
+a read-only one. A tensor that requires a gradient is used as its data: these calls are not
+differentiable.
 
-Blocks. Where ranks contribute blocks (allgather, ...), blocks are cut along the first dimension, and
-counts are rows. An array without dimensions counts as one row.
+Blocks. Where ranks contribute blocks (allgather, ...), blocks are cut along the first dimension,
+and counts are rows. An array without dimensions counts as one row.
 
 Threads. A communicator and its requests are used by one thread at a time; a second thread gets a
-RuntimeError at once, and nothing is disturbed. Several threads use one communicator each (``split``),
-or make their own, each with a ``name``. ``abort`` may be called by any thread. The GIL is released
-while a call waits, and Ctrl-C ends it.
+RuntimeError at once, and nothing is disturbed. Several threads use one communicator each
+(``split``), or make their own, each with a ``name``. ``abort`` may be called by any thread. The GIL
+is released while a call waits, and Ctrl-C ends it.
 
 Errors. ValueError or TypeError for what this rank did wrong, before anything is sent; else
-``HorovodInternalError``, which names the rank, the host and the phase. Both have the number of hora.h
-as ``status`` where hora's core reports them.
+``HorovodInternalError``, which names the rank, the host and the phase. Both have the number of
+hora.h as ``status`` where hora's core reports them.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ class Request:
         return self._comm is None or self._raw.test()
 
     def wait(self) -> Any:
-        """Blocks until it is done. Returns the result, or raises why it failed; as often as called."""
+        """Blocks until it is done. Returns the result or raises its error, as often as called."""
         if self._comm is not None:
             self._finish()
         if self._error is not None:
@@ -248,7 +249,7 @@ class Communicator:
         name: str | None = None,
         async_op: bool = False,
     ) -> Any:
-        """As :meth:`allreduce`, on rank root only; the others get None, and their out is ignored."""
+        """As :meth:`allreduce`, on rank root only; the others get None; their out is ignored."""
         here = self.rank == root
         return self._run("reduce", x, out if here else None, _same if here else None, to_op(op),
                          root, prescale=prescale, postscale=postscale, timeout=timeout, name=name,
@@ -334,7 +335,7 @@ class Communicator:
         name: str | None = None,
         async_op: bool = False,
     ) -> Any:
-        """All ranks' x, of equal shapes, one after the other. In place: x is block ``rank`` of out."""
+        """All ranks' x, of equal shapes, one after the other. In place: x is that block of out."""
         return self._run("allgather", x, out, self._all_blocks, timeout=timeout, name=name,
                          async_op=async_op)  # fmt: skip
 
@@ -382,8 +383,8 @@ class Communicator:
         name: str | None = None,
         async_op: bool = False,
     ) -> Any:
-        """As :meth:`alltoall`, with ``counts[r]`` rows to rank r and ``out_counts[r]`` rows from it.
-        Without out_counts the ranks tell each other, in a small alltoall before."""
+        """As :meth:`alltoall`, with ``counts[r]`` rows to rank r and ``out_counts[r]`` rows from
+        it. Without out_counts the ranks tell each other, in a small alltoall before."""
         self._mine(counts)
         if out_counts is None:
             out_counts = self.alltoall(array.array("q", counts))
@@ -402,7 +403,7 @@ class Communicator:
         name: str | None = None,
         async_op: bool = False,
     ) -> Any:
-        """As :meth:`allgather`, on rank root only; the others get None, and their out is ignored."""
+        """As :meth:`allgather`, on rank root only; the others get None; their out is ignored."""
         here = self.rank == root
         return self._run("gather", x, out if here else None, self._all_blocks if here else None,
                          0, root, timeout=timeout, name=name, async_op=async_op)  # fmt: skip
@@ -467,9 +468,9 @@ class Communicator:
         return None if raw is None else Communicator._wrap(raw)
 
     def alloc(self, shape: int | Sequence[int], dtype: Any = "float32") -> _core.Array:
-        """An uninitialised array in memory that the ranks of this host share: collectives on it copy
-        less. ``numpy.asarray``, ``torch.from_dlpack`` and their like make views of it; the memory is
-        freed with the last view, also after ``close``."""
+        """An uninitialised array in memory that the ranks of this host share: collectives on it
+        copy less. ``numpy.asarray``, ``torch.from_dlpack`` and their like make views of it; the
+        memory is freed with the last view, also after ``close``."""
         shape = (shape,) if isinstance(shape, int) else tuple(shape)
         return self._raw.alloc(shape, to_dtype_name(dtype))
 
@@ -493,7 +494,7 @@ class Communicator:
         self._raw.abort(reason)
 
     def close(self) -> None:
-        """Waits for operations in flight and leaves. Idempotent. Raises the first error of those."""
+        """Waits for operations in flight and leaves; raises their first error. Idempotent."""
         if self._closed:
             return
         error = self._drain()

@@ -54,8 +54,8 @@ def to_op(op: object) -> int:
 
 
 def to_dtype_name(dtype: object) -> str:
-    """The name, for hora, of a type that is given as ``DType``, name, Python type, or as the type of
-    NumPy, torch, ml_dtypes or the like."""
+    """The name, for hora, of a type that is given as ``DType``, by name, as a Python type, or as
+    one of NumPy's, torch's, ml_dtypes' or the like."""
     if isinstance(dtype, DType):
         return dtype.name.lower()
     if isinstance(dtype, str):

@@ -28,8 +28,8 @@ hora_status_t hora_place_find(const hora_env_t *env, const hora_job_t *job, cons
  * number of this copy of the library (copies.h). Before hora_place_count. */
 void hora_place_name(hora_place_t *place, const char *name, unsigned copy);
 
-/* Numbers this joining: each rank of the process has joined this world at this place so many times. Every rank
- * of a job joins equally often, so the numbers agree. Any thread. */
+/* Numbers this joining: each rank of the process has joined this world at this place so many
+ * times. Every rank of a job joins equally often, so the numbers agree. Any thread. */
 hora_status_t hora_place_count(hora_place_t *place, int rank);
 
 #endif

@@ -1,4 +1,4 @@
-"""Cases for hora.Communicator that run one after the other in one job (see test_communicator.py)."""
+"""Cases for hora.Communicator that run one after the other in one job: test_communicator.py."""
 
 from __future__ import annotations
 
@@ -29,11 +29,12 @@ def inputs(comm: Comm, dtype: Any, shape: tuple[int, ...] = (3, 4)) -> list[np.n
     """What each rank puts in; small, so that sums and products are exact in every type."""
     count = int(np.prod(shape))
     return [
-        ((np.arange(count) + rank) % 3 + 1).astype(dtype).reshape(shape) for rank in range(comm.size)
+        ((np.arange(count) + rank) % 3 + 1).astype(dtype).reshape(shape)
+        for rank in range(comm.size)
     ]
 
 
-# ---- Every call against NumPy ------------------------------------------------------------------------
+# ---- Every call against NumPy --------------------------------------------------------------------
 
 REFERENCES: dict[str, Callable[[list[np.ndarray]], np.ndarray]] = {
     "sum": lambda parts: np.sum(parts, axis=0),
@@ -188,11 +189,11 @@ def case_in_place(comm: Comm) -> None:
     data = bytearray([me, 1])
     assert comm.allreduce(data, out=data) is data and data == bytes([n * (n - 1) // 2, n])
     if n > 1:
-        overlapping = np.zeros(10)
-        refused(ValueError, lambda: comm.allreduce(overlapping[:6], out=overlapping[2:8]), "overlap")
+        both = np.zeros(10)
+        refused(ValueError, lambda: comm.allreduce(both[:6], out=both[2:8]), "overlap")
 
 
-# ---- Kinds of arrays -----------------------------------------------------------------------------------
+# ---- Kinds of arrays -----------------------------------------------------------------------------
 
 
 def case_numpy_kinds(comm: Comm) -> None:
@@ -255,7 +256,8 @@ def case_buffers(comm: Comm) -> None:
     assert bytes(comm.broadcast(every_other)) == b"ace"
     refused(ValueError, lambda: comm.allreduce(every_other, out=every_other), "contiguous")
     refused(ValueError, lambda: comm.broadcast(bytearray(3), out=b"abc"), "read-only")
-    refused(ValueError, lambda: comm.allreduce(memoryview(b"abcd").cast("c"), op="nonsense"), "average")
+    letters = memoryview(b"abcd").cast("c")
+    refused(ValueError, lambda: comm.allreduce(letters, op="nonsense"), "average")
 
 
 class Frozen:
@@ -321,8 +323,10 @@ def case_alloc(comm: Comm) -> None:
     assert result is memory and (view == n * (n - 1) / 2).all()
     fresh = comm.allgather(memory)
     assert type(fresh) is _core.Array and fresh.shape == (2 * n, 3) and fresh.dtype == "float32"
-    for dtype, name in ((torch.int8, "int8"), (hora.DType.UINT16, "uint16"), (float, "float64"),
-                        ("bool", "bool"), (np.dtype("i8"), "int64"), (np.uint8, "uint8")):  # fmt: skip
+    for dtype, name in (
+        (torch.int8, "int8"), (hora.DType.UINT16, "uint16"), (float, "float64"), ("bool", "bool"),
+        (np.dtype("i8"), "int64"), (np.uint8, "uint8"),
+    ):  # fmt: skip
         assert comm.alloc(3, dtype).dtype == name
     half = comm.alloc(4, torch.bfloat16)
     refused(BufferError, lambda: memoryview(half), "bfloat16")
@@ -336,7 +340,7 @@ def case_alloc(comm: Comm) -> None:
     comm.barrier()
 
 
-# ---- Unusual arrays ------------------------------------------------------------------------------------
+# ---- Unusual arrays ------------------------------------------------------------------------------
 
 
 def case_inputs_that_are_copied(comm: Comm) -> None:
@@ -410,7 +414,8 @@ def case_sizes(comm: Comm) -> None:
         x = np.ones(shape, np.float32)
         same(comm.allreduce(x), x * n)
         same(comm.broadcast(x), x)
-        assert comm.allgather(x).shape == ((n, *shape[1:]) if not shape else (n * shape[0], *shape[1:]))
+        rows = shape[0] if shape else 1
+        assert comm.allgather(x).shape == (n * rows, *shape[1:])
     assert comm.allgatherv(np.zeros((0, 4))).shape == (0, 4)
     counts = [0] * (n - 1) + [2]
     assert comm.allgatherv(np.ones((counts[comm.rank], 4)), counts=counts).shape == (2, 4)
@@ -421,7 +426,7 @@ def case_sizes(comm: Comm) -> None:
     assert (comm.allreduce(skewed) == n * (n - 1) / 2).all()
 
 
-# ---- Requests ------------------------------------------------------------------------------------------
+# ---- Requests ------------------------------------------------------------------------------------
 
 
 def case_many_requests(comm: Comm) -> None:
@@ -479,7 +484,7 @@ def case_requests_that_are_dropped(comm: Comm) -> None:
     assert (result == n).all()
 
 
-# ---- About communicators -------------------------------------------------------------------------------
+# ---- About communicators -------------------------------------------------------------------------
 
 
 def case_split(comm: Comm) -> None:

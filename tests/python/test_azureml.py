@@ -98,7 +98,7 @@ def test_batch_that_cannot_be_divided(folder: Path) -> None:
     assert "--batch-size 63 cannot be divided among 2 processes" in text
 
 
-# ---- The job files ---------------------------------------------------------------------------------------
+# ---- The job files -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["mpi", "pytorch"])
@@ -132,13 +132,15 @@ def test_environment_file() -> None:
 
 def test_every_argument_of_the_estimator_is_mapped() -> None:
     text = (EXAMPLE / "README.md").read_text()
-    for name in ("source_directory", "entry_script", "script_params", "compute_target", "node_count",
-                 "process_count_per_node", "distributed_backend", "use_gpu", "conda_packages",
-                 "pip_packages"):  # fmt: skip
+    for name in (
+        "source_directory", "entry_script", "script_params", "compute_target", "node_count",
+        "process_count_per_node", "distributed_backend", "use_gpu", "conda_packages",
+        "pip_packages",
+    ):  # fmt: skip
         assert re.search(rf"^\| `{name}=.*\| .+ \|$", text, re.MULTILINE), name
 
 
-# ---- ONNX ------------------------------------------------------------------------------------------------
+# ---- ONNX ----------------------------------------------------------------------------------------
 
 
 def test_onnx(folder: Path) -> None:
@@ -173,7 +175,7 @@ def test_without_the_packages_for_onnx(
     assert "install onnx, no_such_package (pip install hora[examples])" in capsys.readouterr().out
 
 
-# ---- Plots and sweeps ------------------------------------------------------------------------------------
+# ---- Plots and sweeps ----------------------------------------------------------------------------
 
 
 def test_plot(alone: Path, tmp_path: Path) -> None:
@@ -198,7 +200,8 @@ def test_sweep(folder: Path) -> None:
     sweep = json.loads((output / "sweep.json").read_text())
     assert [run["point"]["lr"] for run in sweep["runs"]] == ["fast", "0.1"]
     assert sweep["best"]["point"] == {"lr": "0.1"} and sweep["best"]["result"]["processes"] == 2
-    assert "error" in sweep["runs"][0] and "invalid float" in (output / "run-01/log.txt").read_text()
+    assert "error" in sweep["runs"][0]
+    assert "invalid float" in (output / "run-01/log.txt").read_text()
     assert re.search(r"^run-02 +0\.1 +.*<- best$", text, re.MULTILINE)
     assert re.search(r"^run-01 +fast +- +failed$", text, re.MULTILINE)
 

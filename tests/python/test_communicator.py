@@ -1,4 +1,4 @@
-"""hora.Communicator: the cases of communicator_cases.py at several sizes; how it starts and ends."""
+"""hora.Communicator: the cases of communicator_cases.py at several sizes; its start and end."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import ranks
 
-NAMES = re.findall(r"^def (case_\w+)", Path(__file__).with_name("communicator_cases.py").read_text(),
-                   re.MULTILINE)  # fmt: skip
+CASES = Path(__file__).with_name("communicator_cases.py").read_text()
+NAMES = re.findall(r"^def (case_\w+)", CASES, re.MULTILINE)
 SHM, TCP = {"HORA_TRANSPORT": "shm"}, {"HORA_TRANSPORT": "tcp"}
 
 
@@ -64,7 +64,7 @@ def test_case(launch: str, name: str) -> None:
         assert done[name] is None, f"rank {outcome.rank}: {done[name]}"
 
 
-# ---- Starting ------------------------------------------------------------------------------------------
+# ---- Starting ------------------------------------------------------------------------------------
 
 
 def explicit(rendezvous: str) -> list[int]:
@@ -109,7 +109,7 @@ def test_bad_arguments() -> None:
         hora.Communicator(1, 2, rendezvous="unix:hora-test-nobody", start_timeout=0.2)
 
 
-# ---- Threads, Ctrl-C -----------------------------------------------------------------------------------
+# ---- Threads, Ctrl-C -----------------------------------------------------------------------------
 
 
 def python_runs_while_it_waits() -> int:
@@ -247,7 +247,7 @@ def test_ctrl_c_ends_a_wait() -> None:
     assert first.value == "KeyboardInterrupt" and "KeyboardInterrupt" in second.value
 
 
-# ---- Ending --------------------------------------------------------------------------------------------
+# ---- Ending --------------------------------------------------------------------------------------
 
 
 def fails_in_a_block(how: str) -> str:
@@ -421,7 +421,7 @@ def test_it_needs_neither_torch_nor_numpy() -> None:
         assert outcome.code == 0, outcome.output
 
 
-# ---- Several worlds in one process -----------------------------------------------------------------------
+# ---- Several worlds in one process ---------------------------------------------------------------
 
 
 def second_copy(path: str, results: list[Any]) -> None:

@@ -1,8 +1,8 @@
 /*
- * Copies of the library in one process, as when two extensions bring hora along: libhora itself, the
- * same from another path, and the same in a namespace of its own (dlmopen). All are given the same
- * launcher's variables, and make communicators at the same time, in an order that differs from rank
- * to rank. Named communicators of one copy do the same.
+ * Copies of the library in one process, as when two extensions bring hora along: libhora itself,
+ * the same from another path, and the same in a namespace of its own (dlmopen). All are given the
+ * same launcher's variables, and make communicators at the same time, in an order that differs from
+ * rank to rank. Named communicators of one copy do the same.
  *
  *     twice LIBHORA shm|tcp|net NRANKS COPIES
  *
@@ -83,7 +83,7 @@ static void load(copy_t *copy, const char *path, int apart) {
 #undef LOAD
 }
 
-/* ---- What a communicator is for ------------------------------------------------------------------- */
+/* ---- What a communicator is for -------------------------------------------------------------- */
 
 static void add_up(const work_t *w, hora_comm_t *comm, int32_t *data) {
     int n = w->copy->comm_size(comm), me = w->copy->comm_rank(comm);
@@ -131,7 +131,7 @@ static void *run(void *arg) {
     return NULL;
 }
 
-/* ---- The scenarios ---------------------------------------------------------------------------------- */
+/* ---- The scenarios --------------------------------------------------------------------------- */
 
 /* All at once, each after a delay of its own, which another rank does not share. */
 static void run_together(work_t *works, int count, unsigned *seed) {
@@ -224,7 +224,7 @@ static int rank_main(int rank, int size, void *arg) {
     return 0;
 }
 
-/* ---- The parent --------------------------------------------------------------------------------------- */
+/* ---- The parent ------------------------------------------------------------------------------ */
 
 static int free_port(void) {
     struct sockaddr_in at = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
