@@ -33,8 +33,8 @@ void hora_engine_leave_locked(hora_engine_t *engine) {
     hora_engine_pass_on_locked(engine);
 }
 
-/* A waiting thread drives only until its own task is done, and somebody may have enqueued more while
- * this one drove. */
+/* A waiting thread drives only until its own task is done, and somebody may have enqueued more
+ * while this one drove. */
 void hora_engine_drive_alone_locked(hora_engine_t *engine) {
     while (!engine->driven && engine->sleepers == NULL && !atomic_load(&engine->closing) &&
            atomic_load_explicit(&engine->pending, memory_order_relaxed) > 0) {

@@ -242,8 +242,8 @@ static inline size_t hora_work_elem_size(const hora_work_t *work) {
     return hora_dtype_size((hora_dtype_t)work->sig.dtype);
 }
 
-/* pack.c: tasks [from, to) of the batch, packed into the fusion buffer. For allgathers, engine->lens
- * and the works' out_rows are set. Driver. */
+/* pack.c: tasks [from, to) of the batch, packed into the fusion buffer. For allgathers,
+ * engine->lens and the works' out_rows are set. Driver. */
 hora_status_t hora_pack_execute(hora_engine_t *engine, size_t from, size_t to);
 
 /* ghost.c: tasks in which this rank takes part because it has joined. Driver. */

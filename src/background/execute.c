@@ -76,7 +76,8 @@ hora_status_t hora_execute_lay_out(const hora_engine_t *engine, const hora_work_
             goto err_rows;
         displs[r] = at;
         if (__builtin_add_overflow(at, counts[r], &at) ||
-            __builtin_mul_overflow(at, hora_work_elem_size(work), &bytes) || bytes > PTRDIFF_MAX / 2)
+            __builtin_mul_overflow(at, hora_work_elem_size(work), &bytes) ||
+            bytes > PTRDIFF_MAX / 2)
             goto err_rows;
     }
     *total_p = total;

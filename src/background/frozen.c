@@ -11,7 +11,7 @@
 #include <stdlib.h>
 
 static hora_status_t malformed(const hora_engine_t *engine) {
-    return hora_fail(HORA_ERR_PROTOCOL, "rank 0 on host %s sent a frozen schedule that does not fit",
+    return hora_fail(HORA_ERR_PROTOCOL, "rank 0 on host %s froze what is not in flight here",
                      hora_comm_peer(engine->comm, 0)->host);
 }
 
@@ -147,8 +147,8 @@ static uint32_t find_batches(hora_engine_t *engine, uint64_t from, size_t n) {
     return nbatches;
 }
 
-/* order[]: the tasks by batch, those of one batch in the order of the schedule; begins[b]: the first
- * of batch b. */
+/* order[]: the tasks by batch, those of one batch in the order of the schedule; begins[b]: where
+ * batch b begins. */
 static void sort_by_batch(hora_frozen_t *f, size_t n, uint32_t nbatches) {
     uint32_t *begins = f->begins;
     for (uint32_t b = 0; b <= nbatches; b++)
@@ -159,7 +159,7 @@ static void sort_by_batch(hora_frozen_t *f, size_t n, uint32_t nbatches) {
         begins[b + 1] += begins[b];
     for (size_t i = 0; i < n; i++)
         f->order[begins[f->batch[i]]++] = (uint32_t)i;
-    for (uint32_t b = nbatches; b > 0; b--) /* each has moved to its end, which is the next's begin */
+    for (uint32_t b = nbatches; b > 0; b--) /* each has moved to where the next begins */
         begins[b] = begins[b - 1];
     begins[0] = 0;
 }

@@ -1,6 +1,6 @@
 /*
- * Ghosts: tasks that other ranks execute and this one does not have, because it has joined. It takes
- * part all the same, since the collective needs it, with input that changes nothing, and what comes
+ * Ghosts: tasks that other ranks execute and this one does not have, because it has joined. It
+ * takes part all the same, since the collective needs it, with input that changes nothing, and what comes
  * out is thrown away (engine.h). The driving thread.
  */
 #include "background/engine.h"

@@ -175,7 +175,7 @@ hora_status_t hora_request_resend(hora_engine_t *engine, uint32_t id) {
         work->sent_id = 0;
         st = report(engine, work);
     }
-    if (st == HORA_OK && engine->has_joined) /* the one before did not count, as it came too early */
+    if (st == HORA_OK && engine->has_joined) /* the one before came too early and did not count */
         st = report(engine, engine->join);
     if (st == HORA_OK)
         flush(engine);

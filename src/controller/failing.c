@@ -172,7 +172,8 @@ hora_status_t hora_round_mismatch(hora_coordinator_t *c, hora_entry_t *e, int ra
 hora_status_t hora_round_fail_left(hora_coordinator_t *c, hora_entry_t *e) {
     char text[HORA_TEXT_MAX];
     int  rank = 0;
-    while (rank < c->options.size - 1 && (!c->left[rank] || (!hora_entry_misses(c, e, rank) && e != c->join)))
+    while (rank < c->options.size - 1 &&
+           (!c->left[rank] || (!hora_entry_misses(c, e, rank) && e != c->join)))
         rank++;
     snprintf(text, sizeof(text), "%s %.300s: rank %d (%s) has left and will not take part",
              hora_kind_name(e->sig->kind), e->name.text, rank, host_of(c, rank));

@@ -1,11 +1,12 @@
 /*
  * Which tasks are executed together: the rule, as a function of what is equal on all ranks. The
- * coordinator applies it to what it says one by one, and every rank to a frozen schedule. Pure code.
+ * coordinator applies it to what it says one by one, and every rank to a frozen schedule. Pure
+ * code.
  *
  * Each task joins the newest batch of its kind, type, operation, root and scales while the batch
- * stays within the threshold, so types that alternate still fuse. Batches come in the order in which
- * they were begun. How many rows the ranks bring to an allgather is not known here: who executes the
- * batch looks to it.
+ * stays within the threshold, so types that alternate still fuse. Batches come in the order in
+ * which they were begun. How many rows the ranks bring to an allgather is not known here: who
+ * executes the batch looks to it.
  */
 #ifndef HORA_CONTROLLER_FUSE_H
 #define HORA_CONTROLLER_FUSE_H

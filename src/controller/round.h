@@ -107,7 +107,7 @@ struct hora_coordinator {
     int            nleft;
     uint32_t      *resends; /* [size] RESEND items said to each rank */
     hora_freeze_t  freeze;
-    hora_entry_t  *join;    /* the join, while some rank has joined: it has reported this; or NULL */
+    hora_entry_t  *join;    /* while some rank has joined: what it has reported then; or NULL */
     hora_entry_t  *ready, **ready_tail;     /* complete, in the order in which they became so */
     hora_entry_t  *batches, **batches_tail; /* planned, not said yet */
     hora_note_t   *notes, **notes_tail;

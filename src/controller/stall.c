@@ -71,7 +71,8 @@ static void describe(const hora_coordinator_t *c, hora_entry_t *e, double second
                  seconds, missing, ready, more);
     else
         snprintf(text, len, "%s %.150s: waited %.1f s for %.150s of its group, which is missing on "
-                 "%s; ready: %s%s", kind, e->name.text, seconds, m->name.text, missing, ready, more);
+                 "%s; ready: %s%s", kind, e->name.text, seconds, m->name.text, missing, ready,
+                 more);
 }
 
 /* Every waiting rank asks, for every task of a group; one answer in each interval serves all. */

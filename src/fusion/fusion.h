@@ -30,14 +30,14 @@ void hora_fusion_destroy(hora_fusion_t *fusion);
  * `most` (or bytes, if that is more). HORA_ERR_NO_MEMORY names the size. */
 hora_status_t hora_fusion_reserve(hora_fusion_t *fusion, size_t bytes, size_t most);
 
-/* Copies the pieces into the buffer from byte `at` on, one after the other; it has room for them. */
+/* Copies the pieces into the buffer from byte `at` on, one after the other; there is room. */
 void hora_fusion_pack(hora_fusion_t *fusion, size_t at, const hora_piece_t *pieces, size_t n);
 /* Copies them from the buffer to where they belong. */
 void hora_fusion_unpack(const hora_fusion_t *fusion, size_t at, const hora_piece_t *pieces,
                         size_t n);
 
-/* The same for pieces that consist of a block for each rank, lens[i * nranks + r] bytes long: in the
- * buffer, all blocks of rank 0 come first, those of one rank in the order of the pieces. */
+/* The same for pieces that consist of a block for each rank, lens[i * nranks + r] bytes long: in
+ * the buffer, all blocks of rank 0 come first, those of one rank in the order of the pieces. */
 void hora_fusion_pack_blocks(hora_fusion_t *fusion, hora_piece_t *pieces, size_t n,
                              const size_t *lens, int nranks);
 void hora_fusion_unpack_blocks(const hora_fusion_t *fusion, hora_piece_t *pieces, size_t n,

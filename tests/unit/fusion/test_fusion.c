@@ -138,7 +138,8 @@ static void blocks_lie_by_rank(void **state) {
         for (int i = 0; i < PIECES; i++) {
             size_t len = lens[i * RANKS + r];
             if (i != 5)
-                assert_memory_equal(fusion.data + at, (const uint8_t *)pieces[i].in + before[i], len);
+                assert_memory_equal(fusion.data + at,
+                                    (const uint8_t *)pieces[i].in + before[i], len);
             for (size_t k = 0; i == 5 && k < len; k++)
                 assert_int_equal(fusion.data[at + k], 0x55);
             before[i] += len;
