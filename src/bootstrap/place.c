@@ -208,10 +208,23 @@ hora_status_t hora_place_find(const hora_env_t *env, const hora_job_t *job, cons
     return st;
 }
 
+/* Ranks that differ in it never meet, so it must show in the messages. */
+static void describe_world(hora_place_t *place, const char *name, unsigned copy) {
+    size_t len = strlen(place->text);
+    if (name[0] != '\0')
+        snprintf(place->text + len, sizeof(place->text) - len, ", name \"%.60s\"", name);
+    len = strlen(place->text);
+    if (copy != 0)
+        snprintf(place->text + len, sizeof(place->text) - len,
+                 ", for copy %x of libhora in this process", copy);
+}
+
 void hora_place_name(hora_place_t *place, const char *name, unsigned copy) {
-    if ((name == NULL || name[0] == '\0') && copy == 0)
+    name = name != NULL ? name : "";
+    if (name[0] == '\0' && copy == 0)
         return;
-    place->world = hora_hash_text(HORA_HASH_START, name != NULL ? name : "");
+    describe_world(place, name, copy);
+    place->world = hora_hash_text(HORA_HASH_START, name);
     place->world = hora_hash_bytes(place->world, &copy, sizeof(copy));
     place->key = hora_hash_bytes(place->key, &place->world, sizeof(place->world));
     if (place->local)

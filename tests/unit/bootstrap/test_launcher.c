@@ -277,6 +277,10 @@ static void test_place_name(void **state) {
     hora_place_name(&both, "loader", 1);
     assert_string_equal(named.name, again.name);
     assert_true(named.key == again.key);
+    assert_string_equal(plain.text, "unix:worlds");
+    assert_non_null(strstr(named.text, "unix:worlds, name \"loader\""));
+    assert_non_null(strstr(both.text, "loader"));
+    assert_non_null(strstr(both.text, "copy 1 of libhora"));
     assert_true(named.key != plain.key && copied.key != plain.key && both.key != plain.key);
     assert_true(named.key != copied.key && named.key != both.key && copied.key != both.key);
     assert_string_not_equal(named.name, plain.name);
