@@ -157,7 +157,8 @@ typedef struct hora_comm_options {
     double      start_timeout; /* seconds to wait for all ranks; 0: HORA_START_TIMEOUT */
     double      timeout;       /* seconds after which an operation fails; 0: HORA_TIMEOUT */
     const volatile int *cancel; /* NULL, or: another thread makes it non-zero, and the joining ends
-                                   with HORA_ERR_ABORTED within some 20 ms */
+                                   with HORA_ERR_ABORTED within some 20 ms; the lookup of a host's
+                                   name cannot be cut short and may take longer */
     const char *name;          /* tells communicators apart that are made at one time; see below */
 } hora_comm_options_t;
 #define HORA_COMM_OPTIONS_INIT {sizeof(hora_comm_options_t), -1, -1, NULL, NULL, 0.0, 0.0, NULL, NULL}

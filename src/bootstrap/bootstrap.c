@@ -207,8 +207,16 @@ static hora_status_t join(joining_t *j, const char *name) {
     return HORA_OK;
 }
 
-static bool is_cancelled(const hora_comm_options_t *options) {
-    return options->cancel != NULL && *options->cancel != 0;
+/* The status of a failed joining. Whether the cancel has ended it or something else before cannot be
+ * told, so the text says both. */
+static hora_status_t failed(const joining_t *j, const hora_comm_options_t *options,
+                            hora_status_t status) {
+    char text[HORA_FAIL_MAX];
+    if (options->cancel == NULL || *options->cancel == 0)
+        return status;
+    snprintf(text, sizeof(text), "%s", hora_last_error());
+    return hora_fail(HORA_ERR_ABORTED, "joining the job as rank %d of %d was cancelled (%s)",
+                     j->job.rank, j->job.size, text);
 }
 
 hora_status_t hora_bootstrap_join(const hora_comm_options_t *options, hora_world_t **world_p) {
@@ -233,8 +241,7 @@ hora_status_t hora_bootstrap_join(const hora_comm_options_t *options, hora_world
     free(j.cards);
     if (st != HORA_OK) {
         undo(&j);
-        return is_cancelled(options) ? hora_fail(HORA_ERR_ABORTED, "joining the job as rank %d of "
-                                                 "%d was cancelled", j.job.rank, j.job.size) : st;
+        return failed(&j, options, st);
     }
     *world_p = j.world;
     return HORA_OK;

@@ -5,7 +5,6 @@
 #include "bootstrap/endpoint.h"
 
 #include "bootstrap/conn.h"
-#include "util/clock.h"
 #include "util/log.h"
 #include "util/settings.h"
 
@@ -298,27 +297,21 @@ hora_status_t hora_net_resolve(const hora_place_t *place, hora_endpoint_t **list
     return HORA_OK;
 }
 
-static int finish_connect(int fd, uint64_t timeout) {
-    uint64_t  deadline = hora_clock_ns() + timeout;
-    int       err = 0, n;
-    socklen_t len = sizeof(err);
-    for (;;) {
-        struct pollfd p = {fd, POLLOUT, 0};
-        uint64_t      now = hora_clock_ns();
-        n = now >= deadline ? 0 : poll(&p, 1, (int)((deadline - now + 999999) / 1000000));
-        if (n > 0)
-            break;
-        if (n == 0 && hora_clock_ns() >= deadline) {
+static int finish_connect(int fd, uint64_t deadline) {
+    struct pollfd p = {fd, POLLOUT, 0};
+    int           err = 0;
+    socklen_t     len = sizeof(err);
+    while (poll(&p, 1, hora_poll_timeout(deadline)) <= 0)
+        if (hora_poll_late(deadline)) {
             errno = ETIMEDOUT;
             return -1;
         }
-    }
     if (getsockopt(fd, SOL_SOCKET, SO_ERROR, &err, &len) == 0 && err != 0)
         errno = err;
     return err == 0 ? 0 : -1;
 }
 
-int hora_net_connect(const hora_endpoint_t *to, const char *interface, uint64_t timeout) {
+int hora_net_connect(const hora_endpoint_t *to, const char *interface, uint64_t deadline) {
     hora_endpoint_t from;
     int fd = socket(to->sa.ss_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (fd < 0)
@@ -333,7 +326,7 @@ int hora_net_connect(const hora_endpoint_t *to, const char *interface, uint64_t 
             return fail_close(fd);
     }
     if (connect(fd, (const struct sockaddr *)&to->sa, to->len) != 0 &&
-        ((errno != EINPROGRESS && errno != EINTR) || finish_connect(fd, timeout) != 0))
+        ((errno != EINPROGRESS && errno != EINTR) || finish_connect(fd, deadline) != 0))
         return fail_close(fd);
     return fd;
 }

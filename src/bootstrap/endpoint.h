@@ -32,9 +32,9 @@ hora_status_t hora_net_listen(hora_place_t *place, const char *interface, bool w
  * (yet) is no error: *count_p is 0 and *why_p says why (static storage). */
 hora_status_t hora_net_resolve(const hora_place_t *place, hora_endpoint_t **list_p, size_t *count_p,
                                const char **why_p);
-/* Connects within `timeout` nanoseconds, from the address of `interface` if that is not "". The
- * descriptor, or -1 and errno. */
-int hora_net_connect(const hora_endpoint_t *to, const char *interface, uint64_t timeout);
+/* Connects before the deadline (hora_poll_late), from the address of `interface` if that is not "".
+ * The descriptor, or -1 and errno. */
+int hora_net_connect(const hora_endpoint_t *to, const char *interface, uint64_t deadline);
 /* For a long-lived control connection: no delay, and the kernel notices within about ten seconds
  * that the other host is gone. Does nothing to a unix socket. */
 void hora_net_keep(int fd);

@@ -268,7 +268,15 @@ static void attend(gate_t *gate, uint64_t deadline) {
         accept_some(gate);
 }
 
-static void end_by_deadline(gate_t *gate) {
+double hora_gate_waited(const hora_meeting_t *meeting, uint64_t deadline) {
+    uint64_t now = hora_clock_ns();
+    double   waited = meeting->patience;
+    if (now < deadline)
+        waited -= hora_clock_seconds(deadline - now);
+    return (double)(int64_t)(waited * 100 + 0.5) / 100;
+}
+
+static void end_by_deadline(gate_t *gate, uint64_t deadline) {
     const hora_meeting_t *m = gate->meeting;
     char                  ranks[256], refusals[640] = "";
     char                  text[1024];
@@ -278,7 +286,7 @@ static void end_by_deadline(gate_t *gate) {
                  gate->refused, gate->refused == 1 ? " was" : "s were", gate->last_refusal);
     snprintf(text, sizeof(text), "rank%s %s of %d did not appear at %s on host %s within %g s%s",
              gate->missing == 1 ? "" : "s", ranks, gate->star->size, m->place.text, m->ticket.host,
-             m->patience, refusals);
+             hora_gate_waited(m, deadline), refusals);
     end_job(gate, HORA_ERR_TIMEOUT, text);
 }
 
@@ -344,7 +352,7 @@ hora_status_t hora_gate_keep(hora_meeting_t *meeting, hora_star_t *star) {
              meeting->place.text, meeting->place.why);
     while (gate->status == HORA_OK && gate->missing > 0) {
         if (hora_poll_late(deadline))
-            end_by_deadline(gate);
+            end_by_deadline(gate, deadline);
         else
             attend(gate, deadline);
     }

@@ -12,6 +12,7 @@
 #include "util/log.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -164,9 +165,9 @@ static outcome_t try_addresses(knock_t *k) {
         again(k, HORA_ERR_SYSTEM, text);
     }
     for (size_t i = 0; i < count && outcome == AGAIN && !hora_poll_late(k->deadline); i++) {
-        uint64_t full = i == 0 ? 2000000000u : 250000000u;
-        uint64_t left = k->deadline - hora_clock_ns();
-        int      fd = hora_net_connect(&list[i], m->interface, left < full ? left : full);
+        uint64_t until = hora_clock_ns() + (i == 0 ? 2000000000u : 250000000u);
+        int      fd = hora_net_connect(&list[i], m->interface,
+                                       until < k->deadline ? until : k->deadline);
         if (fd >= 0)
             outcome = try_socket(k, fd);
         else if (i == 0 || errno != ECONNREFUSED)
@@ -180,9 +181,18 @@ static hora_status_t give_up(const knock_t *k) {
     const hora_meeting_t *m = k->meeting;
     hora_status_t status = k->status == HORA_ERR_AUTHENTICATION ? k->status : HORA_ERR_TIMEOUT;
     return hora_fail(status, "rank 0 did not appear at %s (from %s) within %g s: %s%s",
-                     m->place.text, m->place.why, m->patience, k->reason,
+                     m->place.text, m->place.why, hora_gate_waited(m, k->deadline), k->reason,
                      m->place.local ? "; if the ranks are on several hosts or in several "
                                       "containers, set HORA_RENDEZVOUS=tcp:HOST:PORT" : "");
+}
+
+/* In pieces, so that a cancelled joining need not wait for the end. */
+static void rest(const knock_t *k, uint64_t pause) {
+    uint64_t until = hora_clock_ns() + pause;
+    if (until > k->deadline)
+        until = k->deadline;
+    while (!hora_poll_late(until))
+        poll(NULL, 0, hora_poll_timeout(until));
 }
 
 hora_status_t hora_gate_knock(hora_meeting_t *meeting, hora_star_t *star) {
@@ -200,8 +210,7 @@ hora_status_t hora_gate_knock(hora_meeting_t *meeting, hora_star_t *star) {
             return give_up(&k);
         if (k.status == HORA_ERR_AUTHENTICATION)
             pause = PAUSE_STRANGER_NS;
-        struct timespec nap = {0, (long)pause};
-        nanosleep(&nap, NULL);
+        rest(&k, pause);
         pause = pause * 3 / 2 < PAUSE_MOST_NS ? pause * 3 / 2 : PAUSE_MOST_NS;
     }
     if (outcome == OUT)

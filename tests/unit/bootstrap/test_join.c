@@ -11,6 +11,7 @@
 #include "util/clock.h"
 #include "util/fork.h"
 
+#include <arpa/inet.h>
 #include <errno.h>
 #include <pthread.h>
 #include <signal.h>
@@ -373,6 +374,64 @@ static void test_cancel(void **state) {
     }
 }
 
+/* A listener whose queue is full: the kernel answers no connection, as a host that drops packets. */
+static int full_listener(int queued[8]) {
+    struct sockaddr_in at = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t          len = sizeof(at);
+    int                fd = socket(AF_INET, SOCK_STREAM, 0);
+    assert_int_equal(bind(fd, (struct sockaddr *)&at, len), 0);
+    assert_int_equal(listen(fd, 0), 0);
+    assert_int_equal(getsockname(fd, (struct sockaddr *)&at, &len), 0);
+    for (int i = 0; i < 8; i++) {
+        queued[i] = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
+        connect(queued[i], (struct sockaddr *)&at, len);
+    }
+    snprintf(place, sizeof(place), "tcp:127.0.0.1:%d", ntohs(at.sin_port));
+    return fd;
+}
+
+/* The connect alone would last two seconds; a busy machine may be late once, but not three times.
+ */
+static void test_cancel_of_a_connect(void **state) {
+    double soonest = 60;
+    (void)state;
+    for (int i = 0; i < 3 && soonest > 1.2; i++) {
+        int queued[8], pid, listener;
+        ranks_prepare(true);
+        listener = full_listener(queued);
+        pid = ranks_start(1, 2, join_cancelled);
+        ranks_wait(&pid, 1, -1);
+        expect(1, HORA_ERR_ABORTED, "was cancelled");
+        if (board->reports[1].seconds < soonest)
+            soonest = board->reports[1].seconds;
+        close(listener);
+        for (int q = 0; q < 8; q++)
+            close(queued[q]);
+    }
+    assert_true(soonest < 1.2);
+}
+
+/* What was wrong before the cancel is not forgotten. */
+static void test_cancel_keeps_the_reason(void **state) {
+    hora_comm_options_t options = HORA_COMM_OPTIONS_INIT;
+    hora_world_t       *world = NULL;
+    volatile int        flag = 1;
+    (void)state;
+    options.rank = 0;
+    options.nranks = 2;
+    options.cancel = &flag;
+    options.rendezvous = "tcp:192.0.2.1:4444"; /* no address of this host */
+    assert_int_equal(hora_bootstrap_join(&options, &world), HORA_ERR_ABORTED);
+    assert_non_null(strstr(hora_last_error(), "rank 0 of 2 was cancelled"));
+    assert_non_null(strstr(hora_last_error(), "192.0.2.1:4444"));
+    assert_non_null(strstr(hora_last_error(), "HORA_INTERFACE"));
+    options.rank = 1;
+    options.rendezvous = "unix:hora-test-nobody";
+    assert_int_equal(hora_bootstrap_join(&options, &world), HORA_ERR_ABORTED);
+    assert_non_null(strstr(hora_last_error(), "nobody listens there"));
+    assert_null(strstr(hora_last_error(), "within 60 s")); /* it did not wait for so long */
+}
+
 static void test_bad_settings(void **state) {
     (void)state;
     hora_comm_options_t options = HORA_COMM_OPTIONS_INIT;
@@ -421,6 +480,8 @@ int main(void) {
         cmocka_unit_test(test_other_transport),
         cmocka_unit_test(test_shm_between_hosts),
         cmocka_unit_test(test_cancel),
+        cmocka_unit_test(test_cancel_of_a_connect),
+        cmocka_unit_test(test_cancel_keeps_the_reason),
         cmocka_unit_test(test_bad_settings),
     };
     if (getenv("HORA_LOG_LEVEL") == NULL)
