@@ -29,11 +29,13 @@
 typedef struct hora_record hora_record_t;
 typedef struct hora_work   hora_work_t;
 
-/* What this rank knows of a tensor's name. Kept while it has an id, a task, or an error to tell. */
+/* What this rank knows of a tensor's name. Kept while it has an id, a task, a ghost, or an error to
+ * tell. */
 struct hora_record {
     hora_name_t      name; /* first: the table points here */
     hora_work_t     *work; /* in flight: enqueued and not ended */
     hora_work_t     *sent; /* driver: the same once it has been reported; NULL otherwise */
+    bool             has_ghost; /* a ghost is in the batch, or about to be */
     uint32_t         id;   /* driver: given by the coordinator for sig; 0: none */
     uint32_t         position; /* driver: perhaps its place in the frozen schedule */
     hora_signature_t sig;  /* driver */
@@ -247,7 +249,7 @@ static inline size_t hora_work_elem_size(const hora_work_t *work) {
 hora_status_t hora_pack_execute(hora_engine_t *engine, size_t from, size_t to);
 
 /* ghost.c: tasks in which this rank takes part because it has joined. Driver. */
-/* record->sig says what the task is. */
+/* record->sig says what the task is, and record->has_ghost is set. */
 hora_status_t hora_ghost_make(hora_engine_t *engine, hora_record_t *record, hora_work_t **work_p);
 /* Writes what changes nothing in a reduction by op. */
 void hora_ghost_fill(void *dst, hora_dtype_t dtype, hora_op_t op, size_t count);

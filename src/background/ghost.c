@@ -26,6 +26,7 @@ hora_status_t hora_ghost_make(hora_engine_t *engine, hora_record_t *record, hora
 void hora_ghosts_free_locked(hora_engine_t *engine) {
     for (hora_work_t *work = engine->ghosts, *next; work != NULL; work = next) {
         next = work->next;
+        work->record->has_ghost = false;
         hora_record_drop_locked(engine, work->record);
         free(work->data);
         free(work->received);

@@ -79,17 +79,30 @@ hora_record_t *hora_response_find_id(const hora_engine_t *engine, uint32_t id) {
     return record != NULL && record->id == id ? record : NULL;
 }
 
-/* The record of a name that this rank need not have used yet. */
-static hora_status_t find_or_make(hora_engine_t *engine, const hora_item_ref_t *ref,
-                                  hora_record_t **record_p) {
+/* This rank has joined, and the task is not in flight here. Its name's record, new or not, is kept
+ * until the ghost is freed, although an id of the same batch may take the record's slot, and
+ * another thread's enqueueing may come to nothing. */
+static hora_status_t hold_record(hora_engine_t *engine, const hora_item_ref_t *ref,
+                                 hora_record_t **record_p) {
     hora_record_t *record;
+    bool           is_free;
     pthread_mutex_lock(&engine->lock);
-    record = hora_record_find_locked(engine, ref->name, ref->name_len);
-    if (record == NULL)
+    if (ref->name_len == 0)
+        record = hora_response_find_id(engine, ref->id);
+    else
+        record = hora_record_find_locked(engine, ref->name, ref->name_len);
+    if (record == NULL && ref->name_len > 0)
         record = hora_record_make_locked(engine, ref->name, ref->name_len);
+    /* A task that is not held was found before, in this batch: this is its second mention. */
+    is_free = record != NULL && !record->has_ghost &&
+              (record->work == NULL || record->work->is_held);
+    if (is_free)
+        record->has_ghost = true;
     pthread_mutex_unlock(&engine->lock);
-    if (record == NULL)
+    if (record == NULL && ref->name_len > 0)
         return hora_fail(HORA_ERR_NO_MEMORY, "tensor %.*s", (int)ref->name_len, ref->name);
+    if (!is_free)
+        return malformed(engine);
     *record_p = record;
     return HORA_OK;
 }
@@ -97,24 +110,23 @@ static hora_status_t find_or_make(hora_engine_t *engine, const hora_item_ref_t *
 /* The task is in flight here, or this rank has joined and is told what the task is. */
 static hora_status_t find_task(hora_engine_t *engine, const hora_item_t *item,
                                const hora_item_ref_t *ref, hora_work_t **work_p) {
-    bool           may_miss = item->divisor > 0 && engine->has_joined;
     hora_record_t *record = ref->name_len > 0 ? find_sent(engine, ref->name, ref->name_len)
                                               : hora_response_find_id(engine, ref->id);
+    bool           is_mine = record != NULL && record->sent != NULL;
     hora_status_t  st = HORA_OK;
-    if (record == NULL && ref->name_len > 0 && may_miss)
-        st = find_or_make(engine, ref, &record);
-    if (st != HORA_OK)
-        return st;
-    if (record == NULL || (record->sent == NULL && !may_miss))
+    if (!is_mine && (item->divisor == 0 || !engine->has_joined))
         return malformed(engine);
-    if (ref->name_len > 0)
-        st = learn_id(engine, record, ref->id,
-                      record->sent != NULL ? &record->sent->sig : &ref->sig);
-    if (st == HORA_OK && record->sent == NULL)
+    if (!is_mine)
+        st = hold_record(engine, ref, &record);
+    if (st == HORA_OK && ref->name_len > 0)
+        st = learn_id(engine, record, ref->id, is_mine ? &record->sent->sig : &ref->sig);
+    if (st == HORA_OK && !is_mine)
         return hora_ghost_make(engine, record, work_p);
+    if (st != HORA_OK)
+        return st; /* the engine ends, and the record with it */
     *work_p = record->sent;
     record->sent = NULL; /* a second mention of it would be malformed */
-    return st;
+    return HORA_OK;
 }
 
 static hora_status_t execute(hora_engine_t *engine, hora_item_t *item) {

@@ -51,7 +51,8 @@ hora_record_t *hora_record_make_locked(hora_engine_t *engine, const char *name, 
 }
 
 void hora_record_drop_locked(hora_engine_t *engine, hora_record_t *record) {
-    if (record->work != NULL || record->id != 0 || record->late_status != HORA_OK)
+    if (record->work != NULL || record->id != 0 || record->has_ghost ||
+        record->late_status != HORA_OK)
         return;
     hora_names_remove(&engine->records, &record->name);
     free(record->late_text);
