@@ -1,7 +1,7 @@
 """Runs a function on N ranks, each a process of its own, and brings back what it returned.
 
-Processes are started with the variables that `hora run` sets. All of them are killed when a test
-ends or takes too long, so that nothing is left behind.
+Processes get the variables that `hora run` sets, and are forked where that will do (nursery.py). All
+of them are killed when a test ends or takes too long, so that nothing is left behind.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable
 
+import nursery
 import pytest
 
 HERE = Path(__file__).resolve().parent
@@ -40,7 +41,7 @@ class Outcome:
 class Job:
     """Ranks that are running."""
 
-    processes: list[subprocess.Popen[bytes]]
+    processes: list[Any]  # subprocess.Popen or nursery.Rank
     folder: tempfile.TemporaryDirectory[str]
     started: float = field(default_factory=time.monotonic)
 
@@ -119,11 +120,17 @@ def start(
         call = Path(folder.name) / "call"
         call.write_bytes(pickle.dumps((function.__module__, function.__qualname__, args)))
         command = [sys.executable, str(HERE / "ranks.py")]
-    processes = []
+    processes: list[Any] = []
     for rank in range(size):
         rank_env = clean_environment() | variables(rank, size, meeting) | (env or {})
         rank_env |= {"HORA_TEST_FOLDER": folder.name, "HORA_TEST_RANK": str(rank)}
-        with open(Path(folder.name) / f"{rank}.out", "wb") as output:
+        path = Path(folder.name) / f"{rank}.out"
+        order = {"env": rank_env, "cwd": folder.name, "output": str(path)}
+        process = nursery.fork(order | ({"text": function} if isinstance(function, str) else {}))
+        if process is not None:
+            processes.append(process)
+            continue
+        with open(path, "wb") as output:
             processes.append(
                 subprocess.Popen(
                     command,
