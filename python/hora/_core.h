@@ -112,7 +112,8 @@ typedef struct core_set {
 /* The set, whose engine is not NULL; NULL with ValueError when there is no such set or this rank is
  * no member. Valid until the GIL is released. */
 const core_set_t *core_set_of_member(int id);
-/* Makes a rank of the world a rank of the (existing) set; false with ValueError if it is no member. */
+/* Makes a rank of the world a rank of the (existing) set; false with ValueError if it is no
+ * member. */
 bool core_set_translate(int id, int *rank);
 
 PyObject *core_set_ids(PyObject *module, PyObject *unused);

@@ -1,5 +1,5 @@
-"""Process sets: every operation on sets of every shape, several at work at once, adding and removing
-while running, and what happens when ranks disagree about them."""
+"""Process sets: every operation on sets of every shape, several at work at once, adding and
+removing while running, and what happens when ranks disagree about them."""
 
 from __future__ import annotations
 
@@ -337,7 +337,8 @@ def case_ranks_that_disagree(hvd: Any) -> None:
         error, lambda: hvd.add_process_set([last] if odd else [0]),
         "rank 0 adds", "ranks [0]", f"rank {last} adds", f"ranks [{last}]",
     )  # fmt: skip
-    fails(error, lambda: hvd.add_process_set([0, 1] if odd else [0, size]), f"[0, {size}]", "[0, 1]")
+    other = [0, 1] if odd else [0, size]
+    fails(error, lambda: hvd.add_process_set(other), f"[0, {size}]", "[0, 1]")
     ps = hvd.add_process_set([0])
     qs = hvd.add_process_set([last])
     fails(
