@@ -397,7 +397,8 @@ HORA_API void hora_output_free(hora_output_t *output);
 
 /* Records what happens to the tensors of all engines of comm's job on this rank, as a trace that
  * Perfetto shows (docs/timeline.md). Rank 0 writes `path`, rank r `path`.rank<r>; in a folder, each
- * writes timeline.<rank>.json. The file is valid JSON at every moment. Any rank may start and stop at any
+ * writes timeline.<rank>.json. A second copy of this library in the process adds .copy1 to `path`, a third
+ * one .copy2. The file is valid JSON at every moment. Any rank may start and stop at any
  * time, while operations run, again and again; HORA_TIMELINE starts it with the job. mark_cycles: also
  * marks each time that the ranks have agreed on something. Any thread.
  * HORA_ERR_INVALID_ARGUMENT: it records already; HORA_ERR_SYSTEM: the file cannot be written. */

@@ -4,6 +4,7 @@
  */
 #include "api/timeline.h"
 
+#include "bootstrap/copies.h"
 #include "transport/comm.h"
 #include "util/clock.h"
 #include "util/fork.h"
@@ -31,16 +32,21 @@ static bool is_folder(const char *path) {
     return stat(path, &st) == 0 && S_ISDIR(st.st_mode);
 }
 
-/* PATH, PATH.rank<r>, or PATH/timeline.<r>.json. */
-static char *file_of(const char *path, int rank) {
+/* PATH, PATH.rank<r>, or PATH/timeline.<r>.json. Another copy of the library in this process follows
+ * the same HORA_TIMELINE and knows nothing of this one's files, so all but the first put their
+ * number into the name. */
+static char *file_of(const char *path, unsigned copy, int rank) {
+    char  mark[24] = "";
     char *file = NULL;
     int   n;
+    if (copy != 0)
+        snprintf(mark, sizeof(mark), ".copy%x", copy);
     if (is_folder(path))
-        n = asprintf(&file, "%s/timeline.%d.json", path, rank);
+        n = asprintf(&file, "%s/timeline%s.%d.json", path, mark, rank);
     else if (rank > 0)
-        n = asprintf(&file, "%s.rank%d", path, rank);
+        n = asprintf(&file, "%s%s.rank%d", path, mark, rank);
     else
-        n = asprintf(&file, "%s", path);
+        n = asprintf(&file, "%s%s", path, mark);
     return n >= 0 ? file : NULL;
 }
 
@@ -51,11 +57,12 @@ static bool knows_clock(const hora_world_t *world) {
 
 static hora_status_t start(hora_world_t *world, const char *path, bool mark_cycles) {
     hora_timeline_options_t options = {.mark_cycles = mark_cycles,
+                                       .copy = hora_copy_number(),
                                        .rank = world->rank,
                                        .size = world->size,
                                        .host = world->peers[world->rank].host,
                                        .clock_known = knows_clock(world)};
-    char                   *file = file_of(path, world->rank);
+    char                   *file = file_of(path, options.copy, world->rank);
     hora_status_t           st;
     if (file == NULL)
         return hora_fail(HORA_ERR_NO_MEMORY, "timeline %s", path);

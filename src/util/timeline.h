@@ -50,6 +50,7 @@ typedef struct hora_timeline_event {
 typedef struct hora_timeline_options {
     const char *path; /* of the very file; relative to the folder of now */
     bool        mark_cycles;
+    unsigned    copy; /* number of this copy of the library in the process; 0: the first */
     int         rank, size;
     const char *host;
     bool        clock_known; /* rank 0 is on this host: no HORA_TIMELINE_CLOCK will come */

@@ -17,6 +17,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <stdatomic.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -176,15 +177,17 @@ static void delete(hora_trace_file_t *file) {
     free(file);
 }
 
-hora_status_t hora_trace_file_create(const char *full, const char *first, size_t len,
-                                     hora_trace_file_t **file_p) {
+hora_status_t hora_trace_file_create(const char *full, unsigned copy, const char *first,
+                                     size_t len, hora_trace_file_t **file_p) {
+    static atomic_uint created;
     hora_trace_file_t *file = calloc(1, sizeof(*file));
     hora_status_t      st;
     if (file == NULL)
         return hora_fail(HORA_ERR_NO_MEMORY, "timeline %s", full);
     file->fd = -1;
     file->path = strdup(full);
-    if (file->path == NULL || asprintf(&file->part, "%s.part-%ld", full, (long)getpid()) < 0) {
+    if (file->path == NULL || asprintf(&file->part, "%s.part-%ld-%x-%u", full, (long)getpid(), copy,
+                                       atomic_fetch_add(&created, 1)) < 0) {
         file->part = NULL;
         delete(file);
         return hora_fail(HORA_ERR_NO_MEMORY, "timeline %s", full);

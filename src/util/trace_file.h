@@ -18,9 +18,11 @@ typedef struct hora_trace_file hora_trace_file_t;
  * folder, or what is there is no regular file. The caller frees *full_p. */
 hora_status_t hora_trace_file_resolve(const char *path, char **full_p);
 
-/* Makes, or replaces, the file with the array [first]. full: from hora_trace_file_resolve. */
-hora_status_t hora_trace_file_create(const char *full, const char *first, size_t len,
-                                     hora_trace_file_t **file_p);
+/* Makes, or replaces, the file with the array [first]. full: from hora_trace_file_resolve. copy: of
+ * this library in the process; the name of the passing file beside it has this number, so that
+ * copies cannot take each other's. */
+hora_status_t hora_trace_file_create(const char *full, unsigned copy, const char *first,
+                                     size_t len, hora_trace_file_t **file_p);
 /* Appends an element. It is in the file after the next flush at the latest. */
 hora_status_t hora_trace_file_put(hora_trace_file_t *file, const char *element, size_t len);
 hora_status_t hora_trace_file_flush(hora_trace_file_t *file);

@@ -425,7 +425,7 @@ hora_status_t hora_trace_writer_create(const hora_timeline_options_t *options, u
     hora_names_init(&w->tensors);
     w->start = now;
     put_head(w, options);
-    st = hora_trace_file_create(options->path, w->text, w->len, &w->file);
+    st = hora_trace_file_create(options->path, options->copy, w->text, w->len, &w->file);
     if (st == HORA_OK)
         st = sort_index(w, 0);
     if (st == HORA_OK)

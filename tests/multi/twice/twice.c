@@ -28,7 +28,8 @@
 
 #define FUNCTIONS(X)                                                                              \
     X(last_error) X(comm_create) X(comm_split) X(comm_free) X(comm_abort) X(comm_rank)            \
-    X(comm_size) X(allreduce) X(alltoall) X(barrier) X(alloc) X(free)
+    X(comm_size) X(allreduce) X(alltoall) X(barrier) X(alloc) X(free)                             \
+    X(timeline_start) X(timeline_stop)
 
 /* One copy: hora.h's functions. */
 typedef struct copy {
@@ -40,6 +41,7 @@ typedef struct copy {
 
 typedef struct job {
     const char *library, *other; /* paths of the same file's copies */
+    const char *folder;          /* where the second one is */
     const char *how;
     int         ncopies, port;
 } job_t;
@@ -199,6 +201,44 @@ static void one_aborted(const copy_t *copies) {
     ok(b, b->comm_free(other), "comm_free");
 }
 
+/* What a file begins with; "" if there is none. */
+static const char *first_of(const job_t *job, const char *name, char *text, size_t size) {
+    char   path[PATH_MAX];
+    FILE  *file;
+    size_t n = 0;
+    snprintf(path, sizeof(path), "%s/%s", job->folder, name);
+    file = fopen(path, "r");
+    if (file != NULL) {
+        n = fread(text, 1, size - 1, file);
+        fclose(file);
+    }
+    text[n] = '\0';
+    return text;
+}
+
+/* Both copies are told the same path, and neither overwrites the other's file. */
+static void timelines_apart(const job_t *job, const copy_t *copies) {
+    char         path[PATH_MAX], name[64], text[512];
+    hora_comm_t *comms[2];
+    snprintf(path, sizeof(path), "%s/trace", job->folder);
+    for (int i = 0; i < 2; i++)
+        ok(&copies[i], copies[i].comm_create(NULL, &comms[i]), "comm_create");
+    for (int i = 0; i < 2; i++)
+        ok(&copies[i], copies[i].timeline_start(comms[i], path, 0), "timeline_start");
+    for (int i = 0; i < 2; i++)
+        ok(&copies[i], copies[i].timeline_stop(comms[i]), "timeline_stop");
+    for (int i = 0; i < 2; i++) {
+        int at = snprintf(name, sizeof(name), "trace%s", i == 0 ? "" : ".copy1");
+        if (this_rank > 0)
+            snprintf(name + at, sizeof(name) - (size_t)at, ".rank%d", this_rank);
+        expect(first_of(job, name, text, sizeof(text))[0] == '[', name);
+        expect(strstr(text, "]") != NULL, "a file that was closed");
+        ok(&copies[i], copies[i].comm_free(comms[i]), "comm_free");
+        snprintf(path, sizeof(path), "%s/%s", job->folder, name);
+        unlink(path);
+    }
+}
+
 static int rank_main(int rank, int size, void *arg) {
     const job_t *job = arg;
     copy_t       copies[COPIES_MAX];
@@ -221,6 +261,7 @@ static int rank_main(int rank, int size, void *arg) {
     copies_together(copies, job->ncopies, &seed);
     names_together(copies, &seed);
     one_aborted(copies);
+    timelines_apart(job, copies);
     return 0;
 }
 
@@ -248,7 +289,7 @@ static void copy_file(const char *from, const char *to) {
 
 int main(int argc, char **argv) {
     char      folder[] = "/tmp/hora-twice-XXXXXX", other[PATH_MAX];
-    job_t     job = {.other = other};
+    job_t     job = {.other = other, .folder = folder};
     ranks_job_t ranks = {.main = rank_main, .arg = &job, .deadline = 100, .grace = 5};
     if (argc != 5) {
         fprintf(stderr, "usage: twice LIBHORA shm|tcp|net NRANKS COPIES\n");

@@ -205,7 +205,7 @@ static void file__valid_after_each_element(void **state) {
     char               element[HORA_TRACE_ELEMENT_MAX + 1];
     unsigned           seed = 1;
     (void)state;
-    assert_int_equal(hora_trace_file_create(path, "{}", 2, &file), HORA_OK);
+    assert_int_equal(hora_trace_file_create(path, 0, "{}", 2, &file), HORA_OK);
     assert_int_equal(elements_of(path), 1);
     for (int i = 0; i < 240; i++) {
         size_t len = 2 + (size_t)rand_r(&seed) % (i % 2 == 0 ? HORA_TRACE_ELEMENT_MAX - 1 : 60);
@@ -227,7 +227,7 @@ static void file__borders_of_pages(void **state) {
     (void)state;
     for (size_t last = 84; last < 96; last++) {
         hora_trace_file_t *file;
-        assert_int_equal(hora_trace_file_create(path, "{}", 2, &file), HORA_OK);
+        assert_int_equal(hora_trace_file_create(path, 0, "{}", 2, &file), HORA_OK);
         for (int i = 0; i < 60; i++) {
             size_t len = i % 2 ? last : 4000 - 2 * 2 - 2;
             memset(element, 'x', len);
@@ -247,7 +247,7 @@ static void file__no_spaces_left_at_the_end(void **state) {
     hora_trace_file_t *file;
     size_t             len;
     (void)state;
-    assert_int_equal(hora_trace_file_create(path, "{}", 2, &file), HORA_OK);
+    assert_int_equal(hora_trace_file_create(path, 0, "{}", 2, &file), HORA_OK);
     assert_int_equal(hora_trace_file_put(file, "1", 1), HORA_OK);
     assert_int_equal(hora_trace_file_close(file), HORA_OK);
     char *text = contents(path, &len);
@@ -295,7 +295,7 @@ static void file__that_may_not_grow(void **state) {
         signal(SIGXFSZ, SIG_IGN);
         hora_log_setup("off", false);
         if (setrlimit(RLIMIT_FSIZE, &small) != 0 ||
-            hora_trace_file_create(path, "{}", 2, &file) != HORA_OK)
+            hora_trace_file_create(path, 0, "{}", 2, &file) != HORA_OK)
             _exit(1);
         for (; st == HORA_OK && n < 100000; n++)
             st = hora_trace_file_put(file, "\"0123456789\"", 12);
@@ -317,7 +317,7 @@ static void file__killed(void **state) {
         pid_t child = fork();
         if (child == 0) {
             hora_trace_file_t *file;
-            if (hora_trace_file_create(path, "{}", 2, &file) != HORA_OK)
+            if (hora_trace_file_create(path, 0, "{}", 2, &file) != HORA_OK)
                 _exit(1);
             for (;;) {
                 for (int i = 0; i < round % 7 + 1; i++)
