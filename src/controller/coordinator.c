@@ -71,6 +71,8 @@ static void list_ready(hora_coordinator_t *c, hora_entry_t *e) {
 /* Nobody is missing any more. */
 static hora_status_t complete(hora_coordinator_t *c, hora_entry_t *e) {
     hora_group_t *group = e->group;
+    if (e->complete)
+        return HORA_OK;
     if (e->sig->kind == HORA_TASK_BROADCAST && !hora_entry_reported(e, e->sig->root))
         return hora_round_fail_root(c, e);
     e->complete = true;
@@ -132,6 +134,11 @@ static hora_status_t report(hora_coordinator_t *c, hora_entry_t *e, int rank, ui
     if (hora_entry_reported(e, rank))
         return hora_fail(HORA_ERR_PROTOCOL, "%s %s: rank %d reported it twice",
                          hora_kind_name(e->sig->kind), e->name.text, rank);
+    /* A rank that has joined says nothing more until it has heard of the end of the join, and with it
+     * of all that became complete without it. */
+    if (e != c->join && (e->complete || hora_rank_has_joined(c, rank)))
+        return hora_fail(HORA_ERR_PROTOCOL, "%s %s: rank %d reported it although it has joined",
+                         hora_kind_name((sig != NULL ? sig : &e->id_sig)->kind), e->name.text, rank);
     if (first)
         begin_round(e, rank, sig);
     e->ready[rank >> 6] |= (uint64_t)1 << (rank & 63);
@@ -260,7 +267,7 @@ void hora_coordinator_left(hora_coordinator_t *c, int rank) {
         return;
     for (size_t i = 0; i < c->names.room; i++) { /* failing takes nothing out of the table */
         hora_entry_t *e = (hora_entry_t *)c->names.slots[i];
-        if (e != NULL && e->nready > 0 && hora_entry_misses(c, e, rank) &&
+        if (e != NULL && e->nready > 0 && !e->complete && hora_entry_misses(c, e, rank) &&
             hora_round_fail_left(c, e) != HORA_OK)
             return; /* no memory even for the error: the others find out by their own deadline */
     }

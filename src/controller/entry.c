@@ -43,9 +43,20 @@ int hora_entry_missing(const hora_coordinator_t *c, const hora_entry_t *e) {
     return missing;
 }
 
+/* The join is over. What only waits for the rest of its group is not complete any more where ranks
+ * were missing that had joined: they can report it now. */
+static void reopen(hora_coordinator_t *c) {
+    for (size_t i = 0; i < c->names.room; i++) {
+        hora_entry_t *e = (hora_entry_t *)c->names.slots[i];
+        if (e == NULL || !e->complete || e->group == NULL || hora_entry_missing(c, e) == 0)
+            continue;
+        e->complete = false;
+        e->group->ready--;
+    }
+}
+
 void hora_entry_end_round(hora_coordinator_t *c, hora_entry_t *e) {
-    if (c->join == e)
-        c->join = NULL;
+    bool is_join = c->join == e;
     memset(e->ready, 0, c->words * sizeof(uint64_t));
     e->nready = 0;
     e->complete = false;
@@ -53,6 +64,10 @@ void hora_entry_end_round(hora_coordinator_t *c, hora_entry_t *e) {
     e->warned_at = 0;
     e->group = NULL;
     e->group_next = NULL;
+    if (is_join) {
+        c->join = NULL;
+        reopen(c);
+    }
 }
 
 void hora_entry_drop(hora_coordinator_t *c, hora_entry_t *e) {

@@ -6,6 +6,7 @@
 
 #include <cmocka.h>
 
+#include "util/names.h"
 #include "world.h"
 
 static void expect_executed(const world_t *w, int rank, int tensor, int executed, int ghosts) {
@@ -272,9 +273,81 @@ static void a_rank_that_left_ends_the_join(void **state) {
     }
 }
 
-static void nonsense_is_refused(void **state) {
-    world_t *w = world_new(2, 1000, 100);
+/* What is complete is executed, although one that counts as ready leaves before it is said. */
+static void a_joined_rank_leaves_too_late(void **state) {
+    world_t         *w = world_new(2, 1000, 100);
+    hora_signature_t sig = allreduce_of(5);
     (void)state;
+    rank_join(w, 1);
+    rank_send(w, 1, 0);
+    rank_feed(w, 1);
+    rank_enqueue(w, 0, 0, &sig);
+    rank_send(w, 0, 0);
+    rank_feed(w, 0);
+    hora_coordinator_left(w->coordinator, 1);
+    world_settle(w);
+    expect_executed(w, 0, 0, 1, 0);
+    expect_executed(w, 1, 0, 0, 1);
+    assert_int_equal(w->ranks[0].tensors[0].failed, 0);
+    assert_int_equal(w->ranks[1].join_failed, 1);
+    world_check_order(w);
+    world_free(w);
+}
+
+/* Half of a group has been waiting for nobody when a join fails: now it waits for the one that had
+ * joined, whose tasks come in another order. */
+static void a_join_fails_in_the_midst_of_a_group(void **state) {
+    world_t         *w = world_new(3, 1000, 100);
+    hora_signature_t sig = allreduce_of(5);
+    (void)state;
+    sig.group_key = 7;
+    sig.group_size = 2;
+    rank_join(w, 2);
+    for (int r = 0; r < 2; r++)
+        for (int i = 0; i < 2; i++)
+            rank_enqueue(w, r, i, &sig);
+    for (int r = 0; r < 3; r++)
+        rank_send(w, r, 1);
+    rank_feed(w, 2);
+    rank_feed(w, 0);
+    rank_feed(w, 0);
+    rank_feed(w, 1); /* t0 */
+    hora_coordinator_waited(w->coordinator, HORA_JOIN_NAME, strlen(HORA_JOIN_NAME), 6000000000,
+                            w->now);
+    world_speak(w);
+    while (rank_listen(w, 2))
+        ;
+    assert_int_equal(w->ranks[2].join_failed, 1);
+    rank_enqueue(w, 2, 1, &sig);
+    rank_enqueue(w, 2, 0, &sig);
+    rank_send(w, 2, 1);
+    rank_feed(w, 1);
+    rank_feed(w, 2);
+    assert_int_equal(world_speak(w), 0); /* t1 is everywhere, t0 is not */
+    world_settle(w);
+    for (int r = 0; r < 3; r++)
+        for (int i = 0; i < 2; i++)
+            expect_executed(w, r, i, 1, 0);
+    world_check_order(w);
+    world_free(w);
+}
+
+static void nonsense_is_refused(void **state) {
+    hora_signature_t sig = allreduce_of(5);
+    world_t         *w = world_new(2, 1000, 100);
+    uint64_t         hash = hora_name_hash("t0", 2);
+    (void)state;
+    /* A report from a rank that has joined, of what is complete, and of what is new. */
+    assert_int_equal(hora_coordinator_join(w->coordinator, 1, 0, 0), HORA_OK);
+    assert_int_equal(hora_coordinator_full(w->coordinator, 0, 0, hash, "t0", 2, &sig), HORA_OK);
+    assert_int_equal(hora_coordinator_full(w->coordinator, 1, 0, hash, "t0", 2, &sig),
+                     HORA_ERR_PROTOCOL);
+    hash = hora_name_hash("t1", 2);
+    assert_int_equal(hora_coordinator_full(w->coordinator, 1, 0, hash, "t1", 2, &sig),
+                     HORA_ERR_PROTOCOL);
+    assert_int_equal(world_speak(w), 1);
+    world_free(w);
+    w = world_new(2, 1000, 100);
     assert_int_equal(hora_coordinator_join(w->coordinator, 1, 0, 0), HORA_OK);
     assert_int_equal(hora_coordinator_join(w->coordinator, 1, 0, 0), HORA_ERR_PROTOCOL);
     world_free(w);
@@ -417,6 +490,8 @@ int main(void) {
         cmocka_unit_test(a_join_forgets_late_errors),
         cmocka_unit_test(a_stall_names_who_has_joined),
         cmocka_unit_test(a_rank_that_left_ends_the_join),
+        cmocka_unit_test(a_joined_rank_leaves_too_late),
+        cmocka_unit_test(a_join_fails_in_the_midst_of_a_group),
         cmocka_unit_test(nonsense_is_refused),
         cmocka_unit_test(many_epochs),
     };
