@@ -362,7 +362,9 @@ HORA_API hora_status_t hora_engine_free(hora_engine_t *engine);
  * that were enqueued before the join take part as ever; what it enqueues after the join waits for
  * the join to end. That is when every rank has joined: then everybody goes on as before, and may
  * join again. name, dtype, shape and in are ignored; a join stands alone, not in a group, and a rank
- * has one at a time (HORA_ERR_DUPLICATE_NAME). While others work, a join never times out. */
+ * has one at a time (HORA_ERR_DUPLICATE_NAME). A join
+ * waits as long as the others take; only HORA_STALL_SHUTDOWN_TIME_SECONDS, when it is set, ends one
+ * that has waited so long while nothing was executed (HORA_ERR_TIMEOUT). */
 
 #define HORA_ENQUEUE_WILL_WAIT 1u /* the caller waits at once: do not wake the background thread */
 
@@ -397,10 +399,11 @@ HORA_API void hora_output_free(hora_output_t *output);
 
 /* Records what happens to the tensors of all engines of comm's job on this rank, as a trace that
  * Perfetto shows (docs/timeline.md). Rank 0 writes `path`, rank r `path`.rank<r>; in a folder, each
- * writes timeline.<rank>.json. A second copy of this library in the process adds .copy1 to `path`, a third
- * one .copy2. The file is valid JSON at every moment. Any rank may start and stop at any
- * time, while operations run, again and again; HORA_TIMELINE starts it with the job. mark_cycles: also
- * marks each time that the ranks have agreed on something. Any thread.
+ * writes timeline.<rank>.json. A second copy of this library in the process adds .copy1 to `path`,
+ * a third one .copy2. The file is valid JSON at every moment. Any rank may start and stop at any
+ * time, while operations run, again and again; HORA_TIMELINE starts it with the job. After a full
+ * disk it may be started anew. mark_cycles: also marks each time that the ranks have agreed on
+ * something. Any thread.
  * HORA_ERR_INVALID_ARGUMENT: it records already; HORA_ERR_SYSTEM: the file cannot be written. */
 HORA_API hora_status_t hora_timeline_start(hora_comm_t *comm, const char *path, int mark_cycles);
 /* Ends it; the file is complete when this returns. HORA_OK too if nothing was recorded.

@@ -32,9 +32,9 @@ static bool is_folder(const char *path) {
     return stat(path, &st) == 0 && S_ISDIR(st.st_mode);
 }
 
-/* PATH, PATH.rank<r>, or PATH/timeline.<r>.json. Another copy of the library in this process follows
- * the same HORA_TIMELINE and knows nothing of this one's files, so all but the first put their
- * number into the name. */
+/* PATH, PATH.rank<r>, or PATH/timeline.<r>.json. Another copy of the library in this process
+ * follows the same HORA_TIMELINE and knows nothing of this one's files, so all but the first put
+ * their number into the name. */
 static char *file_of(const char *path, unsigned copy, int rank) {
     char  mark[24] = "";
     char *file = NULL;

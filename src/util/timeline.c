@@ -251,9 +251,43 @@ static hora_status_t record(hora_timeline_t *timeline, hora_recorder_t *r, bool 
     return st;
 }
 
+static hora_status_t close_file(hora_recorder_t *r) {
+    uint64_t      losses = hora_trace_writer_losses(r->writer);
+    hora_status_t st = hora_trace_writer_close(r->writer, hora_clock_ns());
+    if (losses > 0)
+        hora_log(HORA_LOG_WARNING, "timeline %s: %llu events were lost: they came faster than they "
+                 "could be written, or there were too many names", r->path,
+                 (unsigned long long)losses);
+    if (r->failed != HORA_OK)
+        return hora_fail_again(r->failed, r->text);
+    return st;
+}
+
+static hora_status_t end_locked(hora_timeline_t *timeline) {
+    hora_recorder_t *r = timeline->recorder;
+    hora_status_t    st;
+    if (r == NULL)
+        return HORA_OK;
+    atomic_store(&timeline->active, false);
+    pthread_mutex_lock(&timeline->lock);
+    timeline->ending = true;
+    pthread_mutex_unlock(&timeline->lock);
+    pthread_cond_signal(&timeline->wake);
+    pthread_join(r->thread, NULL);
+    timeline->recorder = NULL;
+    st = close_file(r);
+    delist(r);
+    free(r->spare);
+    free(r->path);
+    free(r);
+    return st;
+}
+
 static hora_status_t begin_locked(hora_timeline_t *timeline, hora_timeline_options_t options) {
     hora_recorder_t *r;
     hora_status_t    st;
+    if (timeline->recorder != NULL && !atomic_load(&timeline->active))
+        end_locked(timeline); /* it could not write, and has said so: this is another try */
     if (timeline->recorder != NULL)
         return hora_fail(HORA_ERR_INVALID_ARGUMENT, "timeline_start: the timeline is being written "
                          "to %s already", timeline->recorder->path);
@@ -292,38 +326,6 @@ hora_status_t hora_timeline_begin(hora_timeline_t *timeline,
     pthread_mutex_lock(&timeline->control);
     hora_status_t st = begin_locked(timeline, *options);
     pthread_mutex_unlock(&timeline->control);
-    return st;
-}
-
-static hora_status_t close_file(hora_recorder_t *r) {
-    uint64_t      losses = hora_trace_writer_losses(r->writer);
-    hora_status_t st = hora_trace_writer_close(r->writer, hora_clock_ns());
-    if (losses > 0)
-        hora_log(HORA_LOG_WARNING, "timeline %s: %llu events were lost: they came faster than they "
-                 "could be written, or there were too many names", r->path,
-                 (unsigned long long)losses);
-    if (r->failed != HORA_OK)
-        return hora_fail_again(r->failed, r->text);
-    return st;
-}
-
-static hora_status_t end_locked(hora_timeline_t *timeline) {
-    hora_recorder_t *r = timeline->recorder;
-    hora_status_t    st;
-    if (r == NULL)
-        return HORA_OK;
-    atomic_store(&timeline->active, false);
-    pthread_mutex_lock(&timeline->lock);
-    timeline->ending = true;
-    pthread_mutex_unlock(&timeline->lock);
-    pthread_cond_signal(&timeline->wake);
-    pthread_join(r->thread, NULL);
-    timeline->recorder = NULL;
-    st = close_file(r);
-    delist(r);
-    free(r->spare);
-    free(r->path);
-    free(r);
     return st;
 }
 

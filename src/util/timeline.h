@@ -85,8 +85,9 @@ void hora_timeline_init(hora_timeline_t *timeline);
 /* Ends a recording. Nobody pushes any more. */
 void hora_timeline_destroy(hora_timeline_t *timeline);
 
-/* Starts to record. HORA_ERR_INVALID_ARGUMENT: it does already, or this process writes that file
- * for another world; HORA_ERR_SYSTEM names path and reason. */
+/* Starts to record; a recording that could not be written any more is ended first.
+ * HORA_ERR_INVALID_ARGUMENT: it records already, or this process writes that file for another
+ * world; HORA_ERR_SYSTEM names path and reason. */
 hora_status_t hora_timeline_begin(hora_timeline_t *timeline,
                                   const hora_timeline_options_t *options);
 /* Writes what is left and closes the file. HORA_OK too when nothing was being recorded.

@@ -590,6 +590,45 @@ static void timeline__no_permission(void **state) {
     hora_timeline_destroy(&timeline);
 }
 
+static int fill_the_disk(void) {
+    struct rlimit small;
+    char          other[160];
+    signal(SIGXFSZ, SIG_IGN);
+    hora_log_setup("off", false);
+    snprintf(other, sizeof(other), "%s.again", path);
+    hora_timeline_init(&timeline);
+    if (getrlimit(RLIMIT_FSIZE, &small) != 0 || start(path) != HORA_OK)
+        return 1;
+    small.rlim_cur = 100000;
+    if (setrlimit(RLIMIT_FSIZE, &small) != 0)
+        return 2;
+    for (int waited = 0; hora_timeline_on(&timeline) && waited < 5000; waited++) {
+        push("a tensor", 100);
+        usleep(1000);
+    }
+    small.rlim_cur = small.rlim_max;
+    if (hora_timeline_on(&timeline) || setrlimit(RLIMIT_FSIZE, &small) != 0)
+        return 3;
+    if (start(other) != HORA_OK || !hora_timeline_on(&timeline))
+        return 4;
+    push("x", 20);
+    if (hora_timeline_end(&timeline) != HORA_OK)
+        return 5;
+    return elements_of(other) > 40 && elements_of(path) > 40 ? 0 : 6;
+}
+
+/* After a full disk it can be started anew. */
+static void timeline__again_after_a_full_disk(void **state) {
+    int   ended;
+    pid_t child = fork();
+    (void)state;
+    if (child == 0)
+        _exit(fill_the_disk());
+    assert_int_equal(waitpid(child, &ended, 0), child);
+    assert_true(WIFEXITED(ended));
+    assert_int_equal(WEXITSTATUS(ended), 0);
+}
+
 /* Soon after an event it is in the file, without an end. */
 static void timeline__soon_in_the_file(void **state) {
     (void)state;
@@ -680,6 +719,7 @@ int main(void) {
         TEST(timeline__on_and_off),
         TEST(timeline__errors),
         TEST(timeline__no_permission),
+        TEST(timeline__again_after_a_full_disk),
         TEST(timeline__soon_in_the_file),
         TEST(timeline__threads),
         TEST(timeline__overflow),
