@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from hora.common import elastic, elastic_link
-from hora.common.elastic_link import DRIVER, WORKER, End, LinkError
+from hora.common import elastic, elastic_link, elastic_worker
+from hora.common.elastic_link import DRIVER, WORKER, End, LinkError, RefusedError
 from hora.common.exceptions import HorovodInternalError, HostsUpdatedInterrupt
 from hora.runner.elastic import discovery, rendezvous
 from hora.runner.elastic.registration import Desk
@@ -28,13 +28,13 @@ from hora.runner.hosts import Host, HostError
 def pair(worker_secret: str = "s", driver_secret: str = "s") -> tuple[End, End]:
     driver, worker = End(DRIVER, driver_secret), End(WORKER, worker_secret)
     driver.nonce, hello = elastic_link.greeting()
-    worker.accept(driver.admit(worker.introduce(hello.strip(), "7").strip()).strip())
+    worker.accept(driver.admit(worker.introduce(hello.strip(), "7", 42).strip()).strip())
     return driver, worker
 
 
 def test_line_carries_messages_both_ways() -> None:
     driver, worker = pair()
-    assert driver.worker == "7"
+    assert (driver.worker, driver.pid) == ("7", 42)
     for number in range(3):
         data = worker.encode({"do": "x", "number": number, "text": "\u00e9\n\0"})
         (line,) = driver.lines(data)
@@ -48,9 +48,25 @@ def test_wrong_secret_is_found_out_by_either_side() -> None:
         pair("guess", "s")
     worker = End(WORKER, "s")
     _, hello = elastic_link.greeting()
-    worker.introduce(hello.strip(), "7")
+    worker.introduce(hello.strip(), "7", 42)
     with pytest.raises(LinkError, match="launcher does not know"):
         worker.accept(b'{"proof": "00"}')
+
+
+def test_process_number_is_proved_and_refusals_are() -> None:
+    driver, worker = End(DRIVER, "s"), End(WORKER, "s")
+    driver.nonce, hello = elastic_link.greeting()
+    proof = worker.introduce(hello.strip(), "7", 42).strip()
+    with pytest.raises(LinkError, match="does not know the job's secret"):
+        driver.admit(proof.replace(b":42,", b":43,"))
+    asked: list[Any] = []
+    refusal = driver.admit(proof, lambda *who: asked.append(who) or "go away").strip()  # type: ignore[func-returns-value]
+    assert asked == [("7", 42)] and driver.key is None
+    with pytest.raises(LinkError, match="launcher does not know"):
+        worker.accept(refusal.replace(b"go", b"no"))
+    with pytest.raises(RefusedError, match="go away"):
+        worker.accept(refusal)
+    assert worker.key is None
 
 
 def test_lines_cannot_be_changed_repeated_or_turned_round() -> None:
@@ -69,14 +85,15 @@ def test_lines_cannot_be_changed_repeated_or_turned_round() -> None:
 
 
 @pytest.mark.parametrize("line", [b"", b"[]", b"7", b"{", b'{"nonce": 1}', b'{"worker": "1"}', b"\xff",
-                                  b"[" * 400, b'{"nonce": "a", "worker": "1", "proof": 5}'])
+                                  b"[" * 400, b'{"nonce": "a", "worker": "1", "pid": 1, "proof": 5}',
+                                  b'{"nonce": "a", "worker": "1", "pid": "1", "proof": "00"}'])
 def test_nonsense_instead_of_a_proof(line: bytes) -> None:
     driver = End(DRIVER, "s")
     driver.nonce, _ = elastic_link.greeting()
     with pytest.raises(LinkError):
         driver.admit(line)
     with pytest.raises(LinkError):
-        End(WORKER, "s").introduce(line, "1")
+        End(WORKER, "s").introduce(line, "1", 42)
 
 
 def test_lines_come_in_any_pieces_and_have_limits() -> None:
@@ -163,6 +180,40 @@ def test_desk_has_room_for_few_strangers() -> None:
     for visitor in visitors:
         visitor.close()
     office.until(lambda: not office.desk.strangers)
+    office.desk.close()
+
+
+def test_desk_has_room_for_the_workers_that_were_started() -> None:
+    office = Office(True)
+    office.desk.expected = 40
+    visitors = []
+    for _ in range(104):
+        visitors.append(socket.socket(socket.AF_UNIX))
+        visitors[-1].connect("\0" + office.desk.name)
+        office.turn()
+    office.until(lambda: len(office.desk.strangers) == 104)
+    for visitor in visitors:
+        visitor.close()
+    office.desk.close()
+
+
+def test_worker_comes_again_when_it_was_turned_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the desk does with the oldest where too many have not proved who they are."""
+    office = Office(True)
+    for name, value in (("DRIVER", office.desk.address("")), ("ID", "3")):
+        monkeypatch.setenv(f"HORA_ELASTIC_{name}", value)
+    monkeypatch.setenv("HORA_SECRET", "secret")
+    own = elastic_worker.Worker.__new__(elastic_worker.Worker)
+    own._id = "3"
+    got: list[Any] = []
+    thread = threading.Thread(target=lambda: got.append(own._connect()), daemon=True)
+    thread.start()
+    office.until(lambda: office.desk.strangers)
+    for stranger in list(office.desk.strangers):
+        stranger.close()
+    office.until(lambda: got or not thread.is_alive())
+    assert got and got[0][1].worker == "3"
+    got[0][0].close()
     office.desk.close()
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import pickle
 import signal
+import socket
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,9 @@ from typing import Any
 import pytest
 
 import hora
-from elastic_job import ElasticJob, die_at
+from elastic_job import ElasticJob, check_totals, die_at
 from hora import _core
-from hora.common import basics, elastic
+from hora.common import basics, elastic, elastic_worker
 
 
 def test_exception_of_the_program_ends_the_job(tmp_path: Path) -> None:
@@ -143,6 +145,8 @@ def test_environment_of_the_workers(tmp_path: Path) -> None:
 
 def function_for_run(steps: int, victim: str) -> tuple[int, int, int]:
     """What test_function runs on the ranks."""
+    if victim == "line" and os.environ["HORA_ELASTIC_ID"] == "1":
+        elastic_worker.worker()._socket.shutdown(socket.SHUT_RDWR)
     basics.init()
     if victim == "error" and basics.rank() == 1:
         raise ArithmeticError("the loss is not a number")
@@ -170,6 +174,45 @@ def test_function() -> None:
     assert values == [(0, 2, 20), (1, 2, 20)]
     with pytest.raises(RuntimeError, match="the loss is not a number"):
         hora.run(function_for_run, (20, "error"), num_proc=3, min_num_proc=1)
+
+
+def test_child_of_a_worker_is_no_worker(tmp_path: Path) -> None:
+    """It has the worker's environment; init() there must not take the worker's line away."""
+    hook = ("import subprocess\n"
+            "def hook(where, me):\n"
+            "    if where == 'step' and me.step == 3 and me.number == 0:\n"
+            "        program = 'from hora.common import basics; basics.init()'\n"
+            "        done = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True)\n"
+            "        me.say('child', code=done.returncode, err=done.stderr)\n")
+    job = ElasticJob(tmp_path, "-np", "2", "--min-np", "1", hook=hook)
+    job.succeed()
+    check_totals(job, 2)
+    (child,) = job.events("child")
+    assert child["code"] == 1 and "only the worker itself may call init()" in child["err"]
+    assert f"is process {child['pid']}," in child["err"]
+    assert len(job.events("enter")) == 2
+
+
+NOTHING_ELASTIC = ("if env | grep -E '^(HORA|HOROVOD)_ELASTIC'; then exit 3; fi; "
+                   "echo inner $HORA_RANK of $HORA_SIZE")
+
+
+def test_plain_job_inside_an_elastic_one(tmp_path: Path) -> None:
+    """Its ranks are of another job: they must not speak with the driver of this one."""
+    ssh = tmp_path / "ssh"
+    ssh.write_text("#!/bin/bash\nwhile [ \"${1:0:1}\" = - ]; do shift 2; done\nexec bash -c \"$2\"\n")
+    ssh.chmod(0o755)
+    script = f"{sys.executable} -m hora run -q -H localhost,127.0.0.2 --ssh {ssh} " \
+        f"--remote-python {sys.executable} bash -c '{NOTHING_ELASTIC.replace(chr(39), chr(34))}'"
+    job = ElasticJob(tmp_path, "-np", "1", "--min-np", "1", command=["bash", "-c", script])
+    job.succeed()
+    assert sorted(line.rpartition(":")[2] for line in job.out.splitlines()) == ["inner 0 of 2", "inner 1 of 2"]
+
+
+def test_worker_without_a_line_is_not_the_end() -> None:
+    """It has never been a member: those who are go on."""
+    values = hora.run(function_for_run, (20, "line"), num_proc=2, min_num_proc=1)
+    assert values == [(0, 1, 20)]
 
 
 def test_many_generations_leave_nothing_behind(tmp_path: Path) -> None:

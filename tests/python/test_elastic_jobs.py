@@ -166,6 +166,19 @@ def test_killed_worker_is_replaced_after_the_cooldown(tmp_path: Path) -> None:
     assert [e["size"] for e in resets] == [2, 1, 2]
 
 
+def test_newcomer_waits_as_long_as_it_takes(tmp_path: Path) -> None:
+    """A training may go on for long between two commits; only the driver has deadlines."""
+    hook = ("def hook(where, me):\n"
+            "    if where == 'begin' and me.number == 1:\n"
+            "        os.environ['HORA_ELASTIC_TIMEOUT'] = '-119.8'\n")
+    job = ElasticJob(tmp_path, "-np", "1", "--min-np", "1", "--max-np", "2", hosts="localhost:1",
+                     hook=hook, steps=6, nap=1.5)
+    job.await_event(lambda e: e["what"] == "enter")
+    job.set_hosts("localhost:1,127.0.0.1:1")
+    job.succeed()
+    check_totals(job, 2, 6)
+
+
 def test_failing_host_is_left_alone(tmp_path: Path) -> None:
     """For good, without a range: its free slots stay empty, other hosts are used."""
     job = ElasticJob(tmp_path, "-np", "3", "--min-np", "1", "--max-np", "3", hook=die_at(2, 5),

@@ -3,9 +3,12 @@
 Lines of JSON over a socket, none longer than a limit. Both ends first prove that they know the
 job's secret, which itself is never sent:
 
-    driver   {"hora": "elastic", "version": 1, "nonce": D}
-    worker   {"worker": ID, "nonce": W, "proof": HMAC(secret, "worker" D W ID)}
-    driver   {"proof": HMAC(secret, "driver" D W ID)}
+    driver   {"hora": "elastic", "version": 2, "nonce": D}
+    worker   {"worker": ID, "pid": PID, "nonce": W, "proof": HMAC(secret, "worker" D W ID PID)}
+    driver   {"proof": HMAC(secret, "driver" D W ID PID)}
+
+or, where it does not take that process, {"refused": TEXT, "proof": HMAC(secret, "refused" D W ID PID
+TEXT)}. A child of a worker inherits the worker's ID, hence the process number.
 
 From then on a line is "MAC JSON", where MAC is an HMAC over the direction, the number of the line and
 its JSON, under a key that is made of the secret and both nonces: nobody can add, change, repeat or
@@ -19,17 +22,20 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import os
 import secrets
 import socket
-from typing import Any, Iterator
+from typing import Any, Callable, Iterator
 
-__all__ = ["End", "HostUpdateResult", "LinkError", "connect", "greeting", "listen"]
+__all__ = ["End", "HostUpdateResult", "LinkError", "RefusedError", "connect", "greeting",
+           "listen"]  # fmt: skip
 
-VERSION = 1
+VERSION = 2
 STRANGER_MAX = 512  # bytes of a line before the proof
 LINE_MAX = 1 << 16
 NONCE_BYTES = 16
-DRIVER, WORKER = "driver", "worker"
+DRIVER, WORKER, REFUSED = "driver", "worker", "refused"
+BACKLOG = 1024  # workers that come at once; the system may allow less
 
 
 class HostUpdateResult:
@@ -43,6 +49,10 @@ class HostUpdateResult:
 
 class LinkError(ConnectionError):
     """The other end is not who it should be, or says what makes no sense."""
+
+
+class RefusedError(LinkError):
+    """The launcher knows this process's job, but does not take this process; the text says why."""
 
 
 def _mac(key: bytes, *parts: object) -> str:
@@ -70,6 +80,13 @@ def _parse(line: bytes) -> dict[str, Any]:
     return message
 
 
+def _number(message: dict[str, Any], name: str) -> int:
+    value = message.get(name)
+    if type(value) is not int:
+        raise LinkError(f"a line without {name}")
+    return value
+
+
 def _text(message: dict[str, Any], name: str) -> str:
     value = message.get(name)
     if not isinstance(value, str):
@@ -84,7 +101,8 @@ class End:
         self.role = role
         self.secret = secret.encode()
         self.nonce = ""  # the driver's
-        self.worker = ""  # whose line it is; known once it has been proved
+        self.worker = ""  # whose line it is; known once it has been proved, as is
+        self.pid = 0  # the process number
         self.key: bytes | None = None
         self._pending = ""  # the worker's nonce, between its proof and the driver's
         self._buffer = bytearray()
@@ -93,41 +111,49 @@ class End:
 
     # ---- Proving ---------------------------------------------------------------------------------
 
-    def _prove(self, side: str, nonce: str, worker: str) -> str:
-        return _mac(self.secret, "hora elastic", side, self.nonce, nonce, worker)
+    def _prove(self, side: str, nonce: str, *more: object) -> str:
+        return _mac(self.secret, "hora elastic", side, self.nonce, nonce, self.worker, self.pid, *more)
 
-    def _agree(self, nonce: str, worker: str) -> None:
-        self.worker = worker
-        self.key = bytes.fromhex(self._prove("key", nonce, worker))
+    def _agree(self, nonce: str) -> None:
+        self.key = bytes.fromhex(self._prove("key", nonce))
 
-    def admit(self, line: bytes) -> bytes:
-        """The driver judges a worker's proof; returns its own. LinkError: not one of us."""
+    def admit(self, line: bytes, judge: Callable[[str, int], str] = lambda worker, pid: "") -> bytes:
+        """The driver judges a worker's proof; returns its own. LinkError: not one of us. Where
+        ``judge(worker, pid)`` returns a text, the reply is a refusal, and there is no key."""
         message = _parse(line)
-        nonce, worker = _text(message, "nonce"), _text(message, "worker")
+        nonce = _text(message, "nonce")
+        self.worker, self.pid = _text(message, "worker"), _number(message, "pid")
         if not hmac.compare_digest(
-            self._prove(WORKER, nonce, worker).encode(), _text(message, "proof").encode()
+            self._prove(WORKER, nonce).encode(), _text(message, "proof").encode()
         ):
             raise LinkError("a process that does not know the job's secret")
-        self._agree(nonce, worker)
-        return _line({"proof": self._prove(DRIVER, nonce, worker)})
+        refusal = judge(self.worker, self.pid)
+        if refusal:
+            return _line({"refused": refusal, "proof": self._prove(REFUSED, nonce, refusal)})
+        self._agree(nonce)
+        return _line({"proof": self._prove(DRIVER, nonce)})
 
-    def introduce(self, line: bytes, worker: str) -> bytes:
+    def introduce(self, line: bytes, worker: str, pid: int) -> bytes:
         """The worker answers the driver's greeting."""
         message = _parse(line)
         if message.get("hora") != "elastic" or message.get("version") != VERSION:
             raise LinkError("what answers there is no launcher of this version of hora")
         self.nonce, nonce = _text(message, "nonce"), secrets.token_hex(NONCE_BYTES)
-        self._pending, self.worker = nonce, worker
-        return _line(
-            {"worker": worker, "nonce": nonce, "proof": self._prove(WORKER, nonce, worker)}
-        )
+        self._pending, self.worker, self.pid = nonce, worker, pid
+        proof = self._prove(WORKER, nonce)
+        return _line({"worker": worker, "pid": pid, "nonce": nonce, "proof": proof})
 
     def accept(self, line: bytes) -> None:
-        """The worker judges the driver's proof."""
-        proof = self._prove(DRIVER, self._pending, self.worker)
-        if not hmac.compare_digest(proof.encode(), _text(_parse(line), "proof").encode()):
+        """The worker judges the driver's proof. RefusedError: it does not take this process."""
+        message = _parse(line)
+        refusal = message.get("refused")
+        said = [DRIVER, self._pending] if refusal is None else [REFUSED, self._pending, refusal]
+        proof = self._prove(*said)
+        if not hmac.compare_digest(proof.encode(), _text(message, "proof").encode()):
             raise LinkError("the launcher does not know the job's secret")
-        self._agree(self._pending, self.worker)
+        if refusal is not None:
+            raise RefusedError(refusal)
+        self._agree(self._pending)
 
     # ---- Talking ---------------------------------------------------------------------------------
 
@@ -174,11 +200,11 @@ def listen(local: bool) -> tuple[socket.socket, str, int]:
         server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         name = f"hora-elastic-{secrets.token_hex(12)}"
         server.bind("\0" + name)
-        server.listen(128)
+        server.listen(BACKLOG)
         return server, name, 0
     dual = socket.has_dualstack_ipv6()
     server = socket.create_server(
-        ("", 0), family=socket.AF_INET6 if dual else socket.AF_INET, backlog=128,
+        ("", 0), family=socket.AF_INET6 if dual else socket.AF_INET, backlog=BACKLOG,
         dualstack_ipv6=dual,
     )  # fmt: skip
     keep(server)
@@ -194,7 +220,8 @@ def keep(sock: socket.socket) -> None:
 
 
 def connect(address: str, secret: str, worker: str, timeout: float) -> tuple[socket.socket, End]:
-    """The worker's way to the driver: "unix:NAME" or "tcp:HOST:PORT". OSError or LinkError."""
+    """The worker's way to the driver: "unix:NAME" or "tcp:HOST:PORT". LinkError: trying again
+    is of no use; any other OSError: it may be."""
     kind, _, rest = address.partition(":")
     if kind == "unix":
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -211,7 +238,7 @@ def connect(address: str, secret: str, worker: str, timeout: float) -> tuple[soc
         for step in range(2):
             line = _first_line(sock, end)
             if step == 0:
-                sock.sendall(end.introduce(line, worker))
+                sock.sendall(end.introduce(line, worker, os.getpid()))
             else:
                 end.accept(line)
     except BaseException:
@@ -227,6 +254,6 @@ def _first_line(sock: socket.socket, end: End) -> bytes:
             return line
         data = sock.recv(STRANGER_MAX)
         if not data:
-            raise LinkError("the launcher closed the connection")
+            raise ConnectionAbortedError("the launcher closed the connection")
         for line in end.lines(data):
             return line

@@ -25,11 +25,14 @@ from hora import _core
 from hora._core import HorovodInternalError
 from hora.common import elastic_link
 
-__all__ = ["active", "join", "worker", "Worker"]
+__all__ = ["LineError", "active", "join", "worker", "Worker"]
 
 CONNECT_SECONDS = 30.0
-PATIENCE_SECONDS = 120.0  # beyond the driver's own deadline, after which it ends the job itself
 TEXT_MAX = 2000
+
+
+class LineError(HorovodInternalError):
+    """This worker cannot speak with the launcher. The job's other workers can go on without it."""
 
 
 def active() -> bool:
@@ -70,8 +73,10 @@ class Worker:
                 secret = os.environ.get("HORA_SECRET", "")
                 return elastic_link.connect(address, secret, self._id, CONNECT_SECONDS)
             except OSError as error:
+                if isinstance(error, elastic_link.RefusedError):
+                    raise LineError(str(error)) from None
                 if isinstance(error, elastic_link.LinkError) or time.monotonic() > deadline:
-                    raise RuntimeError(
+                    raise LineError(
                         f"cannot reach the launcher of this elastic job at {address}: {error}"
                     ) from None
             time.sleep(0.2)
@@ -136,19 +141,18 @@ class Worker:
     # ---- Places ----------------------------------------------------------------------------------
 
     def ask(self) -> dict[str, Any]:
-        """Waits for a place. SystemExit: there is none for this worker any more."""
+        """Waits for a place, for as long as the line is open: how long anybody may take is the
+        driver's to judge, and a training between two commits may take hours. SystemExit: there is
+        no place for this worker any more. LineError: the line is lost."""
         with self._changed:
             self._answer = None
         self.send(do="place", why=self.why, generation=self.generation, commits=self.commits,
                   text=self.text[:TEXT_MAX], ports=self._free_ports(), pid=os.getpid())  # fmt: skip
-        limit = float(os.environ.get("HORA_ELASTIC_TIMEOUT") or 600) + PATIENCE_SECONDS
         with self._changed:
-            known = self._changed.wait_for(lambda: self._answer or self._lost, limit)
+            self._changed.wait_for(lambda: self._answer or self._lost)
             answer = self._answer
-        if not known:
-            raise RuntimeError(f"the launcher has given this worker no place for {limit:g} s")
         if answer is None:
-            raise RuntimeError(f"the launcher of this elastic job is gone: {self._lost}")
+            raise LineError(f"the launcher of this elastic job is gone: {self._lost}")
         if answer["do"] == "exit":
             raise SystemExit(0)
         os.environ.update({str(k): str(v) for k, v in answer["env"].items()})

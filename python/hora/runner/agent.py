@@ -102,7 +102,10 @@ class Agent:
     # ---- Starting -----------------------------------------------------------------------------
 
     def base_environment(self):
-        env = dict(os.environ)
+        # A worker of an elastic job may start a job of its own, whose ranks are not workers of the
+        # other; what they are they hear for each rank.
+        other = ("HORA_ELASTIC", "HOROVOD_ELASTIC")
+        env = {name: value for name, value in os.environ.items() if not name.startswith(other)}
         env.update(self.config["env"])
         ranks = self.config.get("slots") or len(self.config["ranks"])
         if self.config["threads"] and "OMP_NUM_THREADS" not in env:

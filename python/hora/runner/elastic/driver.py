@@ -332,6 +332,7 @@ class Driver(Launcher):
                 "HORA_SECRET": self.secret,
                 "PYTHONUNBUFFERED": "1",
             }
+        self.desk.expected += len(batch)
         agent = WorkerLink(self.job, own)
         for worker in batch:
             self.links[worker.number] = agent

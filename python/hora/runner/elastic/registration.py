@@ -15,7 +15,7 @@ from typing import Any
 
 from hora.common import elastic_link
 
-STRANGERS_MAX = 64
+STRANGERS_MAX = 64  # beyond one for each worker that was started
 STRANGER_SECONDS = 10.0
 BACKLOG_MAX = 1 << 20  # bytes that a worker has not read
 
@@ -51,12 +51,19 @@ class Connection:
         return []
 
     def _hear(self, line: bytes) -> None:
+        if not self.open:
+            return
         if self.end.key is None:
-            reply = self.end.admit(line)
+            self.send(self.end.admit(line, self.desk.judge))
+            if self.end.key is None:
+                self.desk.info(f"process {self.end.pid} is not worker {self.end.worker}, though it "
+                               "has its environment")
+                self.close()
+                return
             self.worker = int(self.end.worker)
-            self.send(reply)
-            self.desk.admitted(self)
-        elif self.open:
+            if self.open:
+                self.desk.admitted(self)
+        else:
             self.desk.on_message(self.worker, self.end.decode(line))
 
     def tell(self, **message: Any) -> None:
@@ -100,6 +107,7 @@ class Desk:
         self.info = info
         self.server, self.name, self.port = elastic_link.listen(local)
         self.server.setblocking(False)
+        self.expected = 0  # workers that were started
         self.strangers: set[Connection] = set()
         self.workers: dict[int, Connection] = {}
         selector.register(self.server, selectors.EVENT_READ, self)
@@ -118,12 +126,22 @@ class Desk:
             sock, _ = self.server.accept()
         except OSError:
             return []
-        if len(self.strangers) >= STRANGERS_MAX:
+        if len(self.strangers) >= STRANGERS_MAX + self.expected:
             min(self.strangers, key=lambda s: s.since).close()
         connection = Connection(self, sock)
         if connection.open:
             self.strangers.add(connection)
         return []
+
+    def judge(self, worker: str, pid: int) -> str:
+        """Why this process is not the worker whose environment it has, if so: a child of the worker,
+        which must not take the worker's line away."""
+        old = self.workers.get(int(worker))
+        if old is None or old.end.pid == pid:
+            return ""
+        return (f"worker {worker} of this elastic job is process {old.end.pid}, and this is process "
+                f"{pid}, which has its environment: only the worker itself may call init(). Start "
+                "other programs without the variables HORA_ELASTIC*, or let hora run start them")
 
     def admitted(self, connection: Connection) -> None:
         self.strangers.discard(connection)
