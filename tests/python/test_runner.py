@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -19,7 +20,9 @@ from launching import clean_env, hora_run, processes_with, shell
 
 import hora
 from hora.runner import RankError, arguments, config_file, function, launch, mpi
-from hora.runner.hosts import HostError, interface_address, parse_hostfile
+from hora.runner.hosts import (
+    HostError, forwarded_environment, interface_address, is_local, own_names, parse_hostfile,
+)  # fmt: skip
 
 # ---- Functions --------------------------------------------------------------------------------------
 
@@ -283,7 +286,8 @@ def given(*words: str) -> dict[str, str]:
 @pytest.mark.parametrize("words, setting", [
     (["--fusion-threshold-mb", "0"], {"HORA_FUSION_THRESHOLD": "0"}),
     (["--start-timeout", "9"], {"HORA_START_TIMEOUT": "9.0"}),
-    (["--gloo-timeout-seconds", "9"], {"HORA_TIMEOUT": "9.0"}),
+    (["--timeout", "9", "--gloo-timeout-seconds", "3"], {"HORA_TIMEOUT": "9.0"}),
+    (["--gloo-timeout-seconds", "9"], {}),
     (["--network-interface", "a", "--network-interface", "b", "--network-interfaces", "c,a"],
      {"HORA_INTERFACE": "a,b,c"}),
     (["--timeline-filename", "t", "--timeline-mark-cycles"],
@@ -321,7 +325,7 @@ def test_settings_of_options_are_in_the_table() -> None:
     ["--cycle-time-ms", "3.5"], ["--cache-capacity", "2048"], ["--hierarchical-allreduce"],
     ["--no-hierarchical-allgather"], ["--torus-allreduce"], ["--num-nccl-streams", "2"],
     ["--autotune-gaussian-process-noise", "0.5"], ["--mpi-threads-disable"], ["--disable-cache"],
-    ["--no-mpi-threads-disable"], ["--tcp"],
+    ["--no-mpi-threads-disable"], ["--tcp"], ["--gloo-timeout-seconds", "60"],
     ["--mpi-args=--x"], ["--binding-args=--y"],
 ])
 def test_options_that_change_nothing_say_so(words: list[str]) -> None:
@@ -384,6 +388,37 @@ def test_host_that_does_not_come_up(tmp_path: Path) -> None:
     assert "no rank was started on 127.0.0.9 within 1 s" in done.stderr
 
 
+FORWARDED = ("DATA_DIR", "OMP_X", "HTTPS_PROXY", "LD_PRELOAD", "PYTHONHASHSEED", "CONDA_PREFIX", "LANG",
+             "HORA_TIMEOUT", "HOROVOD_CYCLE_TIME", "PATH", "NCCL_DEBUG", "AWS_REGION", "MPICH_X", "lower")
+KEPT = ("HOSTNAME", "HOST", "SSH_AUTH_SOCK", "DISPLAY", "XAUTHORITY", "TMPDIR", "PWD", "OLDPWD", "SHLVL",
+        "_", "XDG_RUNTIME_DIR", "BASH_FUNC_f%%", "DBUS_SESSION_BUS_ADDRESS", "HOME", "USER", "LOGNAME",
+        "SHELL", "HORA_RANK", "HOROVOD_SIZE", "HORA_LOCAL_RANK", "HORA_SECRET", "HORA_RENDEZVOUS",
+        "HOROVOD_HOSTNAME", "HORA_ELASTIC_ID", "HOROVOD_ELASTIC", "OMPI_COMM_WORLD_RANK", "PMI_RANK",
+        "PMIX_NAMESPACE", "SLURM_PROCID", "RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR",
+        "TORCHELASTIC_RUN_ID", "GROUP_RANK", "a.b")  # fmt: skip
+
+
+def test_environment_of_other_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in FORWARDED + KEPT:
+        monkeypatch.setenv(name, "7")
+    env = forwarded_environment([])
+    assert [name for name in FORWARDED if env.get(name) != "7"] == []
+    assert [name for name in KEPT if name in env] == []
+    assert forwarded_environment(["TMPDIR", "HOME=/x"]) | {"TMPDIR": "7", "HOME": "/x"} == \
+        forwarded_environment(["TMPDIR", "HOME=/x"])
+
+
+def test_own_names_are_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[None] = []
+    monkeypatch.setattr(socket, "getfqdn", lambda: asked.append(None) or "me.example.org")
+    own_names.cache_clear()
+    try:
+        assert [is_local(n) for n in ("me.example.org", "localhost", "other")] == [True, True, False]
+        assert len(asked) == 1
+    finally:
+        own_names.cache_clear()
+
+
 def test_interface_address() -> None:
     assert interface_address(["no0", "lo"]) == "127.0.0.1"
     assert interface_address(["127.0.0.1"]) == "127.0.0.1"
@@ -437,7 +472,7 @@ EXPECTED = {
     "HORA_FUSION_THRESHOLD": "33554432", "HORA_AUTOTUNE": "1", "HORA_AUTOTUNE_LOG": "log.csv",
     "HORA_TIMELINE": "timeline.json", "HORA_TIMELINE_MARK_CYCLES": "1",
     "HORA_STALL_CHECK_DISABLE": "1", "HORA_STALL_CHECK_TIME_SECONDS": "120.0",
-    "HORA_TIMEOUT": "50.0", "HORA_LOG_LEVEL": "INFO", "HORA_LOG_HIDE_TIME": "1",
+    "HORA_LOG_LEVEL": "INFO", "HORA_LOG_HIDE_TIME": "1",
 }  # fmt: skip
 
 
@@ -455,7 +490,21 @@ def test_config_file_in_yaml(tmp_path: Path) -> None:
     assert args.min_num_proc == 2 and args.cooldown_range == [3.0, 5.0] and args.verbose and args.use_gloo
     assert len(notes) == 1 and "unknown" in notes[0]
     assert [note.split(":")[0] for note in arguments.notes(args)] == [
-        "--cycle-time-ms", "--hierarchical-allreduce", "--mpi-threads-disable"]
+        "--cycle-time-ms", "--hierarchical-allreduce", "--mpi-threads-disable",
+        "--gloo-timeout-seconds"]
+
+
+@pytest.mark.parametrize("text, setting", [
+    ({"logging": {"hide_timestamp": True}}, {"HORA_LOG_HIDE_TIME": "1"}),
+    ({"logging": {"hide_timestamp": False}}, {"HORA_LOG_HIDE_TIME": "0"}),
+    ({"logging": {"with_timestamp": True}}, {"HORA_LOG_HIDE_TIME": "0"}),
+    ({"stall_check": {"enabled": None}}, {}),
+])
+def test_negated_keys(tmp_path: Path, text: dict[str, Any], setting: dict[str, str]) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(text))
+    args, notes = read(path)
+    assert arguments.settings(args) == setting and notes == []
 
 
 def test_config_file_in_json_needs_nothing(tmp_path: Path) -> None:
@@ -477,7 +526,7 @@ def test_config_file_in_json_needs_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text, what", [
     ("{", "config file"), ('["a"]', "sections"), ('{"params": 3}', "keys"),
     ('{"controller": "none"}', "controller"), ('{"params": {"fusion_threshold_mb": "x"}}', "fusion_threshold_mb"),
-    ('{"autotune": {"enabled": 7}}', "true or false"),
+    ('{"autotune": {"enabled": 7}}', "true or false"), ('{"stall_check": {"enabled": 7}}', "true or false"),
 ])
 def test_config_files_that_are_none(tmp_path: Path, text: str, what: str) -> None:
     path = tmp_path / "config"

@@ -28,7 +28,6 @@ def mebibytes(value: Any) -> str:
 
 # Option, the setting it stands for (docs/config.md), and how its value is written there.
 SETTINGS: list[tuple[str, str, Callable[[Any], str]]] = [
-    ("gloo_timeout_seconds", "HORA_TIMEOUT", str),
     ("timeout", "HORA_TIMEOUT", str),
     ("start_timeout", "HORA_START_TIMEOUT", str),
     ("transport", "HORA_TRANSPORT", str),
@@ -61,6 +60,8 @@ NOTES = {
     "torus_allreduce": CHOSEN,
     "autotune_gaussian_process_noise": "autotune compares settings in pairs of samples, there is no "
                                        "Gaussian process",
+    "gloo_timeout_seconds": "HORA_START_TIMEOUT is the time to find the ranks, HORA_TIMEOUT that of an "
+                            "operation (--start-timeout, --timeout)",
     "num_nccl_streams": "CUDA tensors are not taken in this version",
     "mpi_threads_disable": "MPI is called by one thread at a time where it does not take more",
     "tcp_flag": "hosts are connected by TCP anyway (NCCL_IB_DISABLE=1 is set, too)",
@@ -194,7 +195,6 @@ def add_tuning(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("settings of the job (see docs/config.md)")
     group.add_argument("--start-timeout", type=float, metavar="S", help="HORA_START_TIMEOUT")
     group.add_argument("--timeout", type=float, metavar="S", help="HORA_TIMEOUT")
-    group.add_argument("--gloo-timeout-seconds", type=float, metavar="S", help="HORA_TIMEOUT")
     group.add_argument("--transport", metavar="NAME", help="HORA_TRANSPORT")
     group.add_argument("--tcp", dest="tcp_flag", action="store_const", const=True,
                        help="between hosts TCP only, which is so anyway; NCCL_IB_DISABLE=1")
@@ -232,6 +232,7 @@ def add_without_effect(parser: argparse.ArgumentParser) -> None:
                  "mpi-threads-disable"):
         pair(group, name, NOTES[name.replace("-", "_")])
     add("autotune-gaussian-process-noise", type=float, metavar="X")
+    add("gloo-timeout-seconds", type=float, metavar="S")
     add("num-nccl-streams", type=int, metavar="N")
     add("disable-cache", action="store_const", const=True)
 

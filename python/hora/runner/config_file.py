@@ -39,12 +39,17 @@ PREFIXES = {
 RENAMED = {
     ("autotune", "enabled"): "autotune",
     ("stall_check", "enabled"): "no_stall_check",
+    ("logging", "hide_timestamp"): "log_with_timestamp",
     ("elastic", "min_np"): "min_num_proc",
     ("elastic", "max_np"): "max_num_proc",
     ("elastic", "slots_per_host"): "slots",
     ("elastic", "timeout"): "elastic_timeout",
     ("elastic", "blacklist_cooldown_range"): "cooldown_range",
 }
+
+
+# Keys that say the opposite of their option.
+NEGATED = {("stall_check", "enabled"), ("logging", "hide_timestamp")}
 
 
 def load(path: str) -> dict[str, Any]:
@@ -87,7 +92,8 @@ def options(config: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
         else:
             for key, value in content.items():
                 name = RENAMED.get((section, key), PREFIXES[section] + str(key))
-                values[name] = (not value) if name == "no_stall_check" else value
+                turned = (section, key) in NEGATED and isinstance(value, bool)
+                values[name] = (not value) if turned else value
     known = known_options()
     for name in [name for name in values if name not in known]:
         unknown.append(name)

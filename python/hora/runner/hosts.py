@@ -4,11 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
+import functools
 import os
 import re
 import secrets
 import socket
 import struct
+
+# What remote hosts are not told, because it is of this host, this login or this session...
+HOST_BOUND = {
+    "HOSTNAME", "HOST", "HOME", "USER", "LOGNAME", "SHELL", "DISPLAY", "WAYLAND_DISPLAY", "XAUTHORITY",
+    "TMPDIR", "PWD", "OLDPWD", "SHLVL", "_",
+}  # fmt: skip
+HOST_BOUND_PREFIXES = ("SSH_", "XDG_", "BASH_FUNC_", "DBUS_")
+
+# ...or of a launcher that has started this process: a rank there has another place in another job.
+PLACE = {"RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE", "CROSS_RANK", "CROSS_SIZE", "RENDEZVOUS", "SECRET",
+         "HOSTNAME"}  # fmt: skip
+TORCHRUN = {"RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "ROLE_NAME", "WORLD_SIZE",
+            "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "ROLE_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
+LAUNCHERS = (
+    "HORA_ELASTIC", "HOROVOD_ELASTIC", "OMPI_", "PMIX_", "PMI_", "PRTE_", "ORTE_", "MV2_",
+    "MPI_LOCAL", "HYDI_", "MPIEXEC_", "SLURM_", "SLURMD_", "SRUN_", "JSM_", "FLUX_",
+    "TORCHELASTIC_",
+)  # fmt: skip
 
 SIOCGIFADDR = 0x8915  # Linux: the IPv4 address of an interface
 
@@ -28,9 +47,15 @@ class Host:
         return is_local(self.name)
 
 
-def is_local(name: str) -> bool:
+@functools.lru_cache(maxsize=1)
+def own_names() -> frozenset[str]:
+    """Of this machine. Kept, because asking may take as long as a name server does."""
     own = socket.gethostname()
-    return name in {"localhost", "127.0.0.1", "::1", own, own.split(".")[0], socket.getfqdn()}
+    return frozenset({"localhost", "127.0.0.1", "::1", own, own.split(".")[0], socket.getfqdn()})
+
+
+def is_local(name: str) -> bool:
+    return name in own_names()
 
 
 def split_host(text: str) -> tuple[str, int | None]:
@@ -190,13 +215,21 @@ def rank_environments(hosts: list[Host], secret: str,
 
 
 def forwarded_environment(extra: list[str]) -> dict[str, str]:
-    """What a remote host is told of this environment: what decides how programs are found and how
-    libraries behave, and what -x names (NAME or NAME=VALUE)."""
-    names = {"PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "VIRTUAL_ENV"}
-    prefixes = ("HORA_", "HOROVOD_", "NCCL_", "OMP_", "MKL_", "CUDA_", "TORCH_")
-    env = {k: v for k, v in os.environ.items() if k in names or k.startswith(prefixes)}
+    """What a remote host is told of this environment: all that can be, and what -x names (NAME or
+    NAME=VALUE), which may be one of those that are left out by themselves."""
+    env = {name: value for name, value in os.environ.items() if is_forwarded(name)}
     env.update(named_environment(extra))
     return env
+
+
+def is_forwarded(name: str) -> bool:
+    """Whether other hosts are told of a variable."""
+    family, _, rest = name.partition("_")
+    if family in ("HORA", "HOROVOD") and rest in PLACE:
+        return False
+    if name in HOST_BOUND | TORCHRUN or name.startswith(HOST_BOUND_PREFIXES + LAUNCHERS):
+        return False
+    return re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name, re.ASCII) is not None
 
 
 def named_environment(extra: list[str]) -> dict[str, str]:
