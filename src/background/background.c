@@ -26,6 +26,7 @@ static hora_status_t create_controller(hora_engine_t *engine) {
                                           .cache_capacity = HORA_CACHE_MAX,
                                           .stall_check_ns = engine->stall_check_ns,
                                           .stall_limit_ns = engine->stall_limit_ns,
+                                          .join_limit_ns = engine->join_limit_ns,
                                           .freeze = engine->world->settings.freeze,
                                           .average_active = averages_active(engine),
                                           .host = host_of,
@@ -44,6 +45,9 @@ static void set_times(hora_engine_t *engine) {
     if (!settings->stall_check_disable)
         engine->stall_check_ns = hora_clock_from_seconds(settings->stall_check_time);
     engine->stall_limit_ns = hora_clock_from_seconds(limit > 0 ? limit : engine->comm->timeout);
+    /* The ranks that have not joined may compute for as long as they like; a limit that was asked for
+     * counts for them too. */
+    engine->join_limit_ns = limit > 0 ? engine->stall_limit_ns : 0;
     engine->next_check = UINT64_MAX;
     if (limit > 0 && engine->stall_check_ns > 0 && limit <= settings->stall_check_time &&
         engine->world->rank == 0 && engine->size == engine->world->size)

@@ -113,6 +113,7 @@ struct hora_engine {
     int             rank, size;
     size_t          fusion_threshold;
     uint64_t        stall_check_ns, stall_limit_ns; /* check 0: no warnings */
+    uint64_t        join_limit_ns; /* 0: a join waits for ever */
     hora_engine_t  *next_poked; /* under world->poke_lock */
     hora_timeline_source_t trace;
 

@@ -107,9 +107,19 @@ static hora_status_t execute_alone(hora_engine_t *engine) {
     return st;
 }
 
-static uint64_t first_ask(const hora_engine_t *engine) {
-    uint64_t check = engine->stall_check_ns, limit = engine->stall_limit_ns;
-    return check > 0 && check < limit ? check : limit;
+/* When the task has waited too long; never: UINT64_MAX. */
+static uint64_t deadline_of(const hora_engine_t *engine, const hora_work_t *work) {
+    if (work->sig.kind != HORA_TASK_JOIN)
+        return work->since + engine->stall_limit_ns;
+    return engine->join_limit_ns > 0 ? work->since + engine->join_limit_ns : UINT64_MAX;
+}
+
+static void begin_waiting(const hora_engine_t *engine, hora_work_t *work, uint64_t now) {
+    uint64_t check = engine->stall_check_ns;
+    work->since = now;
+    work->next_ask = deadline_of(engine, work);
+    if (check > 0 && now + check < work->next_ask)
+        work->next_ask = now + check;
 }
 
 hora_status_t hora_requests_report(hora_engine_t *engine, bool *moved_p) {
@@ -122,11 +132,10 @@ hora_status_t hora_requests_report(hora_engine_t *engine, bool *moved_p) {
     if (engine->size == 1)
         return execute_alone(engine);
     now = hora_clock_ns();
-    if (work != NULL && now + first_ask(engine) < engine->next_check)
-        engine->next_check = now + first_ask(engine);
     for (hora_work_t *each = work; each != NULL; each = each->next) {
-        each->since = now;
-        each->next_ask = now + first_ask(engine);
+        begin_waiting(engine, each, now);
+        if (each->next_ask < engine->next_check)
+            engine->next_check = each->next_ask;
     }
     if (work != NULL && hora_frozen_report(engine, work))
         return hora_requests_progress(engine);
@@ -183,14 +192,13 @@ hora_status_t hora_request_resend(hora_engine_t *engine, uint32_t id) {
 }
 
 void hora_requests_join_lives(hora_engine_t *engine) {
-    engine->join->since = hora_clock_ns();
-    engine->join->next_ask = engine->join->since + first_ask(engine);
+    begin_waiting(engine, engine->join, hora_clock_ns());
 }
 
 /* ---- Tasks that wait ------------------------------------------------------------------------ */
 
 static uint64_t after(const hora_engine_t *engine, const hora_work_t *work, uint64_t now) {
-    uint64_t deadline = work->since + engine->stall_limit_ns;
+    uint64_t deadline = deadline_of(engine, work);
     uint64_t next = work->next_ask + engine->stall_check_ns;
     if (now >= deadline)
         return now + AGAIN_NS;
@@ -213,7 +221,7 @@ static hora_status_t ask(hora_engine_t *engine, const hora_work_t *work, uint64_
         hora_coordinator_waited(engine->coordinator, name->text, name->len, now - work->since, now);
         return HORA_OK;
     }
-    if (now - work->since >= engine->stall_limit_ns + GRACE_NS)
+    if (deadline_of(engine, work) < now && now - deadline_of(engine, work) >= GRACE_NS)
         return hora_fail(HORA_ERR_TIMEOUT, "%s %s: waited %.0f s, and rank 0 on host %s, which "
                          "coordinates, does not answer", hora_kind_name(work->sig.kind), name->text,
                          hora_clock_seconds(now - work->since), peer->host);

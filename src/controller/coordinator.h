@@ -31,6 +31,7 @@ typedef struct hora_coordinator_options {
     size_t      cache_capacity;   /* ids, 1 .. HORA_CACHE_MAX */
     uint64_t    stall_check_ns;   /* between two warnings of one tensor; 0: no warnings */
     uint64_t    stall_limit_ns;   /* a tensor that has waited so long fails */
+    uint64_t    join_limit_ns;    /* and so does a join; 0: it waits for ever */
     bool        freeze;           /* a sequence that repeats is frozen (freeze.c) */
     bool        average_active;   /* averages are divided by the ranks that have not joined */
     const char *(*host)(const void *arg, int rank); /* host name of a rank, for texts */

@@ -104,13 +104,19 @@ void hora_coordinator_waited(hora_coordinator_t *c, const char *name, size_t nam
         e->asked_ns = waited_ns;
 }
 
+static bool is_too_long(const hora_coordinator_t *c, const hora_entry_t *e, uint64_t waited_ns) {
+    if (e != c->join)
+        return waited_ns >= c->options.stall_limit_ns;
+    return c->options.join_limit_ns > 0 && waited_ns >= c->options.join_limit_ns;
+}
+
 static void answer(hora_coordinator_t *c, hora_entry_t *e, uint64_t waited_ns) {
     char text[HORA_TEXT_MAX];
     if (e->nready == 0 || e->is_listed)
         return;
     describe(c, e, hora_clock_seconds(waited_ns), text, sizeof(text));
     /* Without memory for the answer there is none; the ranks will ask again. */
-    if (waited_ns >= c->options.stall_limit_ns) {
+    if (is_too_long(c, e, waited_ns)) {
         hora_round_fail(c, e, HORA_ERR_TIMEOUT, text);
     } else if (should_warn(c, culprit(e), c->asked_at)) {
         if (c->warned == TENSORS_NAMED)

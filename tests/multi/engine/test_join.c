@@ -475,6 +475,28 @@ static void a_join_ends_when_nothing_goes_on(void **state) {
     unsetenv("HORA_LOG_LEVEL");
 }
 
+/* The late rank computes for longer than an operation may take. */
+static void patience_main(hora_comm_t *comm, int rank, int size, void *arg) {
+    hora_engine_t *engine = engine_of(comm);
+    (void)arg;
+    for (int late = 0; late < size; late += size - 1) {
+        if (rank == late)
+            usleep(2500000);
+        harness_check(join(engine, late ? 0 : HORA_ENQUEUE_WILL_WAIT) == late, "the last rank");
+        engine_must_work(engine, comm, "patient", 5);
+    }
+    harness_ok(hora_engine_free(engine));
+}
+
+static void a_join_waits_for_who_computes(void **state) {
+    harness_job_t job = {
+        .nranks = nranks, .main = patience_main, .transport = transport, .timeout = 1};
+    (void)state;
+    if (nranks == 1)
+        return;
+    assert_int_equal(harness_run(&job), 0);
+}
+
 /* ---- Leaving and dying ---------------------------------------------------------------------- */
 
 typedef struct end {
@@ -591,6 +613,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(tasks_are_in_flight),
         cmocka_unit_test(errors_between_the_others),
         cmocka_unit_test(a_join_ends_when_nothing_goes_on),
+        cmocka_unit_test(a_join_waits_for_who_computes),
         cmocka_unit_test(a_rank_ends_meanwhile),
         cmocka_unit_test(arguments),
     };

@@ -224,9 +224,12 @@ static void a_join_forgets_late_errors(void **state) {
 }
 
 static void a_stall_names_who_has_joined(void **state) {
-    world_t         *w = world_new(4, 1000, 100);
+    world_t         *w;
     hora_signature_t sig = allreduce_of(5);
     (void)state;
+    world_join_limit = 6500000000;
+    w = world_new(4, 1000, 100);
+    world_join_limit = 0;
     rank_join(w, 1);
     rank_enqueue(w, 0, 0, &sig);
     rank_enqueue(w, 3, 0, &sig);
@@ -236,8 +239,13 @@ static void a_stall_names_who_has_joined(void **state) {
     assert_int_equal(w->ranks[0].tensors[0].status, HORA_ERR_TIMEOUT);
     expect_text(&w->ranks[0].tensors[0], "for rank 2 (even); ready: ranks 0 (even), 3 (odd); "
                                          "joined: rank 1 (odd)");
-    /* The join itself gives up as well. */
+    /* The join itself gives up as well, when it shall. */
     hora_coordinator_waited(w->coordinator, HORA_JOIN_NAME, strlen(HORA_JOIN_NAME), 6000000000,
+                            w->now);
+    world_settle(w);
+    for (int r = 0; r < 4; r++)
+        assert_int_equal(w->ranks[r].join_failed, 0);
+    hora_coordinator_waited(w->coordinator, HORA_JOIN_NAME, strlen(HORA_JOIN_NAME), 7000000000,
                             w->now);
     world_settle(w);
     for (int r = 0; r < 4; r++)
@@ -251,6 +259,28 @@ static void a_stall_names_who_has_joined(void **state) {
     rank_enqueue(w, 1, 1, &sig);
     world_settle(w);
     expect_executed(w, 1, 1, 1, 0);
+    world_free(w);
+}
+
+/* Unless it was asked for, a join only warns. */
+static void a_join_waits_for_ever(void **state) {
+    world_t *w = world_new(3, 1000, 100);
+    (void)state;
+    rank_join(w, 1);
+    world_settle(w);
+    for (uint64_t s = 2; s < 2000000000; s *= 10) {
+        w->now += 10000000000;
+        hora_coordinator_waited(w->coordinator, HORA_JOIN_NAME, strlen(HORA_JOIN_NAME),
+                                s * 1000000000, w->now);
+        world_settle(w);
+    }
+    assert_int_equal(w->ranks[1].join_failed, 0);
+    assert_int_equal(w->ranks[1].stalls, 9);
+    assert_int_equal(w->ranks[0].stalls, 0);
+    rank_join(w, 0);
+    rank_join(w, 2);
+    world_settle(w);
+    assert_int_equal(w->ranks[1].joins, 1);
     world_free(w);
 }
 
@@ -297,9 +327,12 @@ static void a_joined_rank_leaves_too_late(void **state) {
 /* Half of a group has been waiting for nobody when a join fails: now it waits for the one that had
  * joined, whose tasks come in another order. */
 static void a_join_fails_in_the_midst_of_a_group(void **state) {
-    world_t         *w = world_new(3, 1000, 100);
+    world_t         *w;
     hora_signature_t sig = allreduce_of(5);
     (void)state;
+    world_join_limit = 5000000000;
+    w = world_new(3, 1000, 100);
+    world_join_limit = 0;
     sig.group_key = 7;
     sig.group_size = 2;
     rank_join(w, 2);
@@ -489,6 +522,7 @@ int main(void) {
         cmocka_unit_test(mismatches_do_not_touch_who_has_joined),
         cmocka_unit_test(a_join_forgets_late_errors),
         cmocka_unit_test(a_stall_names_who_has_joined),
+        cmocka_unit_test(a_join_waits_for_ever),
         cmocka_unit_test(a_rank_that_left_ends_the_join),
         cmocka_unit_test(a_joined_rank_leaves_too_late),
         cmocka_unit_test(a_join_fails_in_the_midst_of_a_group),

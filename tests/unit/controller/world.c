@@ -20,6 +20,7 @@ static const char *host(const void *arg, int rank) {
 
 int  world_divisor = -1;
 bool world_freezes;
+uint64_t world_join_limit;
 
 world_t *world_new(int size, size_t threshold, size_t capacity) {
     return world_new_active(size, threshold, capacity, false);
@@ -32,6 +33,7 @@ world_t *world_new_active(int size, size_t threshold, size_t capacity, bool aver
                                           .cache_capacity = capacity,
                                           .stall_check_ns = 1000000000,
                                           .stall_limit_ns = 5000000000,
+                                          .join_limit_ns = world_join_limit,
                                           .freeze = world_freezes,
                                           .average_active = average_active,
                                           .host = host};
@@ -335,11 +337,15 @@ static void execute(rank_t *r, hora_item_t *item) {
     note_order(r, -1);
 }
 
+static bool is_of_join(const hora_item_t *item) {
+    return item->name_len == strlen(HORA_JOIN_NAME) &&
+           memcmp(item->name, HORA_JOIN_NAME, item->name_len) == 0;
+}
+
 static void take_error(rank_t *r, const hora_item_t *item) {
     tensor_t *t;
     r->errors_seen++;
-    if (item->name_len == strlen(HORA_JOIN_NAME) &&
-        memcmp(item->name, HORA_JOIN_NAME, item->name_len) == 0) {
+    if (is_of_join(item)) {
         r->join_failed++;
         r->joined = false;
         return;
@@ -404,7 +410,8 @@ bool rank_listen(world_t *w, int rank) {
         else if (item.type == HORA_ITEM_ERROR)
             take_error(r, &item);
         else if (item.type == HORA_ITEM_STALL)
-            r->stalls += r->tensors[number_of(item.name, item.name_len)].sent;
+            r->stalls += is_of_join(&item) ? r->joined
+                                           : r->tensors[number_of(item.name, item.name_len)].sent;
         else if (item.type == HORA_ITEM_RESEND && (int)item.rank == rank)
             resend(w, rank, item.id);
     }

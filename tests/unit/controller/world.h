@@ -70,6 +70,8 @@ void     world_free(world_t *w);
 
 /* Whether coordinators freeze, from the next world_new on. */
 extern bool world_freezes;
+/* After this time a join fails, in worlds that are made from now on; 0: never. */
+extern uint64_t world_join_limit;
 /* What averages are divided by while some ranks have joined: -1 unless a batch said it. */
 extern int world_divisor;
 
