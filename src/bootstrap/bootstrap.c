@@ -207,8 +207,8 @@ static hora_status_t join(joining_t *j, const char *name) {
     return HORA_OK;
 }
 
-/* The status of a failed joining. Whether the cancel has ended it or something else before cannot be
- * told, so the text says both. */
+/* The status of a failed joining. Whether the cancel has ended it or something else before cannot
+ * be told, so the text says both. */
 static hora_status_t failed(const joining_t *j, const hora_comm_options_t *options,
                             hora_status_t status) {
     char text[HORA_FAIL_MAX];

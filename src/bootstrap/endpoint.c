@@ -262,7 +262,8 @@ hora_status_t hora_net_listen(hora_place_t *place, const char *interface, bool w
                                place->text, place->why);
     place->port = port;
     place->nports = 1;
-    snprintf(place->text, sizeof(place->text), "tcp:%s:%d", place->host, port);
+    snprintf(place->text, sizeof(place->text), "tcp:%s:%d%s", place->host, port,
+             place->mark);
     *fd_p = fd;
     return HORA_OK;
 }

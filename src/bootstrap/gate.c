@@ -23,6 +23,7 @@
 #define PENDING_NS   5000000000u
 #define EVICT_NS     100000000u /* a place is kept for so long at least */
 #define STRANGER_MAX 116u       /* payload of a frame before the proof */
+#define TEXT_MAX     1600       /* why the job cannot start; less than HORA_FAIL_MAX */
 
 typedef struct visitor {
     hora_conn_t  conn; /* fd -1: the place is free */
@@ -43,7 +44,7 @@ typedef struct gate {
     int                   refused;
     char                  last_refusal[512];
     hora_status_t         status; /* not HORA_OK: the job cannot start */
-    char                  text[1024];
+    char                  text[TEXT_MAX];
 } gate_t;
 
 static void end_job(gate_t *gate, hora_status_t status, const char *text) {
@@ -279,14 +280,14 @@ double hora_gate_waited(const hora_meeting_t *meeting, uint64_t deadline) {
 static void end_by_deadline(gate_t *gate, uint64_t deadline) {
     const hora_meeting_t *m = gate->meeting;
     char                  ranks[256], refusals[640] = "";
-    char                  text[1024];
+    char                  text[TEXT_MAX];
     hora_ranks_write(gate->here, gate->star->size, 0, ranks, sizeof(ranks));
     if (gate->refused > 0)
         snprintf(refusals, sizeof(refusals), "; %d connection%s refused, the last: %s",
                  gate->refused, gate->refused == 1 ? " was" : "s were", gate->last_refusal);
-    snprintf(text, sizeof(text), "rank%s %s of %d did not appear at %s on host %s within %g s%s",
+    snprintf(text, sizeof(text), "rank%s %s of %d did not appear at %s on host %s within %g s%s%s",
              gate->missing == 1 ? "" : "s", ranks, gate->star->size, m->place.text, m->ticket.host,
-             hora_gate_waited(m, deadline), refusals);
+             hora_gate_waited(m, deadline), refusals, m->place.hint);
     end_job(gate, HORA_ERR_TIMEOUT, text);
 }
 

@@ -24,8 +24,8 @@ hora_status_t hora_gate_keep(hora_meeting_t *meeting, hora_star_t *star);
  * knock.c */
 hora_status_t hora_gate_knock(hora_meeting_t *meeting, hora_star_t *star);
 
-/* For messages: of the patience, the seconds that have passed at a deadline that may have come early
- * (hora_poll_arm). gate.c */
+/* For messages: of the patience, the seconds that have passed at a deadline that may have come
+ * early (hora_poll_arm). gate.c */
 double hora_gate_waited(const hora_meeting_t *meeting, uint64_t deadline);
 
 #endif

@@ -76,9 +76,9 @@ hora_verdict_t hora_hello_judge(const hora_ticket_t *ticket, const hora_hello_t 
     bool           secret = ticket->secret[0] != '\0';
     hora_verdict_t worst = secret ? HORA_VERDICT_REFUSED : HORA_VERDICT_FATAL;
     if (hello->key != ticket->key) {
-        snprintf(text, size, "rank 0 at %s on host %s belongs to another job", ticket->place,
-                 ticket->host);
-        return refuse(HORA_VERDICT_STRANGER, HORA_ERR_AUTHENTICATION, status_p);
+        snprintf(text, size, "rank 0 at %s on host %s belongs to another job, or to another "
+                 "name or copy of libhora in this one", ticket->place, ticket->host);
+        return refuse(HORA_VERDICT_STRANGER, HORA_ERR_MISMATCH, status_p);
     }
     if (hello->version != HORA_FRAME_VERSION) {
         snprintf(text, size, "rank %d speaks version %u of hora's handshake, rank 0 on host %s "

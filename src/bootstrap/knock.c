@@ -180,10 +180,11 @@ static outcome_t try_addresses(knock_t *k) {
 static hora_status_t give_up(const knock_t *k) {
     const hora_meeting_t *m = k->meeting;
     hora_status_t status = k->status == HORA_ERR_AUTHENTICATION ? k->status : HORA_ERR_TIMEOUT;
-    return hora_fail(status, "rank 0 did not appear at %s (from %s) within %g s: %s%s",
+    return hora_fail(status, "rank 0 did not appear at %s (from %s) within %g s: %s%s%s",
                      m->place.text, m->place.why, hora_gate_waited(m, k->deadline), k->reason,
                      m->place.local ? "; if the ranks are on several hosts or in several "
-                                      "containers, set HORA_RENDEZVOUS=tcp:HOST:PORT" : "");
+                                      "containers, set HORA_RENDEZVOUS=tcp:HOST:PORT" : "",
+                     m->place.hint);
 }
 
 /* In pieces, so that a cancelled joining need not wait for the end. */
@@ -208,7 +209,7 @@ hora_status_t hora_gate_knock(hora_meeting_t *meeting, hora_star_t *star) {
             break;
         if (hora_poll_late(k.deadline))
             return give_up(&k);
-        if (k.status == HORA_ERR_AUTHENTICATION)
+        if (k.status == HORA_ERR_AUTHENTICATION || k.status == HORA_ERR_MISMATCH)
             pause = PAUSE_STRANGER_NS;
         rest(&k, pause);
         pause = pause * 3 / 2 < PAUSE_MOST_NS ? pause * 3 / 2 : PAUSE_MOST_NS;

@@ -211,12 +211,12 @@ hora_status_t hora_place_find(const hora_env_t *env, const hora_job_t *job, cons
 /* Ranks that differ in it never meet, so it must show in the messages. */
 static void describe_world(hora_place_t *place, const char *name, unsigned copy) {
     size_t len = strlen(place->text);
-    if (name[0] != '\0')
-        snprintf(place->text + len, sizeof(place->text) - len, ", name \"%.60s\"", name);
-    len = strlen(place->text);
-    if (copy != 0)
-        snprintf(place->text + len, sizeof(place->text) - len,
-                 ", for copy %x of libhora in this process", copy);
+    bool   named = name[0] != '\0';
+    snprintf(place->mark, sizeof(place->mark), ", %s%.60s%scopy %x of libhora",
+             named ? "name \"" : "", name, named ? "\", " : "", copy);
+    snprintf(place->text + len, sizeof(place->text) - len, "%s", place->mark);
+    snprintf(place->hint, sizeof(place->hint), "; this is %s in this process: all ranks must load "
+             "the copies in one order%s", place->mark + 2, named ? " and give the same names" : "");
 }
 
 void hora_place_name(hora_place_t *place, const char *name, unsigned copy) {

@@ -15,7 +15,10 @@ typedef struct hora_place {
     int      port, nports;              /* TCP: rank 0 takes the first free one of them */
     uint64_t key;                       /* tells this job, and this joining, from others */
     uint64_t world;                     /* the name of hora_place_name; 0: none */
-    char     text[320];                 /* "unix:NAME" or "tcp:HOST:PORT", for messages */
+    char     mark[128];                 /* for messages: which of several worlds, or "" */
+    char     text[448];                 /* "unix:NAME" or "tcp:HOST:PORT", and the mark */
+    char     hint[256];                 /* which of several worlds this is, to end a message that
+                                           somebody is missing; "": nothing to say */
     const char *why;                    /* what settled it. Static storage */
 } hora_place_t;
 

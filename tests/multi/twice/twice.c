@@ -201,6 +201,24 @@ static void one_aborted(const copy_t *copies) {
     ok(b, b->comm_free(other), "comm_free");
 }
 
+/* As if rank 0 had loaded the copies in another order: it joins by its second one, the others by
+ * their first. They must not meet, and rank 0 says why. The last scenario, as the copies are out of
+ * step then. */
+static void out_of_order(const copy_t *copies, int size) {
+    const copy_t       *mine = &copies[this_rank == 0];
+    hora_comm_options_t options = HORA_COMM_OPTIONS_INIT;
+    hora_comm_t        *comm;
+    hora_status_t       status;
+    options.start_timeout = 1;
+    if (size == 1)
+        return;
+    status = mine->comm_create(&options, &comm);
+    expect(status == HORA_ERR_TIMEOUT, "copies loaded in another order do not meet");
+    expect((strstr(mine->last_error(), "this is copy 1 of libhora in this process: all ranks must "
+                                       "load the copies in one order") != NULL) == (this_rank == 0),
+           mine->last_error());
+}
+
 /* What a file begins with; "" if there is none. */
 static const char *first_of(const job_t *job, const char *name, char *text, size_t size) {
     char   path[PATH_MAX];
@@ -244,7 +262,6 @@ static int rank_main(int rank, int size, void *arg) {
     copy_t       copies[COPIES_MAX];
     unsigned     seed = 1 + (unsigned)rank;
     char         place[64];
-    (void)size;
     this_rank = rank;
     setenv("HORA_TRANSPORT", strcmp(job->how, "shm") == 0 ? "shm" : "tcp", 1);
     setenv("HORA_TIMEOUT", "30", 1);
@@ -262,6 +279,7 @@ static int rank_main(int rank, int size, void *arg) {
     names_together(copies, &seed);
     one_aborted(copies);
     timelines_apart(job, copies);
+    out_of_order(copies, size);
     return 0;
 }
 

@@ -48,6 +48,7 @@ static void test_judge(void **state) {
     assert_int_equal(judge(&zero, &one, 1, &st, text), HORA_VERDICT_OK);
     other.key++;
     assert_int_equal(judge(&zero, &other, 1, &st, text), HORA_VERDICT_STRANGER);
+    assert_int_equal(st, HORA_ERR_MISMATCH);
     other = one;
     other.size = 5;
     assert_int_equal(judge(&zero, &other, 1, &st, text), HORA_VERDICT_FATAL);

@@ -240,6 +240,34 @@ static void test_missing(void **state) {
     start_timeout = 20;
 }
 
+/* Ranks that give different names do not meet, and each says which one is its own. */
+static void other_name(int rank, int size, report_t *report) {
+    hora_comm_options_t options = HORA_COMM_OPTIONS_INIT;
+    hora_world_t       *world = NULL;
+    options.rank = rank;
+    options.nranks = size;
+    options.rendezvous = place;
+    options.start_timeout = 1;
+    options.name = rank == 0 ? "left" : rank == 1 ? "right" : NULL;
+    report->status = hora_bootstrap_join(&options, &world);
+    snprintf(report->text, sizeof(report->text), "%s", hora_last_error());
+}
+
+static void test_other_name(void **state) {
+    const char *hint = " copy 0 of libhora in this process: all ranks must load the copies in one "
+                       "order and give the same names";
+    (void)state;
+    for (int tcp = 0; tcp < 2; tcp++) {
+        ranks_run(3, tcp, other_name);
+        expect(0, HORA_ERR_TIMEOUT, "; this is name \"left\",");
+        expect(0, HORA_ERR_TIMEOUT, hint);
+        expect(1, HORA_ERR_TIMEOUT, "; this is name \"right\",");
+        expect(1, HORA_ERR_TIMEOUT, hint);
+        expect(2, HORA_ERR_TIMEOUT, tcp ? "name \"left\", copy 0 of libhora" : "nobody");
+        assert_null(strstr(board->reports[2].text, hint));
+    }
+}
+
 static void wrong_secret(int rank, int size, report_t *report) {
     if (rank == 1)
         setenv("HORA_SECRET", "wrong", 1);
@@ -374,7 +402,7 @@ static void test_cancel(void **state) {
     }
 }
 
-/* A listener whose queue is full: the kernel answers no connection, as a host that drops packets. */
+/* A listener whose queue is full: the kernel answers nobody, as a host that drops packets. */
 static int full_listener(int queued[8]) {
     struct sockaddr_in at = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     socklen_t          len = sizeof(at);
@@ -474,6 +502,7 @@ int main(void) {
         cmocka_unit_test(test_secret),
         cmocka_unit_test(test_fork),
         cmocka_unit_test(test_missing),
+        cmocka_unit_test(test_other_name),
         cmocka_unit_test(test_wrong_secret),
         cmocka_unit_test(test_duplicate),
         cmocka_unit_test(test_other_size),
