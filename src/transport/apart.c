@@ -14,8 +14,11 @@
 #include "transport/wait.h"
 
 #include "util/clock.h"
+#include "util/log.h"
 
+#include <errno.h>
 #include <sched.h>
+#include <stdatomic.h>
 
 #define MOVE_NS 1000000 /* at most one move in this time: a move costs some microseconds */
 
@@ -62,6 +65,20 @@ static bool choose(const hora_comm_t *comm, int core, const cpu_set_t *allowed, 
     return CPU_COUNT(rest) > 0;
 }
 
+/* It can fail only if the cores of this process were changed from outside in this very moment: a
+ * cpuset. Then the thread is left on the other cores, which is worth a word. */
+static void put_back(const cpu_set_t *allowed) {
+    static atomic_flag warned = ATOMIC_FLAG_INIT;
+    if (sched_setaffinity(0, sizeof(*allowed), allowed) == 0 ||
+        sched_setaffinity(0, sizeof(*allowed), allowed) == 0)
+        return;
+    int err = errno;
+    if (!atomic_flag_test_and_set(&warned))
+        hora_log(HORA_LOG_WARNING, "a waiting thread moved to another core and could not get its "
+                 "cores back (errno %d): it stays off one of them; HORA_SPIN_US=0 keeps threads "
+                 "from moving", err);
+}
+
 /* True when this thread may now be elsewhere. */
 static bool move(const hora_comm_t *comm, int core) {
     cpu_set_t allowed, rest;
@@ -70,7 +87,7 @@ static bool move(const hora_comm_t *comm, int core) {
         return false;
     if (sched_setaffinity(0, sizeof(rest), &rest) != 0)
         return false;
-    sched_setaffinity(0, sizeof(allowed), &allowed);
+    put_back(&allowed);
     return true;
 }
 

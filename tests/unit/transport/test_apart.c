@@ -3,6 +3,7 @@
  * The other rank is a bell that says where it was.
  */
 #include "transport/wait.h"
+#include "util/log.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -10,9 +11,12 @@
 #include <stdint.h>
 
 #include <cmocka.h>
+#include <errno.h>
 #include <sched.h>
 #include <string.h>
+#include <sys/syscall.h>
 #include <time.h>
+#include <unistd.h>
 
 static hora_bell_t  other;
 static hora_world_t *world;
@@ -69,6 +73,64 @@ static void look__moves_away_from_the_awaited(void **state) {
     assert_true(moves(-1));
 }
 
+/* ---- Masks that cannot be put back: in place of the C library's function ---- */
+
+static int refused_from, refused_to, calls; /* calls by number, from 0 */
+
+int sched_setaffinity(pid_t pid, size_t size, const cpu_set_t *set) {
+    int call = calls++;
+    if (call >= refused_from && call < refused_to) {
+        errno = EINVAL;
+        return -1;
+    }
+    return (int)syscall(SYS_sched_setaffinity, pid, size, set);
+}
+
+/* One move of which the calls first .. end - 1 are refused; what it says. */
+static const char *move_refused(int first, int end, char text[1024]) {
+    int     pipes[2], errors = dup(2);
+    ssize_t n;
+    assert_int_equal(pipe(pipes), 0);
+    dup2(pipes[1], 2);
+    close(pipes[1]);
+    refused_from = first;
+    refused_to = end;
+    calls = 0;
+    nanosleep(&(struct timespec){0, 2000000}, NULL);
+    for (int i = 0; i < 1000 && calls == 0; i++) { /* the scheduler may be quicker */
+        atomic_store(&other.core, sched_getcpu() + 1);
+        hora_apart_look(&comm, 1);
+    }
+    refused_from = refused_to = 0;
+    dup2(errors, 2);
+    close(errors);
+    n = read(pipes[0], text, 1023);
+    close(pipes[0]);
+    assert_true(n >= 0);
+    text[n] = '\0';
+    return text;
+}
+
+static void look__tries_twice_to_be_free_again(void **state) {
+    cpu_set_t before, after;
+    char      text[1024];
+    (void)state;
+    need_two_cores();
+    hora_log_setup("warning", true);
+    sched_getaffinity(0, sizeof(before), &before);
+    assert_string_equal(move_refused(1, 2, text), "");
+    assert_int_equal(calls, 3);
+    sched_getaffinity(0, sizeof(after), &after);
+    assert_true(CPU_EQUAL(&before, &after));
+    assert_non_null(strstr(move_refused(1, 3, text), "could not get its cores back"));
+    assert_int_equal(calls, 3);
+    sched_getaffinity(0, sizeof(after), &after);
+    assert_true(CPU_COUNT(&after) < CPU_COUNT(&before)); /* or the refusal was not tested */
+    assert_int_equal(sched_setaffinity(0, sizeof(before), &before), 0);
+    assert_string_equal(move_refused(1, 3, text), ""); /* once is enough */
+    assert_int_equal(sched_setaffinity(0, sizeof(before), &before), 0);
+}
+
 static void look__stays_where_it_is_alone(void **state) {
     cpu_set_t one, before;
     int       here = sched_getcpu();
@@ -98,6 +160,7 @@ static void look__takes_no_peer_on_another_host(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(look__moves_away_from_the_awaited, make, unmake),
+        cmocka_unit_test_setup_teardown(look__tries_twice_to_be_free_again, make, unmake),
         cmocka_unit_test_setup_teardown(look__stays_where_it_is_alone, make, unmake),
         cmocka_unit_test_setup_teardown(look__takes_no_peer_on_another_host, make, unmake),
     };
