@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -244,6 +245,66 @@ def test_sampler_goes_on_with_what_is_left(world: list[int]) -> None:
     assert 39 in own[1].state_dict()["processed_indices"]
     own[1].set_epoch(3)
     assert own[1].state_dict() == {"epoch": 3, "processed_indices": set()}
+
+
+def test_recording_and_committing_cost_the_same_for_any_dataset(world: list[int]) -> None:
+    """Judged by memory: neither goes through the samples."""
+    from hora.torch.elastic.state import SamplerStateHandler
+
+    sampler = sampler_of(world, 1, 4, 100_000)
+    handler = SamplerStateHandler(sampler)
+    tracemalloc.start()
+    for number in range(1000):
+        sampler.record_batch(number, 8)
+        handler.save()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 20_000
+    assert len(sampler.state_dict()["processed_indices"]) == 32_000
+
+
+def by_hand(sampler: Any, batches: list[tuple[int, int]]) -> tuple[set[int], set[int]]:
+    """(done on its rank, done on all)"""
+    lists = [sampler._order[rank :: sampler.num_replicas] for rank in range(sampler.num_replicas)]
+    rows = [{i for n, count in batches for i in own[n * count : (n + 1) * count]} for own in lists]
+    return rows[sampler.rank], set().union(*rows)
+
+
+@pytest.mark.parametrize("batches", [
+    [(0, 3), (1, 3), (2, 3)], [(0, 3), (2, 3)], [(2, 3), (0, 3), (1, 3)], [(0, 4), (1, 2), (3, 2)],
+    [(0, 3), (0, 3), (1, 2)], [(0, 100)], [(7, 9)], [(3, 4)], [(0, 0)], [],
+])
+@pytest.mark.parametrize("count", [0, 1, 10, 41])
+def test_batches_in_any_order(world: list[int], batches: list[tuple[int, int]], count: int) -> None:
+    sampler = sampler_of(world, 1, 3, count)
+    for number, size in batches:
+        sampler.record_batch(number, size)
+        assert sampler.get_indices(number, size) == sampler.indices[number * size :][:size]
+    own, together = by_hand(sampler, batches)
+    assert sampler.processed_indices == own
+    assert sampler.state_dict()["processed_indices"] == together
+    sampler.reset()
+    assert sampler.processed_indices == together
+    assert set(sampler) <= set(range(count)) - together
+
+
+def test_commit_of_a_sampler_stays_what_it_was(world: list[int]) -> None:
+    from hora.torch.elastic.state import SamplerStateHandler
+
+    sampler = sampler_of(world, 0, 2, 24)
+    sampler.record_batch(0, 2)
+    sampler.record_indices([20])
+    handler = SamplerStateHandler(sampler)
+    wanted = sampler.state_dict()
+    sampler.record_batch(1, 2)
+    sampler.record_indices([21])
+    world[:] = 0, 3
+    sampler.reset()
+    sampler.record_batch(0, 2)
+    for _ in range(2):
+        handler.restore()
+        assert sampler.state_dict() == wanted and sampler.num_replicas == 3
+        sampler.set_epoch(4)
 
 
 def test_torch_state_on_one_rank() -> None:

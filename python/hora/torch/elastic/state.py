@@ -10,7 +10,7 @@ import torch
 
 from hora.common.elastic import ObjectState
 from hora.torch import mpi_ops
-from hora.torch.elastic.sampler import ElasticSampler
+from hora.torch.elastic.sampler import ElasticSampler, Progress
 from hora.torch.functions import (
     allgather_object, broadcast_object, broadcast_optimizer_state, broadcast_parameters,
 )  # fmt: skip
@@ -78,7 +78,15 @@ class SamplerStateHandler(StateHandler):
     """Each rank knows what it has processed; together they know all."""
 
     def save(self) -> None:
-        self._saved = self.value.state_dict()  # a copy
+        """A commit comes after each batch, so the set of what is done is only made by restore()."""
+        if type(self.value).state_dict is ElasticSampler.state_dict:
+            self._saved = self.value.progress()
+        else:
+            self._saved = copy.deepcopy(self.value.state_dict())
+
+    def restore(self) -> None:
+        saved = self._saved
+        self.value.load_state_dict(saved.state_dict() if isinstance(saved, Progress) else saved)
 
     def sync(self) -> None:
         states = allgather_object(self.value.state_dict(), name="elastic.sampler")
