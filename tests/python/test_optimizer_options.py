@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import io
+import os
 import pickle
 import sys
 import warnings
@@ -691,6 +692,76 @@ def results(request: pytest.FixtureRequest) -> dict[str, list[str]]:
 @pytest.mark.parametrize("case", CASES)
 def test_optimizer_options(results: dict[str, list[str]], case: str) -> None:
     assert not results[case], "\n".join(results[case])
+
+
+def join_and_leave() -> list[str]:
+    """Ranks become members of the set and leave it, from job to job; the optimizers stay. Every
+    step moves the weight by the average of what the members' ranks are in that job, plus 1."""
+    import hora.torch as hvd
+
+    hvd.init()
+    me, wrong = hvd.rank(), []
+    pair = hvd.ProcessSet([0, 1])
+    hvd.shutdown()
+    hvd.init(process_sets=[pair])
+
+    def wrap(**options: Any) -> tuple[Any, Any]:
+        p, q = parameter(2), parameter(3)
+        inner = torch.optim.SGD([p, q], lr=1.0)
+        named = [("p", p), ("q", q)]
+        return p, hvd.DistributedOptimizer(inner, named, process_set=pair, **options)
+
+    for options in ({}, {"groups": 1}, {"backward_passes_per_step": 2}, {"op": hvd.Adasum}):
+        p, optimizer = wrap(**options)
+        for order in ([0, 1, 2], [2, 1, 0], [1, 2, 0], [0, 1, 2]):
+            hvd.shutdown()
+            hvd.init(comm=order, process_sets=[pair])
+            now = hvd.rank()
+            optimizer.zero_grad()
+            before = p[0].item()
+            for _ in range(options.get("backward_passes_per_step", 1)):
+                (p.sum() * (now + 1.0)).backward()
+            if order == [2, 1, 0] and len(options) == 0:  # a job ends between the two
+                hvd.shutdown()
+                hvd.init(comm=order, process_sets=[pair])
+            optimizer.step()
+            moved = before - p[0].item()
+            passes = options.get("backward_passes_per_step", 1)
+            wanted = (1.5 if now < 2 else 3.0) * passes  # (Adasum of 1 and 2, parallel: also)
+            if abs(moved - wanted) > 1e-9:
+                wrong.append(f"{options} {order} rank {now} ({me} at first): {moved} not {wanted}")
+    hvd.shutdown()
+    return wrong
+
+
+def test_members_change_from_job_to_job() -> None:
+    assert ranks.run(join_and_leave, 3) == [[], [], []]
+
+
+def grow() -> list[float]:
+    """A job of one rank becomes one of two, and one of one again."""
+    import hora.torch as hvd
+
+    me = int(os.environ["HORA_RANK"])
+    moved = []
+    hvd.init(comm=[me])
+    p = parameter(1)
+    optimizer = hvd.DistributedOptimizer(torch.optim.SGD([p], lr=1.0), [("p", p)], groups=1)
+    for comm in ([me], None, [me]):
+        hvd.shutdown()
+        hvd.init(comm=comm)
+        optimizer.zero_grad()
+        before = p.item()
+        (p.sum() * me).backward()
+        assert bool(optimizer._handles) == (comm is None)
+        optimizer.step()
+        moved.append(before - p.item())
+    hvd.shutdown()
+    return moved
+
+
+def test_a_job_that_grows() -> None:
+    assert ranks.run(grow, 2) == [[0.0, 0.5, 0.0], [1.0, 0.5, 1.0]]
 
 
 def count_hooks() -> tuple[int, float]:

@@ -17,6 +17,7 @@ from typing import Any, Callable, Iterable, Iterator, Sequence
 
 import torch
 
+from hora.common import basics
 from hora.common.process_sets import ProcessSet, global_process_set, set_id
 from hora.common.util import split_list
 from hora.torch._adasum_optimizer import _DistributedAdasumOptimizer
@@ -24,8 +25,8 @@ from hora.torch._wrapping import Wrapping, check_names, wrap
 from hora.torch.compression import Compression, Compressor
 from hora.torch.functions import broadcast_object
 from hora.torch.mpi_ops import (
-    Adasum, Average, HorovodInternalError, allreduce_async_, grouped_allreduce_async_, size,
-    sparse_allreduce_async, synchronize,
+    Adasum, Average, HorovodInternalError, allreduce_async_, grouped_allreduce_async_,
+    is_initialized, size,    sparse_allreduce_async, synchronize,
 )  # fmt: skip
 
 __all__ = ["DistributedOptimizer"]
@@ -34,6 +35,22 @@ Group = tuple[torch.Tensor, ...]
 
 # So many steps in a row that come too early for backward_passes_per_step are a mistake.
 _EARLY_STEPS = 3
+
+
+_living: weakref.WeakSet[_DistributedOptimizer] = weakref.WeakSet()
+
+
+def _begin_again() -> None:
+    if is_initialized():  # it has begun, and not ended
+        for optimizer in list(_living):
+            optimizer._begin_again()
+
+
+basics.on_reset(_begin_again)
+
+
+def _is_elastic() -> bool:
+    return "1" in (os.environ.get("HORA_ELASTIC"), os.environ.get("HOROVOD_ELASTIC"))
 
 
 class _DistributedOptimizer(Wrapping):
@@ -71,10 +88,28 @@ class _DistributedOptimizer(Wrapping):
         self._should_synchronize = True
         self._groups: dict[torch.Tensor, Group] = {}
         self._hooks: list[Any] = []
-        elastic = "1" in (os.environ.get("HORA_ELASTIC"), os.environ.get("HOROVOD_ELASTIC"))
-        self._active = (size() > 1 or elastic) and process_set.included()
+        self._active = self._has_work()
+        self._group_count = 0  # groups that are to be made when this rank becomes a member
         if groups is not None:
-            self._make_groups(groups)
+            # In an elastic job those who came earlier have wrapped theirs: nobody would answer.
+            self._make_groups(groups, ask=not _is_elastic())
+        for group in self.param_groups:
+            self._register_hooks(group["params"])
+        _living.add(self)
+
+    def _has_work(self) -> bool:
+        return bool((size() > 1 or _is_elastic()) and self.process_set.included())
+
+    def _begin_again(self) -> None:
+        """A new job: this rank may be in the process set now, or not any more. Parameters have
+        hooks only while there is work for them, so that hooks need not ask."""
+        self._active = self._has_work()
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks, self._requires_update, self._frozen = [], {}, []
+        self._forget_progress()
+        if self._active and self._group_count:
+            self._make_groups(self._group_count)
         for group in self.param_groups:
             self._register_hooks(group["params"])
 
@@ -83,18 +118,21 @@ class _DistributedOptimizer(Wrapping):
         return super()._options() | {
             "op": self.op,
             "gradient_predivide_factor": self.gradient_predivide_factor,
-            "groups": groups or None,
+            "groups": groups or self._group_count or None,
             "sparse_as_dense": self.sparse_as_dense,
         }
 
-    def _make_groups(self, groups: int | Sequence[Sequence[torch.Tensor]]) -> None:
+    def _make_groups(
+        self, groups: int | Sequence[Sequence[torch.Tensor]], ask: bool = False
+    ) -> None:
         mine = [p for group in self.param_groups for p in group["params"] if p.requires_grad]
         if isinstance(groups, (list, tuple)):
             lists = self._check_groups(groups)
         elif isinstance(groups, int) and groups >= 0:
+            self._group_count = 0 if self._active else groups
             if groups == 0 or not self._active:
                 return
-            lists = split_list(self._in_roots_order(mine), groups)
+            lists = split_list(self._in_roots_order(mine) if ask else mine, groups)
         else:
             raise ValueError(
                 "groups should be a non-negative integer or a list of list of torch.Tensor."
@@ -165,12 +203,15 @@ class _DistributedOptimizer(Wrapping):
             self._allreduce_delay, self.backward_passes_per_step
         )
 
-    def load_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        """Also forgets what is under way: elastic training begins again from a state."""
+    def _forget_progress(self) -> None:
         self._handles = {}
         self._synchronized = False
         self._should_synchronize = True
         self._reset_delays()
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        """Also forgets what is under way: elastic training begins again from a state."""
+        self._forget_progress()
         super().load_state_dict(*args, **kwargs)
 
     # ---- Reducing --------------------------------------------------------------------------------
