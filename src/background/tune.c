@@ -3,6 +3,7 @@
  * rank 0 says. The thread that creates the engine, then the driving thread.
  *
  * Only an engine on all ranks of the job is tuned: a result must be one that the next job can use.
+ * Of several such engines only the first is: there is one log, and one cache.
  */
 #include "background/engine.h"
 
@@ -180,10 +181,17 @@ static hora_status_t create_tune(hora_engine_t *engine, struct hora_tuner *tuner
     return hora_tune_create(&options, &tuner->tune);
 }
 
+/* Every rank remembers it, since the next engine may have another rank as its rank 0. */
+static bool is_first(hora_engine_t *engine) {
+    void *none = NULL;
+    return engine->size == engine->world->size &&
+           atomic_compare_exchange_strong(&engine->world->tuned, &none, engine);
+}
+
 hora_status_t hora_tuner_create(hora_engine_t *engine) {
     const hora_settings_t *settings = &engine->world->settings;
     engine->tuning = defaults_of(engine);
-    if (engine->rank != 0 || engine->size == 1 || engine->size != engine->world->size ||
+    if (!is_first(engine) || engine->rank != 0 || engine->size == 1 ||
         (!settings->autotune && settings->autotune_cache[0] == '\0'))
         return HORA_OK;
     engine->tuner = calloc(1, sizeof(*engine->tuner));
@@ -194,6 +202,8 @@ hora_status_t hora_tuner_create(hora_engine_t *engine) {
 }
 
 void hora_tuner_destroy(hora_engine_t *engine) {
+    void *self = engine;
+    atomic_compare_exchange_strong(&engine->world->tuned, &self, NULL);
     if (engine->tuner == NULL)
         return;
     hora_tune_destroy(engine->tuner->tune);

@@ -92,6 +92,7 @@ struct hora_world {
      * host. Set by the bootstrap. Any thread. */
     void (*sync_clock)(hora_world_t *world);
     hora_timeline_t timeline;
+    _Atomic(void *) tuned; /* the engine on all ranks that autotune may tune; NULL: none */
 };
 
 /* An empty world of `size` ranks with mutexes, a private bell and an eventfd; the bootstrap fills in

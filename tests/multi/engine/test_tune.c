@@ -132,6 +132,37 @@ static void cached_main(hora_comm_t *none, int rank, int size, void *arg) {
     harness_ok(hora_comm_free(comm));
 }
 
+/* A second engine on all ranks leaves the first one's log alone, also when it works and ends. */
+static void second_main(hora_comm_t *none, int rank, int size, void *arg) {
+    static tensor_t tensors[TENSORS];
+    hora_comm_t    *comm;
+    hora_engine_t  *engines[2];
+    int             lines = 0;
+    (void)none, (void)arg, (void)size;
+    set_environment(rank, "");
+    comm = harness_join();
+    make_tensors(tensors, comm);
+    harness_ok(hora_engine_create(comm, NULL, &engines[0]));
+    for (int step = 0; step < 3000 && !is_done(comm); step++)
+        run_step(engines[0], comm, tensors, step);
+    if (rank == 0)
+        lines = count_lines(log_path, ",");
+    harness_ok(hora_engine_create(comm, NULL, &engines[1]));
+    for (int step = 0; step < 20; step++)
+        for (int k = 0; k < 2; k++)
+            run_step(engines[k], comm, tensors, step);
+    harness_ok(hora_engine_free(engines[1]));
+    run_step(engines[0], comm, tensors, 0);
+    if (rank == 0)
+        harness_check(lines > 4 && count_lines(log_path, ",") == lines, "the log had %d lines, now %d",
+                      lines, count_lines(log_path, ","));
+    for (int i = 0; i < TENSORS; i++)
+        tensor_free(&tensors[i]);
+    harness_ok(hora_engine_free(engines[0]));
+    harness_ok(hora_barrier(comm, NULL));
+    harness_ok(hora_comm_free(comm));
+}
+
 static void run(harness_main_t rank_main, void *arg) {
     harness_job_t job = {.nranks = nranks, .main = rank_main, .arg = arg, .transport = transport,
                          .bare = true, .timeout = 60, .deadline = 110};
@@ -157,6 +188,11 @@ static void what_is_no_cache_is_ignored(void **state) {
     fprintf(file, "{\"format\": \"hora-autotune\", \"version\": 1, \"ranks\": 1e9");
     fclose(file);
     run(cached_main, &good);
+}
+
+static void only_the_first_engine_is_tuned(void **state) {
+    (void)state;
+    run(second_main, NULL);
 }
 
 static int make_folder(void **state) {
@@ -186,6 +222,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(results_stay_right_while_it_tunes),
         cmocka_unit_test(cache_is_used_by_the_next_job),
         cmocka_unit_test(what_is_no_cache_is_ignored),
+        cmocka_unit_test(only_the_first_engine_is_tuned),
     };
     return cmocka_run_group_tests(tests, make_folder, remove_folder);
 }
