@@ -32,10 +32,14 @@ static const char *name_of(const hora_task_t *task) {
     return task->kind == HORA_TASK_JOIN ? HORA_JOIN_NAME : task->name;
 }
 
+static size_t name_len_of(const hora_task_t *task) {
+    return task->kind == HORA_TASK_JOIN ? HORA_JOIN_NAME_LEN : strlen(task->name);
+}
+
 static hora_status_t attach_locked(hora_engine_t *engine, hora_handle_t *handle, size_t i,
                                    const hora_task_t *task, uint64_t group_key) {
     hora_work_t   *work = &handle->works[i];
-    size_t         len = strlen(name_of(task));
+    size_t         len = name_len_of(task);
     hora_record_t *record = hora_record_find_locked(engine, name_of(task), len);
     if (record != NULL && record->work != NULL)
         return HORA_ERR_DUPLICATE_NAME;
@@ -116,10 +120,17 @@ static void end_late_locked(hora_engine_t *engine, hora_work_t *work) {
  * waits for a task that comes after. */
 static void begin_join_locked(hora_engine_t *engine, hora_work_t *join) {
     engine->join = join;
-    for (size_t i = 0; i < engine->records.room; i++) {
+    for (size_t i = 0; i < engine->records.room;) {
         hora_record_t *record = (hora_record_t *)engine->records.slots[i];
-        if (record != NULL && record != join->record)
-            record->late_status = HORA_OK; /* the text is freed with the record, or replaced */
+        size_t         count = engine->records.count;
+        if (record != NULL && record != join->record && record->late_status != HORA_OK) {
+            record->late_status = HORA_OK;
+            free(record->late_text);
+            record->late_text = NULL;
+            hora_record_drop_locked(engine, record);
+        }
+        if (engine->records.count == count)
+            i++; /* else it is gone, and another one may have moved here */
     }
 }
 

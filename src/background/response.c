@@ -157,8 +157,7 @@ static hora_status_t take_joined(hora_engine_t *engine, const hora_item_t *item)
 }
 
 /* The error of a task that is not in flight here waits for it. */
-static void keep_late_locked(hora_engine_t *engine, hora_record_t *record, hora_status_t status,
-                             const char *text) {
+static void keep_late_locked(hora_record_t *record, hora_status_t status, const char *text) {
     record->late_status = status;
     free(record->late_text);
     record->late_text = strdup(text);
@@ -180,8 +179,10 @@ static hora_status_t take_error(hora_engine_t *engine, const hora_item_t *item) 
         forget_id_locked(engine, record);
         if (record->work != NULL && !record->work->is_held)
             hora_work_end_locked(engine, record->work, item->status, text);
-        else if (engine->join == NULL) /* else it is of a time when this rank has joined */
-            keep_late_locked(engine, record, item->status, text);
+        else if (engine->join == NULL)
+            keep_late_locked(record, item->status, text);
+        else /* it is of a time when this rank has joined */
+            hora_record_drop_locked(engine, record);
     }
     pthread_mutex_unlock(&engine->lock);
     return st == HORA_OK ? st : hora_fail(st, "the error of %.*s", (int)item->name_len, item->name);

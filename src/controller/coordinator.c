@@ -186,7 +186,7 @@ static hora_status_t end_join(hora_coordinator_t *c, int last) {
 hora_status_t hora_coordinator_join(hora_coordinator_t *c, int rank, uint32_t acked,
                                     uint32_t resends) {
     static const hora_signature_t sig = {.kind = HORA_TASK_JOIN, .group_size = 1};
-    size_t                        len = strlen(HORA_JOIN_NAME);
+    size_t                        len = HORA_JOIN_NAME_LEN;
     uint64_t                      hash = hora_name_hash(HORA_JOIN_NAME, len);
     hora_entry_t                 *e = hora_entry_find(c, hash, HORA_JOIN_NAME, len);
     hora_status_t                 st;

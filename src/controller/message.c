@@ -334,6 +334,16 @@ static bool take_name(hora_frame_reader_t *r, size_t len, hora_item_t *item) {
     return true;
 }
 
+/* The same, or the name of joins. */
+static bool take_waiting_name(hora_frame_reader_t *r, size_t len, hora_item_t *item) {
+    if (len != HORA_JOIN_NAME_LEN || r->limit - r->off < len ||
+        memcmp(r->buf + r->off, HORA_JOIN_NAME, len) != 0)
+        return take_name(r, len, item);
+    item->name = (const char *)take(r, len);
+    item->name_len = len;
+    return true;
+}
+
 static bool take_text(hora_frame_reader_t *r, size_t len, hora_item_t *item) {
     const uint8_t *p = take(r, len);
     if (p == NULL || len > HORA_TEXT_MAX || memchr(p, '\0', len) != NULL)
@@ -396,7 +406,7 @@ static bool read_waited(hora_frame_reader_t *r, hora_item_t *item) {
     if (p == NULL || p[0] != 0)
         return false;
     item->waited_ms = hora_get_u32(p + 3);
-    return take_name(r, hora_get_u16(p + 1), item);
+    return take_waiting_name(r, hora_get_u16(p + 1), item);
 }
 
 static bool read_left(hora_frame_reader_t *r) {
@@ -503,12 +513,12 @@ static bool read_error(hora_frame_reader_t *r, hora_item_t *item) {
         return false;
     item->status = (hora_status_t)(int32_t)hora_get_u32(p + 3);
     return item->status < 0 && item->status >= HORA_ERR_INTERNAL &&
-           take_name(r, hora_get_u16(p + 1), item) && take_text(r, hora_get_u16(p + 7), item);
+           take_waiting_name(r, hora_get_u16(p + 1), item) && take_text(r, hora_get_u16(p + 7), item);
 }
 
 static bool read_stall(hora_frame_reader_t *r, hora_item_t *item) {
     const uint8_t *p = take(r, 5);
-    return p != NULL && p[0] == 0 && take_name(r, hora_get_u16(p + 1), item) &&
+    return p != NULL && p[0] == 0 && take_waiting_name(r, hora_get_u16(p + 1), item) &&
            take_text(r, hora_get_u16(p + 3), item);
 }
 

@@ -20,7 +20,10 @@
 #define HORA_FRAME_VERSION 1
 #define HORA_NAME_MAX      1024 /* bytes of a tensor's name */
 #define HORA_TEXT_MAX      1024 /* bytes of an error text in a message */
-#define HORA_JOIN_NAME     "of all ranks" /* what a join is called, whatever its task's name */
+/* What a join is called, whatever its task's name. The final '\0' is a part of it, so that no
+ * task's name equals it; FULL and EXECUTE do not carry it. */
+#define HORA_JOIN_NAME     "of all ranks"
+#define HORA_JOIN_NAME_LEN sizeof(HORA_JOIN_NAME)
 
 typedef enum hora_frame_type {
     HORA_FRAME_REQUESTS = 1,

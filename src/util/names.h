@@ -12,8 +12,8 @@
 
 typedef struct hora_name {
     uint64_t    hash; /* hora_name_hash(text, len) */
-    size_t      len;  /* bytes of text, without the end */
-    const char *text; /* ends with '\0', and has none before */
+    size_t      len;  /* bytes of text, without the end as a rule */
+    const char *text; /* ends with '\0', which len may count */
 } hora_name_t;
 
 typedef struct hora_names {

@@ -585,6 +585,33 @@ static void a_rank_ends_meanwhile(void **state) {
 
 /* ---- Arguments ------------------------------------------------------------------------------ */
 
+/* A task that is called as joins are in messages, beside a join. */
+static void names_main(hora_comm_t *comm, int rank, int size, void *arg) {
+    hora_engine_t *engine = engine_of(comm);
+    float          x = 3;
+    int32_t        last;
+    hora_task_t    task = HORA_TASK_INIT;
+    hora_handle_t *handle, *joining;
+    (void)arg;
+    task.name = "of all ranks";
+    task.in = task.out = &x;
+    handle = rank == 0 ? enqueue(engine, &task, 0) : NULL;
+    joining = start_join(engine, &last, 0);
+    if (rank == 0)
+        finish(handle);
+    harness_check(x == 3, "%g", x); /* the others bring nothing */
+    finish(joining);
+    x = 1;
+    finish(enqueue(engine, &task, 0));
+    harness_check(x == (float)size, "%g", x);
+    harness_ok(hora_engine_free(engine));
+}
+
+static void a_task_may_be_called_so(void **state) {
+    (void)state;
+    run(names_main);
+}
+
 static void arguments_main(hora_comm_t *comm, int rank, int size, void *arg) {
     hora_engine_t *engine = engine_of(comm);
     hora_task_t    pair[2] = {HORA_TASK_INIT, HORA_TASK_INIT};
@@ -615,6 +642,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(a_join_ends_when_nothing_goes_on),
         cmocka_unit_test(a_join_waits_for_who_computes),
         cmocka_unit_test(a_rank_ends_meanwhile),
+        cmocka_unit_test(a_task_may_be_called_so),
         cmocka_unit_test(arguments),
     };
     if (argc != 3) {

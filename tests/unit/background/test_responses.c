@@ -4,6 +4,7 @@
  */
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stdio.h>
 #include <stdlib.h>
 
 #include <cmocka.h>
@@ -108,11 +109,53 @@ static void a_ghost_keeps_its_record(void **state) {
     assert_null(hora_record_find_locked(engine, "a", 1));
 }
 
+/* ---- Errors of others ----------------------------------------------------------------------- */
+
+static void hear_of_errors(int first, int n) {
+    static uint8_t      buf[HORA_FRAME_MAX];
+    hora_frame_writer_t w;
+    char                name[32];
+    hora_frame_begin(&w, buf, HORA_FRAME_RESPONSES, 0);
+    for (int i = 0; i < n; i++) {
+        int len = snprintf(name, sizeof(name), "failed.%d", first + i);
+        assert_true(hora_frame_put_error(&w, name, (size_t)len, HORA_ERR_MISMATCH, "they differ"));
+    }
+    assert_int_equal(hora_response_handle(engine, buf, hora_frame_end(&w)), HORA_OK);
+}
+
+static void errors_leave_nothing_while_joined(void **state) {
+    (void)state;
+    hear_of_errors(0, 100);
+    assert_int_equal(engine->records.count, 0);
+}
+
+/* What failed before the join is forgotten by it, and so are the names. */
+static void a_join_drops_what_was_late(void **state) {
+    hora_task_t    task = HORA_TASK_INIT;
+    hora_handle_t *handle;
+    int32_t        last = -1;
+    (void)state;
+    engine->has_joined = false;
+    engine->join = NULL;
+    for (int i = 0; i < 1000; i += 100) /* many, so that they move in the table */
+        hear_of_errors(i, 100);
+    assert_int_equal(engine->records.count, 1000);
+    task.kind = HORA_TASK_JOIN;
+    task.out = &last;
+    assert_int_equal(hora_engine_enqueue(engine, &task, 1, 0, &handle), HORA_OK);
+    assert_int_equal(hora_handle_wait(handle), HORA_OK);
+    hora_handle_release(handle);
+    assert_int_equal(last, 0);
+    assert_int_equal(engine->records.count, 0);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(an_id_is_taken_over_within_a_batch, begin, end),
         cmocka_unit_test_setup_teardown(a_second_mention_is_malformed, begin, end),
         cmocka_unit_test_setup_teardown(a_ghost_keeps_its_record, begin, end),
+        cmocka_unit_test_setup_teardown(errors_leave_nothing_while_joined, begin, end),
+        cmocka_unit_test_setup_teardown(a_join_drops_what_was_late, begin, end),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

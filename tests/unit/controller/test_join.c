@@ -240,12 +240,12 @@ static void a_stall_names_who_has_joined(void **state) {
     expect_text(&w->ranks[0].tensors[0], "for rank 2 (even); ready: ranks 0 (even), 3 (odd); "
                                          "joined: rank 1 (odd)");
     /* The join itself gives up as well, when it shall. */
-    hora_coordinator_waited(w->coordinator, HORA_JOIN_NAME, strlen(HORA_JOIN_NAME), 6000000000,
+    hora_coordinator_waited(w->coordinator, HORA_JOIN_NAME, HORA_JOIN_NAME_LEN, 6000000000,
                             w->now);
     world_settle(w);
     for (int r = 0; r < 4; r++)
         assert_int_equal(w->ranks[r].join_failed, 0);
-    hora_coordinator_waited(w->coordinator, HORA_JOIN_NAME, strlen(HORA_JOIN_NAME), 7000000000,
+    hora_coordinator_waited(w->coordinator, HORA_JOIN_NAME, HORA_JOIN_NAME_LEN, 7000000000,
                             w->now);
     world_settle(w);
     for (int r = 0; r < 4; r++)
@@ -270,7 +270,7 @@ static void a_join_waits_for_ever(void **state) {
     world_settle(w);
     for (uint64_t s = 2; s < 2000000000; s *= 10) {
         w->now += 10000000000;
-        hora_coordinator_waited(w->coordinator, HORA_JOIN_NAME, strlen(HORA_JOIN_NAME),
+        hora_coordinator_waited(w->coordinator, HORA_JOIN_NAME, HORA_JOIN_NAME_LEN,
                                 s * 1000000000, w->now);
         world_settle(w);
     }
@@ -345,7 +345,7 @@ static void a_join_fails_in_the_midst_of_a_group(void **state) {
     rank_feed(w, 0);
     rank_feed(w, 0);
     rank_feed(w, 1); /* t0 */
-    hora_coordinator_waited(w->coordinator, HORA_JOIN_NAME, strlen(HORA_JOIN_NAME), 6000000000,
+    hora_coordinator_waited(w->coordinator, HORA_JOIN_NAME, HORA_JOIN_NAME_LEN, 6000000000,
                             w->now);
     world_speak(w);
     while (rank_listen(w, 2))

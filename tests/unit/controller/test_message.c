@@ -300,6 +300,36 @@ static void bad_tunings_are_refused(void **state) {
 #undef REFUSE
 }
 
+/* It is no task's, whatever that is called. */
+static void the_name_of_joins(void **state) {
+    static uint8_t      buf[HORA_FRAME_MAX];
+    hora_signature_t    sig = {.kind = HORA_TASK_BARRIER, .group_size = 1, .prescale = 1,
+                               .postscale = 1};
+    hora_frame_writer_t w;
+    hora_frame_reader_t r;
+    hora_item_t         item;
+    (void)state;
+    hora_signature_normalize(&sig);
+    for (size_t len = HORA_JOIN_NAME_LEN - 1; len <= HORA_JOIN_NAME_LEN; len++) {
+        hora_frame_begin(&w, buf, HORA_FRAME_REQUESTS, 0);
+        hora_frame_put_waited(&w, HORA_JOIN_NAME, len, 5);
+        hora_frame_put_full(&w, HORA_JOIN_NAME, len, &sig);
+        assert_true(hora_frame_open(&r, buf, hora_frame_end(&w), HORA_FRAME_REQUESTS));
+        assert_int_equal(hora_frame_next(&r, 4, &item), HORA_OK);
+        assert_int_equal(item.name_len, len);
+        assert_int_equal(hora_frame_next(&r, 4, &item),
+                         len < HORA_JOIN_NAME_LEN ? HORA_OK : HORA_ERR_PROTOCOL);
+        hora_frame_begin(&w, buf, HORA_FRAME_RESPONSES, 0);
+        hora_frame_put_error(&w, HORA_JOIN_NAME, len, HORA_ERR_TIMEOUT, "text");
+        hora_frame_put_stall(&w, HORA_JOIN_NAME, len, "text");
+        assert_true(hora_frame_open(&r, buf, hora_frame_end(&w), HORA_FRAME_RESPONSES));
+        for (int i = 0; i < 2; i++) {
+            assert_int_equal(hora_frame_next(&r, 4, &item), HORA_OK);
+            assert_int_equal(item.name_len, len);
+        }
+    }
+}
+
 static void full_frames(void **state) {
     hora_frame_writer_t w;
     hora_signature_t    sig = some_signature();
@@ -334,6 +364,7 @@ int main(void) {
         cmocka_unit_test(every_truncation),        cmocka_unit_test(the_wrong_direction),
         cmocka_unit_test(flipped_bytes_and_noise), cmocka_unit_test(bad_values_are_refused),
         cmocka_unit_test(bad_tunings_are_refused), cmocka_unit_test(full_frames),
+        cmocka_unit_test(the_name_of_joins),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

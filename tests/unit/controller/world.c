@@ -338,7 +338,7 @@ static void execute(rank_t *r, hora_item_t *item) {
 }
 
 static bool is_of_join(const hora_item_t *item) {
-    return item->name_len == strlen(HORA_JOIN_NAME) &&
+    return item->name_len == HORA_JOIN_NAME_LEN &&
            memcmp(item->name, HORA_JOIN_NAME, item->name_len) == 0;
 }
 
