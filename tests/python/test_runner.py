@@ -490,8 +490,8 @@ def test_config_file_in_yaml(tmp_path: Path) -> None:
     assert args.min_num_proc == 2 and args.cooldown_range == [3.0, 5.0] and args.verbose and args.use_gloo
     assert len(notes) == 1 and "unknown" in notes[0]
     assert [note.split(":")[0] for note in arguments.notes(args)] == [
-        "--cycle-time-ms", "--hierarchical-allreduce", "--mpi-threads-disable",
-        "--gloo-timeout-seconds"]
+        "--cycle-time-ms", "--hierarchical-allreduce", "--gloo-timeout-seconds",
+        "--mpi-threads-disable"]
 
 
 @pytest.mark.parametrize("text, setting", [

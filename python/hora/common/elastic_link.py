@@ -112,12 +112,15 @@ class End:
     # ---- Proving ---------------------------------------------------------------------------------
 
     def _prove(self, side: str, nonce: str, *more: object) -> str:
-        return _mac(self.secret, "hora elastic", side, self.nonce, nonce, self.worker, self.pid, *more)
+        who = self.nonce, nonce, self.worker, self.pid
+        return _mac(self.secret, "hora elastic", side, *who, *more)
 
     def _agree(self, nonce: str) -> None:
         self.key = bytes.fromhex(self._prove("key", nonce))
 
-    def admit(self, line: bytes, judge: Callable[[str, int], str] = lambda worker, pid: "") -> bytes:
+    def admit(
+        self, line: bytes, judge: Callable[[str, int], str] = lambda worker, pid: ""
+    ) -> bytes:
         """The driver judges a worker's proof; returns its own. LinkError: not one of us. Where
         ``judge(worker, pid)`` returns a text, the reply is a refusal, and there is no key."""
         message = _parse(line)
