@@ -349,6 +349,12 @@ def case_ranks_that_disagree(hvd: Any) -> None:
         fails(error, lambda: hvd.remove_process_set(qs), "removes process set 2", "[0, 1]")
     else:
         fails(error, lambda: hvd.add_process_set([0, 1]), "removes process set 2", "[0, 1]")
+    gone = hvd.ProcessSet([0])
+    fails(
+        error, lambda: hvd.remove_process_set(gone if odd else ps),
+        "rank 0 removes process set 1", f"rank {last} removes a process set that is not there",
+    )  # fmt: skip
+    assert hvd.remove_process_set(gone) is False
     assert ps.process_set_id == 1 and qs.process_set_id == 2
     if odd:
         same(hvd.allreduce(torch.ones(2), process_set=qs), torch.ones(2))

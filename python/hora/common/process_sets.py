@@ -129,13 +129,17 @@ def add_process_set(process_set: Union[ProcessSet, Iterable[int], Any]) -> Proce
 
 def remove_process_set(process_set: ProcessSet) -> bool:
     """Removes a set. Every rank of the job calls it; operations that are still under way on the set
-    end with an error. Returns False, and does nothing, for the global set and for a set that was
-    not added."""
-    number = process_set.process_set_id
-    if not number:
+    end with an error. Returns False, and does nothing, for the global set, and for a set that is
+    not there on any rank. Where only some ranks have it, that is a mismatch."""
+    if process_set.process_set_id == 0:
         return False
     with _lock:
-        _check_alike(_core.exchange("remove_process_set", [_REMOVE, number]))
+        number = process_set.process_set_id
+        _check_alike(
+            _core.exchange("remove_process_set", [_REMOVE, _ABSENT if number is None else number])
+        )
+        if number is None:
+            return False
         _core.remove_process_set(number)
         _forget(number)
     return True
@@ -175,6 +179,7 @@ def process_sets() -> list[ProcessSet]:
 # the number of its ranks, and these].
 _ADD, _REMOVE = 1, 2
 _BY_RANKS, _BY_COMM = 0, 1
+_ABSENT = -1  # instead of the id: the set was not added here, or has been removed
 
 _forgetters: list[Callable[[int], None]] = []
 
@@ -217,6 +222,8 @@ def _words(ranks: Sequence[int]) -> str:
 
 def _say(row: Sequence[int]) -> str:
     if row[0] == _REMOVE:
+        if row[1] == _ABSENT:
+            return "removes a process set that is not there"
         return f"removes process set {row[1]}"
     sets = [
         "a communicator" if how == _BY_COMM else f"ranks {_words(ranks)}"
