@@ -7,6 +7,7 @@ make every other rank's input. A `case_` runs on all ranks of one job; the tests
 from __future__ import annotations
 
 import sys
+import warnings
 from typing import Any, Callable
 
 import pytest
@@ -230,21 +231,97 @@ def case_unnamed_in_two_threads(hvd: Any) -> None:
     assert not wrong, wrong
 
 
-def case_unnamed_waits_for_the_name(hvd: Any) -> None:
+def case_name_in_use(hvd: Any) -> None:
     x = torch.ones(3)
-    first = hvd.allreduce_async(x, name="noname.0", op=hvd.Sum)
-    same(hvd.allreduce(x, op=hvd.Sum), x * hvd.size())
-    same(hvd.synchronize(first), x * hvd.size())
-    hvd.barrier()
     if hvd.size() > 1 and hvd.rank() == 0:
-        first = hvd.allreduce_async(x, name="noname.0", op=hvd.Sum)
-        fails(ValueError, lambda: hvd.allreduce(x, name="noname.0"), "already in flight")
+        first = hvd.allreduce_async(x, name="used", op=hvd.Sum)
+        fails(ValueError, lambda: hvd.allreduce(x, name="used"), "already in flight")
         hvd.synchronize(first)
     elif hvd.size() > 1:
         import time
 
         time.sleep(0.5)
-        hvd.allreduce(x, op=hvd.Sum)
+        hvd.allreduce(x, name="used", op=hvd.Sum)
+
+
+def case_unnamed_numbers_come_around(hvd: Any) -> None:
+    """An operation waits for that which has its number; both forms do."""
+    import time
+
+    from hora.torch._ops import start
+
+    many, start._UNNAMED_MAX = start._UNNAMED_MAX, 3
+    hvd.barrier()
+    try:
+        for last in range(2, 9):
+            if hvd.rank() == last % hvd.size():
+                time.sleep(0.05)  # the others come around while the first ones are under way
+            x = [torch.full((2,), float(i)) for i in range(last + 1)]
+            handles = [hvd.allreduce_async(one, op=hvd.Sum) for one in x[:-1]]
+            same(hvd.allreduce(x[-1], op=hvd.Sum), x[-1] * hvd.size())
+            for one, handle in zip(x, handles):
+                same(hvd.synchronize(handle), one * hvd.size())
+    finally:
+        hvd.barrier()
+        start._UNNAMED_MAX = many
+    hvd.join()  # counts from 0 again
+
+
+def case_unnamed_in_either_form(hvd: Any) -> None:
+    """One rank may block where another does not, and see results when it likes."""
+    first = hvd.rank() == 0
+    hvd.join()
+    for number in range(6):
+        x, y = torch.full((3,), float(number)), torch.full((3,), 100.0 + number)
+        late = hvd.allreduce_async(x, op=hvd.Sum)
+        if first:
+            same(hvd.synchronize(late), x * hvd.size())
+            same(hvd.synchronize(hvd.allreduce_async(y, op=hvd.Sum)), y * hvd.size())
+            a, b = hvd.grouped_allreduce([x, y], op=hvd.Sum)
+        else:
+            same(hvd.allreduce(y, op=hvd.Sum), y * hvd.size())
+            a, b = hvd.synchronize(hvd.grouped_allreduce_async([x, y], op=hvd.Sum))
+            same(hvd.synchronize(late), x * hvd.size())
+        same(a, x * hvd.size())
+        same(b, y * hvd.size())
+
+
+def case_what_is_no_dense_tensor(hvd: Any) -> None:
+    """Nothing is sent, so one rank alone may do it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's, on CSR
+        csr = torch.eye(2).to_sparse_csr()
+    calls: list[Callable[[Any], Any]] = [
+        hvd.allreduce, hvd.allreduce_, hvd.allreduce_async, hvd.allgather, hvd.allgather_async,
+        hvd.reducescatter, hvd.alltoall, hvd.alltoall_async,
+        lambda x: hvd.allreduce(x, compression=hvd.Compression.fp16),
+        lambda x: hvd.broadcast(x, 0), lambda x: hvd.broadcast_(x, 0),
+        lambda x: hvd.grouped_allreduce([x]), lambda x: hvd.grouped_allgather_async([x]),
+        lambda x: hvd.grouped_reducescatter([torch.ones(2), x]),
+    ]  # fmt: skip
+    if hvd.rank() == 0:
+        for call in calls:
+            for grad in (True, False):
+                with torch.set_grad_enabled(grad):
+                    fails(ValueError, lambda: call(csr), "tensor", "torch.sparse_csr")
+                    fails(TypeError, lambda: call([1.0]), "tensor", "torch.Tensor", "list")
+                    fails(TypeError, lambda: call(None), "tensor", "NoneType")
+        for wrong, text in ((csr, "sparse_csr"), (torch.ones(2), "strided"), ([1], "list")):
+            fails(ValueError, lambda: hvd.sparse_allreduce_async(wrong, "x", hvd.Sum), text)
+        rows = torch.ones(hvd.size())
+        for splits in ([1.0] * hvd.size(), ["1"] * hvd.size(), 3, [None] * hvd.size()):
+            fails(ValueError, lambda: hvd.alltoall(rows, splits=splits), "splits", "integers")
+    hvd.alltoall(torch.ones(hvd.size()), splits=tuple(torch.tensor(1) for _ in range(hvd.size())))
+
+
+def case_refused_calls_use_no_number(hvd: Any) -> None:
+    x = torch.ones(4)
+    if hvd.rank() == 0:
+        for call in (hvd.allreduce, hvd.allreduce_async):
+            fails(ValueError, lambda: call(x, op=77), "op")
+        fails(ValueError, lambda: hvd.broadcast(x, 99), "99")
+    same(hvd.allreduce(x, op=hvd.Sum), x * hvd.size())
+    same(hvd.synchronize(hvd.broadcast_async(x, 0)), x)
 
 
 def case_unnamed_async(hvd: Any) -> None:

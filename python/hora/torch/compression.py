@@ -35,6 +35,8 @@ class NoneCompressor(Compressor):
 
 
 def _cast(tensor: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, Any]:
+    if not isinstance(tensor, torch.Tensor):
+        raise TypeError(f"tensor must be a torch.Tensor, not {type(tensor).__name__}")
     if not tensor.dtype.is_floating_point or tensor.dtype.itemsize <= dtype.itemsize:
         return tensor, tensor.dtype
     return tensor.to(dtype), tensor.dtype

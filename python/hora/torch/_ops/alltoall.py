@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
@@ -16,6 +17,12 @@ def _check_splits(tensor: torch.Tensor, splits: Any, process_set: ProcessSet) ->
         if splits.dim() != 1 or splits.dtype.is_floating_point or splits.dtype.is_complex:
             raise ValueError("splits must be a one-dimensional tensor of integers")
         splits = splits.tolist()
+    try:
+        splits = [operator.index(count) for count in splits]
+    except TypeError:
+        raise ValueError(
+            f"splits must be a list or a one-dimensional tensor of integers, not {splits!r}"
+        ) from None
     size = _core.process_set_size(set_id(process_set))
     if len(splits) != size:
         raise ValueError(f"splits must have one entry per rank: {size}, not {len(splits)}")
@@ -24,7 +31,7 @@ def _check_splits(tensor: torch.Tensor, splits: Any, process_set: ProcessSet) ->
         raise ValueError(
             f"splits must be at least 0 and add up to at most the tensor's {rows} rows: {splits}"
         )
-    return list(splits)
+    return splits
 
 
 def _alltoall(

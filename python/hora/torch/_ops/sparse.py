@@ -26,6 +26,9 @@ def sparse_allreduce_async(
     function that waits for it and returns the sparse result."""
     if op not in (_core.AVERAGE, _core.SUM):
         raise ValueError("sparse_allreduce_async takes op Average or Sum")
+    if not isinstance(tensor, torch.Tensor) or tensor.layout is not torch.sparse_coo:
+        what = getattr(tensor, "layout", type(tensor).__name__)
+        raise ValueError(f"tensor must be a torch.Tensor of layout torch.sparse_coo, not {what}")
     tensor = tensor.coalesce()
     rows = tensor.indices().t().contiguous()
     prefix = "allgather" if name is None else "allreduce"

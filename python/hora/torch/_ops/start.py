@@ -3,18 +3,19 @@
 Every operation has a name that is the same on all ranks of its process set; ranks may start
 operations in any order. The names on the wire are ``<op>.<name>``, or ``<op>.noname.<n>`` where the
 caller gave none, and members of a group have ``_<i>of<n>`` appended. ``n`` counts the unnamed
-asynchronous operations of a kind on a set since init, or since the last join on the set, and starts
-again after 16384, so that the engine does not have to remember names without end. Unnamed blocking
-operations are all number 0: so they find their place in the engine's cache again. One that comes
-while number 0 is under way, in another Python thread, waits for that to end: so the n-th operation
-of a kind on one rank meets the n-th on the others, whichever threads they are in. Threads that run
-operations of one kind at once on one set should name them, or they cannot know whose they meet.
+operations of a kind on a set, blocking or not, since init, or since the last join on the set: so the
+n-th operation of a kind on one rank meets the n-th on the others, in whichever form, and whenever
+this rank has seen earlier ones end. Numbers are used again after 4096, so that names find their
+place in the engine's cache. If the operation that had the number before is still under way then, the
+next one waits for its end before it starts. A call that is refused has used no number. Threads that
+run operations of one kind at once on one set should name them, or they cannot know whose they meet.
 """
 
 from __future__ import annotations
 
 import functools
 import itertools
+import threading
 import time
 from typing import Any, Callable
 
@@ -32,8 +33,10 @@ Finish = Callable[["_core.Handle"], Any]
 # Handle number -> the engine's handle and what to do when it is done.
 operations: dict[int, tuple[Any, Finish]] = {}
 _next_handle = itertools.count(1).__next__
-_unnamed: dict[tuple[int, str], Callable[[], int]] = {}
-_UNNAMED_MAX = 16384
+# (set, kind) -> how many unnamed operations have been started.
+_unnamed: dict[tuple[int, str], int] = {}
+_unnamed_lock = threading.Lock()
+_UNNAMED_MAX = 4096
 
 
 def _forget() -> None:
@@ -55,15 +58,18 @@ process_sets.on_forget(forget_unnamed)
 # ---- Starting ------------------------------------------------------------------------------------
 
 
-def _full_name(kind: str, name: str | None, number: int, flags: int) -> str:
-    if name is not None:
-        return f"{kind}.{name}"
-    if flags & WAIT:
-        return f"{kind}.noname.0"
-    count = _unnamed.get((number, kind))
-    if count is None:
-        count = _unnamed.setdefault((number, kind), itertools.count().__next__)
-    return f"{kind}.noname.{count() % _UNNAMED_MAX + 1}"
+def _take_number(key: tuple[int, str]) -> int:
+    with _unnamed_lock:
+        number = _unnamed.get(key, 0)
+        _unnamed[key] = number + 1
+    return number
+
+
+def _give_back_number(key: tuple[int, str], number: int) -> None:
+    """Of an operation that was refused. Not if another thread has taken the next one."""
+    with _unnamed_lock:
+        if _unnamed.get(key) == number + 1:
+            _unnamed[key] = number
 
 
 @functools.lru_cache(maxsize=4096)
@@ -87,42 +93,62 @@ def begin(
 ) -> Any:
     """Starts an operation on a tensor, or on a tuple of tensors, which form a group."""
     number = 0 if process_set is global_process_set else set_id(process_set)
-    names: Any = _full_name(prefix, name, number, flags)
+    if name is None:
+        count = _take_number((number, prefix))
+        name = f"noname.{count % _UNNAMED_MAX}"
+    else:
+        count = -1
+    names: Any = f"{prefix}.{name}"
     if type(tensor) is tuple:
         names = _group_names(names, len(tensor))
     how = names, tensor, output, op, prescale, postscale, root, splits, flags, number
     try:
-        return _core.enqueue(kind, *how)
-    except ValueError as error:
-        busy = getattr(error, "status", None) == _core.DUPLICATE_NAME
-        if name is not None or not flags & WAIT or not busy:
-            raise
-    return _begin_when_free(kind, how)
+        if count < 0:
+            return _core.enqueue(kind, *how)
+        return _begin_unnamed(kind, how)
+    except BaseException:
+        if count >= 0:
+            _give_back_number((number, prefix), count)
+        raise
 
 
-def _begin_when_free(kind: int, how: tuple[Any, ...]) -> Any:
+def _begin_unnamed(kind: int, how: tuple[Any, ...]) -> Any:
+    """Starts it; while another operation has its name, it waits."""
     pause = 20e-6
     while True:
-        time.sleep(pause)
         try:
             return _core.enqueue(kind, *how)
         except ValueError as error:
             if getattr(error, "status", None) != _core.DUPLICATE_NAME:
                 raise
+        time.sleep(pause)
         pause = min(pause * 1.5, 1e-3)
+
+
+def _check_type(tensor: Any) -> None:
+    if not isinstance(tensor, torch.Tensor):
+        raise TypeError(f"tensor must be a torch.Tensor, not {type(tensor).__name__}")
 
 
 def dense(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor's values in contiguous memory: itself, if they lie so."""
-    if tensor.is_sparse:
-        raise ValueError("sparse tensors: use sparse_allreduce_async")
+    _check_type(tensor)
+    if tensor.layout is not torch.strided:
+        if tensor.is_sparse:
+            raise ValueError("sparse tensors: use sparse_allreduce_async")
+        raise ValueError(f"tensor must be a dense one, not one of layout {tensor.layout}")
     if tensor.is_contiguous() and not tensor.is_neg():
         return tensor
     return tensor.detach().resolve_neg().contiguous()
 
 
 def needs_grad(*tensors: torch.Tensor) -> bool:
-    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    try:
+        return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    except AttributeError:
+        for tensor in tensors:
+            _check_type(tensor)
+        raise
 
 
 # ---- Finishing -----------------------------------------------------------------------------------
