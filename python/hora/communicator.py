@@ -97,7 +97,7 @@ class Request:
             self._raw.wait()
         except (_core.HorovodInternalError, ValueError) as error:
             self._error = error
-        self._comm._pending.discard(self)
+        self._comm._pending.pop(self, None)
         self._comm = None
         if self._error is None:
             self._result = self._give()
@@ -136,8 +136,9 @@ class Communicator:
 
     def _set(self, raw: _core.Comm) -> None:
         self._raw = raw
-        self._pending: set[Request] = set()
+        self._pending: dict[Request, None] = {}  # in order
         self._sweep_at = 16
+        self._error: Exception | None = None  # the first one of requests that were swept
         self._closed = False
         self.rank: int = raw.rank
         self.size: int = raw.size
@@ -201,11 +202,12 @@ class Communicator:
 
     def _track(self, request: Request) -> Request:
         """Requests live here until they are done, whatever the program does with them."""
-        self._pending.add(request)
+        self._pending[request] = None
         if len(self._pending) >= self._sweep_at:
             for pending in tuple(self._pending):
                 if pending.test():
                     pending._finish()
+                    self._error = self._error or pending._error
             self._sweep_at = 2 * len(self._pending) + 16
         return request
 
@@ -504,7 +506,7 @@ class Communicator:
             raise error
 
     def _drain(self) -> Exception | None:
-        error: Exception | None = None
+        error, self._error = self._error, None
         while self._pending:
             request = next(iter(self._pending))
             request._finish()

@@ -6,6 +6,7 @@ import array
 import ctypes
 import gc
 import mmap
+import time
 import weakref
 from typing import Any, Callable
 
@@ -532,5 +533,25 @@ def case_timeout(comm: Comm) -> None:
         with pytest.raises(HorovodInternalError) as caught:
             part.recv(np.zeros(1), 1, timeout=0.2)
         assert caught.value.status == -4  # HORA_ERR_TIMEOUT
+    comm.barrier()
+    part.close()
+
+
+def case_error_of_a_dropped_request(comm: Comm) -> None:
+    """close() tells of it, also when the request has been swept long before."""
+    if comm.size == 1:
+        return
+    part = comm.split(0)
+    assert part is not None
+    if comm.rank == 0:
+        part.recv(np.zeros(1), 1, timeout=0.2, async_op=True)
+        time.sleep(0.5)
+        for i in range(40):
+            try:
+                part.barrier(timeout=0.2, name=f"later {i}", async_op=True)
+            except HorovodInternalError:
+                pass  # the communicator has ended
+            part._sweep_at = 1
+        refused(HorovodInternalError, part.close, "recv")
     comm.barrier()
     part.close()
