@@ -3,12 +3,13 @@
 Every operation has a name that is the same on all ranks of its process set; ranks may start
 operations in any order. The names on the wire are ``<op>.<name>``, or ``<op>.noname.<n>`` where the
 caller gave none, and members of a group have ``_<i>of<n>`` appended. ``n`` counts the unnamed
-operations of a kind on a set, blocking or not, since init, or since the last join on the set: so the
-n-th operation of a kind on one rank meets the n-th on the others, in whichever form, and whenever
-this rank has seen earlier ones end. Numbers are used again after 4096, so that names find their
-place in the engine's cache. If the operation that had the number before is still under way then, the
-next one waits for its end before it starts. A call that is refused has used no number. Threads that
-run operations of one kind at once on one set should name them, or they cannot know whose they meet.
+operations of a kind on a set, blocking or not, since init, or since the last join on the set: so
+the n-th operation of a kind on one rank meets the n-th on the others, in whichever form, and
+whenever this rank has seen earlier ones end. Numbers are used again after 4096, so that names find
+their place in the engine's cache. If the operation that had the number before is still under way
+then, the next one waits for its end before it starts. A call that is refused has used no number.
+Threads that run operations of one kind at once on one set should name them, or they cannot know
+whose they meet.
 """
 
 from __future__ import annotations
