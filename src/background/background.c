@@ -45,8 +45,8 @@ static void set_times(hora_engine_t *engine) {
     if (!settings->stall_check_disable)
         engine->stall_check_ns = hora_clock_from_seconds(settings->stall_check_time);
     engine->stall_limit_ns = hora_clock_from_seconds(limit > 0 ? limit : engine->comm->timeout);
-    /* The ranks that have not joined may compute for as long as they like; a limit that was asked for
-     * counts for them too. */
+    /* The ranks that have not joined may compute for as long as they like, unless a limit was asked
+     * for. */
     engine->join_limit_ns = limit > 0 ? engine->stall_limit_ns : 0;
     engine->next_check = UINT64_MAX;
     if (limit > 0 && engine->stall_check_ns > 0 && limit <= settings->stall_check_time &&

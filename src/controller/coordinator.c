@@ -134,8 +134,8 @@ static hora_status_t report(hora_coordinator_t *c, hora_entry_t *e, int rank, ui
     if (hora_entry_reported(e, rank))
         return hora_fail(HORA_ERR_PROTOCOL, "%s %s: rank %d reported it twice",
                          hora_kind_name(e->sig->kind), e->name.text, rank);
-    /* A rank that has joined says nothing more until it has heard of the end of the join, and with it
-     * of all that became complete without it. */
+    /* A rank that has joined says nothing more until it has heard of the end of the join, and before
+     * it of all that became complete without it. */
     if (e != c->join && (e->complete || hora_rank_has_joined(c, rank)))
         return hora_fail(HORA_ERR_PROTOCOL, "%s %s: rank %d reported it although it has joined",
                          hora_kind_name((sig != NULL ? sig : &e->id_sig)->kind), e->name.text, rank);

@@ -154,8 +154,8 @@ static void second_main(hora_comm_t *none, int rank, int size, void *arg) {
     harness_ok(hora_engine_free(engines[1]));
     run_step(engines[0], comm, tensors, 0);
     if (rank == 0)
-        harness_check(lines > 4 && count_lines(log_path, ",") == lines, "the log had %d lines, now %d",
-                      lines, count_lines(log_path, ","));
+        harness_check(lines > 4 && count_lines(log_path, ",") == lines,
+                      "the log had %d lines, now %d", lines, count_lines(log_path, ","));
     for (int i = 0; i < TENSORS; i++)
         tensor_free(&tensors[i]);
     harness_ok(hora_engine_free(engines[0]));
