@@ -8,6 +8,7 @@ its input closes, it kills the ranks that are left.
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import gc
 import json
@@ -56,6 +57,11 @@ class Nursery:
                 self.codes[message["pid"]] = message["code"]
             else:
                 self.answers.append(message["pid"])
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.wait()
+        self.process.stdout.close()
 
     def fork(self, order: dict[str, Any]) -> "Rank":
         self.process.stdin.write(json.dumps(order).encode() + b"\n")
@@ -108,6 +114,7 @@ def fork(order: dict[str, Any]) -> Rank | None:
     global _nursery
     if _nursery is None or _nursery.process.poll() is not None:
         _nursery = Nursery(order["env"])
+        atexit.register(_nursery.close)
     if early(order["env"]) != _nursery.env:
         return None
     return _nursery.fork(order)

@@ -174,7 +174,7 @@ def matrix() -> tuple[int, str]:
 
 
 @pytest.mark.parametrize(
-    "transport, size", [(t, n) for t in ("shm", "tcp") for n in (1, 2, 3, 4) if n > 1 or t == "shm"]
+    "transport, size", [("shm", 1), ("shm", 2), ("shm", 3), ("shm", 4), ("tcp", 3)]
 )
 def test_matrix(transport: str, size: int) -> None:
     results = ranks.run(matrix, size, env={"HORA_TRANSPORT": transport})
