@@ -503,6 +503,7 @@ def case_split(comm: Comm) -> None:
     assert comm.split(-1) is None
     private = comm.split(0)
     assert private is not None
+    comm.barrier()  # an abort would end a split that is still under way elsewhere
     private.abort("enough")
     refused(HorovodInternalError, private.barrier, "enough")
     refused(HorovodInternalError, private.check, "enough")
