@@ -171,7 +171,7 @@ static PyObject *core_cancel_init(PyObject *module, PyObject *flag) {
     int value = PyObject_IsTrue(flag);
     if (value < 0)
         return NULL;
-    cancelled = value;
+    __atomic_store_n(&cancelled, value, __ATOMIC_RELAXED);
     Py_RETURN_NONE;
 }
 

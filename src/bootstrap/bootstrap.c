@@ -212,7 +212,7 @@ static hora_status_t join(joining_t *j, const char *name) {
 static hora_status_t failed(const joining_t *j, const hora_comm_options_t *options,
                             hora_status_t status) {
     char text[HORA_FAIL_MAX];
-    if (options->cancel == NULL || *options->cancel == 0)
+    if (options->cancel == NULL || __atomic_load_n(options->cancel, __ATOMIC_RELAXED) == 0)
         return status;
     snprintf(text, sizeof(text), "%s", hora_last_error());
     return hora_fail(HORA_ERR_ABORTED, "joining the job as rank %d of %d was cancelled (%s)",

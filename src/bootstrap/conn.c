@@ -149,7 +149,7 @@ void hora_poll_arm(const volatile int *flag) {
 }
 
 static bool cancelled(void) {
-    return cancel != NULL && *cancel != 0;
+    return cancel != NULL && __atomic_load_n(cancel, __ATOMIC_RELAXED) != 0;
 }
 
 bool hora_poll_late(uint64_t deadline) {

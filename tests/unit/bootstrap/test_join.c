@@ -355,7 +355,7 @@ static void test_shm_between_hosts(void **state) {
 
 static void *cancel_later(void *flag) {
     nap(0.3);
-    *(volatile int *)flag = 1;
+    __atomic_store_n((volatile int *)flag, 1, __ATOMIC_RELAXED);
     return NULL;
 }
 

@@ -312,6 +312,7 @@ static void file__that_may_not_grow(void **state) {
 
 /* Killed at any moment, growing all the time. */
 static void file__killed(void **state) {
+    int most = 0;
     (void)state;
     for (int round = 0; round < 60; round++) {
         pid_t child = fork();
@@ -328,10 +329,13 @@ static void file__killed(void **state) {
         usleep(2000u + 731u * (unsigned)round % 9000u);
         kill(child, SIGKILL);
         waitpid(child, NULL, 0);
-        if (access(path, F_OK) == 0)
-            assert_true(elements_of(path) >= 1);
+        if (access(path, F_OK) != 0)
+            continue;
+        int n = elements_of(path);
+        assert_true(n >= 1);
+        most = n > most ? n : most;
     }
-    assert_true(elements_of(path) > 1);
+    assert_true(most > 1);
 }
 
 /* ---- Events as JSON ------------------------------------------------------------------------- */
