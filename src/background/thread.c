@@ -6,10 +6,10 @@
 #include "background/engine.h"
 
 #include "util/log.h"
+#include "util/thread.h"
 
 #include <errno.h>
 #include <sched.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -87,7 +87,6 @@ static void bind_to_core(const hora_engine_t *engine) {
 
 static void *thread_main(void *arg) {
     hora_engine_t *engine = arg;
-    pthread_setname_np(pthread_self(), "hora-engine");
     hora_wait_patiently();
     bind_to_core(engine);
     pthread_mutex_lock(&engine->lock);
@@ -140,16 +139,13 @@ static void end_listening(hora_engine_t *engine) {
 }
 
 hora_status_t hora_thread_start(hora_engine_t *engine) {
-    sigset_t all, before;
-    int      err;
-    sigfillset(&all);
+    hora_status_t st;
     engine->thread_state = HORA_THREAD_LINGERING;
-    pthread_sigmask(SIG_SETMASK, &all, &before); /* signals are for the program's own threads */
-    err = pthread_create(&engine->thread, NULL, thread_main, engine);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    if (err != 0) {
+    st = hora_thread_spawn("hora-engine", 0, thread_main, engine, "the engine's background thread",
+                           &engine->thread);
+    if (st != HORA_OK) {
         engine->thread_state = HORA_THREAD_NONE;
-        return hora_fail_errno(HORA_ERR_SYSTEM, err, "the engine's background thread");
+        return st;
     }
     begin_listening(engine);
     return HORA_OK;

@@ -27,11 +27,11 @@
 #include "bootstrap/wire.h"
 #include "util/clock.h"
 #include "util/log.h"
+#include "util/thread.h"
 
 #include <errno.h>
 #include <poll.h>
 #include <pthread.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -483,28 +483,10 @@ static hora_status_t watch_new(hora_world_t *world, const hora_star_t *star,
     return st;
 }
 
-/* With all signals blocked: they are for the program's own threads. */
-static int start_thread(hora_watch_t *w) {
-    sigset_t       all, before;
-    pthread_attr_t attr;
-    int            err;
-    sigfillset(&all);
-    pthread_attr_init(&attr);
-    pthread_attr_setstacksize(&attr, STACK_BYTES);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    err = pthread_create(&w->thread, &attr, watch_main, w);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    pthread_attr_destroy(&attr);
-    if (err == 0)
-        pthread_setname_np(w->thread, "hora-watch");
-    return err;
-}
-
 hora_status_t hora_watch_start(hora_world_t *world, hora_star_t *star, hora_local_t *local,
                                hora_watch_t **watch_p) {
     hora_watch_t *w = NULL;
     hora_status_t st = watch_new(world, star, local, &w);
-    int           err;
     if (st != HORA_OK)
         return st;
     w->star = *star;
@@ -518,11 +500,12 @@ hora_status_t hora_watch_start(hora_world_t *world, hora_star_t *star, hora_loca
     world->poke = watch_poke;
     world->sync_clock = world->rank > 0 ? watch_sync_clock : NULL;
     enlist(w);
-    err = start_thread(w);
-    if (err != 0) {
+    st = hora_thread_spawn("hora-watch", STACK_BYTES, watch_main, w, "starting the watch thread",
+                           &w->thread);
+    if (st != HORA_OK) {
         delist(w);
         watch_free(w);
-        return hora_fail_errno(HORA_ERR_SYSTEM, err, "starting the watch thread");
+        return st;
     }
     memset(star, 0, sizeof(*star));
     memset(local, 0, sizeof(*local));

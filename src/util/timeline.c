@@ -10,11 +10,11 @@
 
 #include "util/clock.h"
 #include "util/log.h"
+#include "util/thread.h"
 #include "util/trace_file.h"
 #include "util/trace_writer.h"
 
 #include <errno.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -172,24 +172,6 @@ static void *writer_main(void *arg) {
     return NULL;
 }
 
-/* Signals are for the program's own threads. */
-static hora_status_t start_thread(hora_recorder_t *r) {
-    sigset_t       all, before;
-    pthread_attr_t attr;
-    int            err;
-    sigfillset(&all);
-    pthread_attr_init(&attr);
-    pthread_attr_setstacksize(&attr, STACK_BYTES);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    err = pthread_create(&r->thread, &attr, writer_main, r);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    pthread_attr_destroy(&attr);
-    if (err != 0)
-        return hora_fail_errno(HORA_ERR_SYSTEM, err, "the timeline's thread");
-    pthread_setname_np(r->thread, "hora-timeline");
-    return HORA_OK;
-}
-
 /* ---- Begin and end -------------------------------------------------------------------------- */
 
 static bool enlist(hora_recorder_t *r) {
@@ -237,7 +219,8 @@ static hora_status_t record(hora_timeline_t *timeline, hora_recorder_t *r, bool 
         st = hora_fail(HORA_ERR_NO_MEMORY, "the timeline's buffers");
     } else {
         turn_on(timeline, r, buffer, mark_cycles);
-        st = start_thread(r);
+        st = hora_thread_spawn("hora-timeline", STACK_BYTES, writer_main, r,
+                               "the timeline's thread", &r->thread);
     }
     if (st == HORA_OK)
         return HORA_OK;
