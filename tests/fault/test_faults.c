@@ -309,11 +309,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(ranks_disagree),     cmocka_unit_test(a_rank_never_calls),
         cmocka_unit_test(another_thread_aborts),
     };
-    if (argc != 3) {
-        fprintf(stderr, "usage: %s shm|tcp RANKS\n", argv[0]);
+    if (!harness_arguments(argc, argv, &transport, &nranks))
         return 2;
-    }
-    transport = argv[1];
-    nranks = atoi(argv[2]);
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

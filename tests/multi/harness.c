@@ -125,3 +125,13 @@ int harness_run(const harness_job_t *job) {
         print_end(r, &ends[r]);
     return failed;
 }
+
+bool harness_arguments(int argc, char **argv, const char **transport_p, int *nranks_p) {
+    if (argc != 3) {
+        fprintf(stderr, "usage: %s TRANSPORT RANKS\n", argv[0]);
+        return false;
+    }
+    *transport_p = argv[1];
+    *nranks_p = atoi(argv[2]);
+    return true;
+}

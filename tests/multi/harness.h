@@ -46,6 +46,9 @@ void harness_die(const char *file, int line, const char *what, const char *forma
 void harness_status(const char *file, int line, const char *call, hora_status_t got,
                     hora_status_t expected);
 
+/* Reads a test's arguments, TRANSPORT and RANKS. False: they are not that, and the usage was said. */
+bool harness_arguments(int argc, char **argv, const char **transport_p, int *nranks_p);
+
 /* The communicator of all ranks, or the end of this rank. */
 hora_comm_t *harness_join(void);
 /* Number of file descriptors that are open in this process. */

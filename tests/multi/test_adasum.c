@@ -250,12 +250,8 @@ static void engine_takes_each_tensor_by_itself(void **state) {
 }
 
 int main(int argc, char **argv) {
-    if (argc != 3) {
-        fprintf(stderr, "usage: %s shm|tcp RANKS\n", argv[0]);
+    if (!harness_arguments(argc, argv, &transport, &nranks))
         return 2;
-    }
-    transport = argv[1];
-    nranks = atoi(argv[2]);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(values),
         cmocka_unit_test(started_calls),

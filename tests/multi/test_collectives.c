@@ -5,7 +5,6 @@
 #include <coll.h>
 #include <setjmp.h>
 #include <stdarg.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -173,12 +172,8 @@ static void large_messages(void **state) {
     {"algorithm_" name "_in_arena", forced_algorithm_in_arena, NULL, NULL, (void *)name}
 
 int main(int argc, char **argv) {
-    if (argc != 3) {
-        fprintf(stderr, "usage: %s shm|tcp RANKS\n", argv[0]);
+    if (!harness_arguments(argc, argv, &transport, &nranks))
         return 2;
-    }
-    transport = argv[1];
-    nranks = atoi(argv[2]);
     const struct CMUnitTest tests[] = {
         ALGORITHM("auto"),
         ALGORITHM("arena"),

@@ -69,11 +69,7 @@ static void time_main(hora_comm_t *comm, int rank, int size, void *arg) {
 
 int main(int argc, char **argv) {
     harness_job_t job = {.main = time_main, .keep_fds = true};
-    if (argc != 3) {
-        fprintf(stderr, "usage: %s TRANSPORT RANKS\n", argv[0]);
+    if (!harness_arguments(argc, argv, &job.transport, &job.nranks))
         return 2;
-    }
-    job.transport = argv[1];
-    job.nranks = atoi(argv[2]);
     return harness_run(&job) != 0;
 }

@@ -485,11 +485,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(several_engines),
         cmocka_unit_test(bad_arguments),
     };
-    if (argc != 3) {
-        fprintf(stderr, "usage: %s TRANSPORT RANKS\n", argv[0]);
+    if (!harness_arguments(argc, argv, &transport, &nranks))
         return 2;
-    }
-    transport = argv[1];
-    nranks = atoi(argv[2]);
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -171,11 +171,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(freezes_and_thaws),
         cmocka_unit_test(the_setting_keeps_it_from_freezing),
     };
-    if (argc != 3) {
-        fprintf(stderr, "usage: %s TRANSPORT RANKS\n", argv[0]);
+    if (!harness_arguments(argc, argv, &transport, &nranks))
         return 2;
-    }
-    transport = argv[1];
-    nranks = atoi(argv[2]);
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

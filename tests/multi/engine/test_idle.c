@@ -136,11 +136,7 @@ static void nothing_costs_nothing(void **state) {
 
 int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(nothing_costs_nothing)};
-    if (argc != 3) {
-        fprintf(stderr, "usage: %s TRANSPORT RANKS\n", argv[0]);
+    if (!harness_arguments(argc, argv, &transport, &nranks))
         return 2;
-    }
-    transport = argv[1];
-    nranks = atoi(argv[2]);
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -645,11 +645,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(a_task_may_be_called_so),
         cmocka_unit_test(arguments),
     };
-    if (argc != 3) {
-        fprintf(stderr, "usage: %s TRANSPORT RANKS\n", argv[0]);
+    if (!harness_arguments(argc, argv, &transport, &nranks))
         return 2;
-    }
-    transport = argv[1];
-    nranks = atoi(argv[2]);
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -212,12 +212,8 @@ static int remove_folder(void **state) {
 }
 
 int main(int argc, char **argv) {
-    if (argc != 3) {
-        fprintf(stderr, "usage: %s shm|tcp RANKS\n", argv[0]);
+    if (!harness_arguments(argc, argv, &transport, &nranks))
         return 2;
-    }
-    transport = argv[1];
-    nranks = atoi(argv[2]);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(results_stay_right_while_it_tunes),
         cmocka_unit_test(cache_is_used_by_the_next_job),
