@@ -6,6 +6,7 @@ of them are killed when a test ends or takes too long, so that nothing is left b
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 import pickle
@@ -206,6 +207,20 @@ def launch_cases(module: Any, size: int, **options: Any) -> dict[str, list[str]]
             elif done[name] is not None:
                 complaints[name].append(f"rank {outcome.rank}: {done[name]}")
     return complaints
+
+
+def case_test(module: Any, sizes: list[int], **env: str) -> Callable[[int, str], None]:
+    """The test of a module's cases, one by one, for each number of ranks; to be bound to a name that
+    pytest collects, below the cases. All cases of a size are run by one launch, with `env`."""
+    launch = functools.cache(lambda size: launch_cases(module, size, env=env))
+    pairs = [(size, case) for size in sizes for case in case_names(module)]
+
+    @pytest.mark.parametrize("size, case", pairs)
+    def test(size: int, case: str) -> None:
+        complaints = launch(size)[case]
+        assert not complaints, "\n".join(complaints)
+
+    return test
 
 
 def main() -> None:

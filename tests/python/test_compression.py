@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-import pytest
 import ranks
 import torch
 from test_ops import fails, same
@@ -86,14 +85,4 @@ def case_base_class(hvd: Any) -> None:
 
 # ---- the tests -----------------------------------------------------------------------------------
 
-CASES = ranks.case_names(sys.modules[__name__])
-
-
-@pytest.fixture(scope="module", params=[1, 3])
-def results(request: pytest.FixtureRequest) -> dict[str, list[str]]:
-    return ranks.launch_cases(sys.modules[__name__], request.param)
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_compression(results: dict[str, list[str]], case: str) -> None:
-    assert not results[case], "\n".join(results[case])
+test_compression = ranks.case_test(sys.modules[__name__], [1, 3])

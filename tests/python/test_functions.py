@@ -6,7 +6,6 @@ import importlib.util
 import sys
 from typing import Any
 
-import pytest
 import ranks
 import torch
 from test_ops import fails, same
@@ -277,14 +276,4 @@ def case_objects_that_need_cloudpickle(hvd: Any) -> None:
 
 # ---- the tests -----------------------------------------------------------------------------------
 
-CASES = ranks.case_names(sys.modules[__name__])
-
-
-@pytest.fixture(scope="module", params=[1, 2, 3, 4])
-def results(request: pytest.FixtureRequest) -> dict[str, list[str]]:
-    return ranks.launch_cases(sys.modules[__name__], request.param)
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_functions(results: dict[str, list[str]], case: str) -> None:
-    assert not results[case], "\n".join(results[case])
+test_functions = ranks.case_test(sys.modules[__name__], [1, 2, 3, 4])

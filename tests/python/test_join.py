@@ -9,7 +9,6 @@ from __future__ import annotations
 import sys
 from typing import Any, Iterator
 
-import pytest
 import ranks
 import torch
 from test_ops import FLOATS, INTS, fails, reduce, same
@@ -229,28 +228,8 @@ def case_join_again_and_again(hvd: Any) -> None:
         assert 0 <= hvd.join() < hvd.size()
 
 
-CASES = ranks.case_names(sys.modules[__name__])
-
-
-@pytest.fixture(scope="module", params=[1, 2, 3, 4])
-def shm(request: pytest.FixtureRequest) -> dict[str, list[str]]:
-    return ranks.launch_cases(sys.modules[__name__], request.param)
-
-
-@pytest.fixture(scope="module", params=[3])
-def tcp(request: pytest.FixtureRequest) -> dict[str, list[str]]:
-    module = sys.modules[__name__]
-    return ranks.launch_cases(module, request.param, env={"HORA_TRANSPORT": "tcp"})
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_shm(shm: dict[str, list[str]], case: str) -> None:
-    assert not shm[case], "\n".join(shm[case])
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_tcp(tcp: dict[str, list[str]], case: str) -> None:
-    assert not tcp[case], "\n".join(tcp[case])
+test_shm = ranks.case_test(sys.modules[__name__], [1, 2, 3, 4])
+test_tcp = ranks.case_test(sys.modules[__name__], [3], HORA_TRANSPORT="tcp")
 
 
 def average_of_those_that_have_data() -> list[float]:

@@ -10,7 +10,6 @@ import sys
 import warnings
 from typing import Any, Callable
 
-import pytest
 import ranks
 import torch
 
@@ -756,25 +755,5 @@ def case_places(hvd: Any) -> None:
 
 # ---- the tests -----------------------------------------------------------------------------------
 
-CASES = ranks.case_names(sys.modules[__name__])
-
-
-@pytest.fixture(scope="module", params=[1, 2, 3, 4])
-def shm(request: pytest.FixtureRequest) -> dict[str, list[str]]:
-    return ranks.launch_cases(sys.modules[__name__], request.param)
-
-
-@pytest.fixture(scope="module", params=[2, 3])
-def tcp(request: pytest.FixtureRequest) -> dict[str, list[str]]:
-    module = sys.modules[__name__]
-    return ranks.launch_cases(module, request.param, env={"HORA_TRANSPORT": "tcp"})
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_shm(shm: dict[str, list[str]], case: str) -> None:
-    assert not shm[case], "\n".join(shm[case])
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_tcp(tcp: dict[str, list[str]], case: str) -> None:
-    assert not tcp[case], "\n".join(tcp[case])
+test_shm = ranks.case_test(sys.modules[__name__], [1, 2, 3, 4])
+test_tcp = ranks.case_test(sys.modules[__name__], [2, 3], HORA_TRANSPORT="tcp")

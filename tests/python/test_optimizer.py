@@ -11,7 +11,6 @@ import sys
 import warnings
 from typing import Any, Callable
 
-import pytest
 import ranks
 import torch
 from test_ops import fails, same
@@ -413,14 +412,4 @@ def case_zero_grad_too_early(hvd: Any) -> None:
 
 # ---- the tests -----------------------------------------------------------------------------------
 
-CASES = ranks.case_names(sys.modules[__name__])
-
-
-@pytest.fixture(scope="module", params=[1, 2, 3, 4])
-def results(request: pytest.FixtureRequest) -> dict[str, list[str]]:
-    return ranks.launch_cases(sys.modules[__name__], request.param)
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_optimizer(results: dict[str, list[str]], case: str) -> None:
-    assert not results[case], "\n".join(results[case])
+test_optimizer = ranks.case_test(sys.modules[__name__], [1, 2, 3, 4])

@@ -681,17 +681,7 @@ def case_gradient_of_a_gradient(hvd: Any) -> None:
 
 # ---- the tests -----------------------------------------------------------------------------------
 
-CASES = ranks.case_names(sys.modules[__name__])
-
-
-@pytest.fixture(scope="module", params=[1, 2, 3, 4])
-def results(request: pytest.FixtureRequest) -> dict[str, list[str]]:
-    return ranks.launch_cases(sys.modules[__name__], request.param)
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_optimizer_options(results: dict[str, list[str]], case: str) -> None:
-    assert not results[case], "\n".join(results[case])
+test_optimizer_options = ranks.case_test(sys.modules[__name__], [1, 2, 3, 4])
 
 
 def join_and_leave() -> list[str]:

@@ -7,7 +7,6 @@ import sys
 import threading
 from typing import Any, Callable, Iterator
 
-import pytest
 import ranks
 import torch
 from test_ops import fails, same
@@ -389,28 +388,8 @@ def case_removed_with_operations_in_flight(hvd: Any) -> None:
     hvd.remove_process_set(ps)
 
 
-CASES = ranks.case_names(sys.modules[__name__])
-
-
-@pytest.fixture(scope="module", params=[1, 2, 3, 4])
-def shm(request: pytest.FixtureRequest) -> dict[str, list[str]]:
-    return ranks.launch_cases(sys.modules[__name__], request.param)
-
-
-@pytest.fixture(scope="module", params=[3])
-def tcp(request: pytest.FixtureRequest) -> dict[str, list[str]]:
-    module = sys.modules[__name__]
-    return ranks.launch_cases(module, request.param, env={"HORA_TRANSPORT": "tcp"})
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_shm(shm: dict[str, list[str]], case: str) -> None:
-    assert not shm[case], "\n".join(shm[case])
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_tcp(tcp: dict[str, list[str]], case: str) -> None:
-    assert not tcp[case], "\n".join(tcp[case])
+test_shm = ranks.case_test(sys.modules[__name__], [1, 2, 3, 4])
+test_tcp = ranks.case_test(sys.modules[__name__], [3], HORA_TRANSPORT="tcp")
 
 
 # ---- With init() ---------------------------------------------------------------------------------

@@ -13,7 +13,6 @@ import itertools
 import sys
 from typing import Any, Sequence
 
-import pytest
 import ranks
 import torch
 from test_ops import fails, same
@@ -316,14 +315,4 @@ def case_mistakes(hvd: Any) -> None:
 
 # ---- the tests -----------------------------------------------------------------------------------
 
-CASES = ranks.case_names(sys.modules[__name__])
-
-
-@pytest.fixture(scope="module", params=[1, 2, 3, 4])
-def results(request: pytest.FixtureRequest) -> dict[str, list[str]]:
-    return ranks.launch_cases(sys.modules[__name__], request.param)
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_sync_batch_norm(results: dict[str, list[str]], case: str) -> None:
-    assert not results[case], "\n".join(results[case])
+test_sync_batch_norm = ranks.case_test(sys.modules[__name__], [1, 2, 3, 4])
