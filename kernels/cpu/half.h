@@ -10,28 +10,32 @@
 #include <stdint.h>
 #include <string.h>
 
-static inline uint32_t hora_f32_bits(float value)
+#ifndef HORA_INLINE /* kernels/cuda compiles these for the device as well */
+#define HORA_INLINE static inline
+#endif
+
+HORA_INLINE uint32_t hora_f32_bits(float value)
 {
     uint32_t bits;
     memcpy(&bits, &value, sizeof(bits));
     return bits;
 }
 
-static inline float hora_f32_from_bits(uint32_t bits)
+HORA_INLINE float hora_f32_from_bits(uint32_t bits)
 {
     float value;
     memcpy(&value, &bits, sizeof(value));
     return value;
 }
 
-static inline uint64_t hora_f64_bits(double value)
+HORA_INLINE uint64_t hora_f64_bits(double value)
 {
     uint64_t bits;
     memcpy(&bits, &value, sizeof(bits));
     return bits;
 }
 
-static inline double hora_f64_from_bits(uint64_t bits)
+HORA_INLINE double hora_f64_from_bits(uint64_t bits)
 {
     double value;
     memcpy(&value, &bits, sizeof(value));
@@ -39,12 +43,12 @@ static inline double hora_f64_from_bits(uint64_t bits)
 }
 
 /* Appends zero bits; the only conversion that leaves a signalling NaN as it is. */
-static inline float hora_bf16_to_f32(uint16_t half)
+HORA_INLINE float hora_bf16_to_f32(uint16_t half)
 {
     return hora_f32_from_bits((uint32_t)half << 16);
 }
 
-static inline uint16_t hora_bf16_from_f32(float value)
+HORA_INLINE uint16_t hora_bf16_from_f32(float value)
 {
     uint32_t bits = hora_f32_bits(value);
     uint32_t rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
@@ -53,7 +57,7 @@ static inline uint16_t hora_bf16_from_f32(float value)
     return (uint16_t)(kept >> 16);
 }
 
-static inline float hora_f16_to_f32(uint16_t half)
+HORA_INLINE float hora_f16_to_f32(uint16_t half)
 {
     const uint32_t first_normal = 113u << 23; /* 2^-14, the smallest normal float16 */
     uint32_t sign = (uint32_t)(half & 0x8000u) << 16;
@@ -68,7 +72,7 @@ static inline float hora_f16_to_f32(uint16_t half)
     return hora_f32_from_bits(bits | sign);
 }
 
-static inline uint16_t hora_f16_from_f32(float value)
+HORA_INLINE uint16_t hora_f16_from_f32(float value)
 {
     const uint32_t magic = 126u << 23; /* 0.5: its last bit is worth 2^-24, as a subnormal's */
     uint32_t bits = hora_f32_bits(value);
@@ -86,7 +90,7 @@ static inline uint16_t hora_f16_from_f32(float value)
 }
 
 /* value in float32, rounded to odd. */
-static inline float hora_f32_from_f64_odd(double value)
+HORA_INLINE float hora_f32_from_f64_odd(double value)
 {
     float    nearest = (float)value;
     double   back = (double)nearest;

@@ -1,0 +1,4 @@
+/* The device code of hora: one image (meson.build). */
+#include "reduce.cuh"
+
+#include "pack.cuh"
