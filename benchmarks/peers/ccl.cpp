@@ -78,6 +78,6 @@ void peer_run(peer_op_t op, const float *in, float *out, size_t count) {
         break;
     case PEER_BROADCAST: ccl::broadcast(out, count, type, 0, *comm).wait(); break;
     case PEER_ALLTOALL: ccl::alltoall(in, out, count, type, *comm).wait(); break;
-    case PEER_OPS: break;
+    case PEER_MOVE: break;
     }
 }

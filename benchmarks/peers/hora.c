@@ -50,6 +50,6 @@ void peer_run(peer_op_t op, const float *in, float *out, size_t count) {
         must(hora_broadcast(comm, out, out, count, HORA_FLOAT32, 0, NULL));
         break;
     case PEER_ALLTOALL: must(hora_alltoall(comm, in, out, count, HORA_FLOAT32, NULL)); break;
-    case PEER_OPS: break;
+    case PEER_MOVE: break;
     }
 }

@@ -51,6 +51,6 @@ void peer_run(peer_op_t op, const float *in, float *out, size_t count) {
     case PEER_ALLTOALL:
         MPI_Alltoall(in, n, MPI_FLOAT, out, n, MPI_FLOAT, MPI_COMM_WORLD);
         break;
-    case PEER_OPS: break;
+    case PEER_MOVE: break;
     }
 }

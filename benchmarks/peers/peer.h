@@ -17,7 +17,7 @@ typedef enum peer_op {
     PEER_REDUCE_SCATTER, /* size * count floats in `in`; count in `out` */
     PEER_BROADCAST,      /* count floats in `out`, from rank 0 */
     PEER_ALLTOALL,       /* size blocks of count floats from `in` to `out` */
-    PEER_OPS
+    PEER_MOVE            /* main.c's own: `out`, by one cache line, without the library */
 } peer_op_t;
 
 /* Joins the job. version_p: static storage. */
