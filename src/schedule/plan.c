@@ -126,8 +126,8 @@ hora_step_t *hora_plan_reduce(hora_plan_t *plan, const hora_ref_t *src, int nsrc
     step = emit(plan, HORA_STEP_REDUCE, count);
     if (step == NULL)
         return NULL;
-    step->nsrc = (int16_t)nsrc;
-    step->ndst = (int16_t)ndst;
+    step->nsrc = nsrc;
+    step->ndst = ndst;
     step->first = (uint32_t)plan->nrefs;
     memcpy(plan->refs + plan->nrefs, src, (size_t)nsrc * sizeof(*src));
     memcpy(plan->refs + plan->nrefs + nsrc, dst, (size_t)ndst * sizeof(*dst));

@@ -79,10 +79,11 @@ typedef struct hora_step {
     uint8_t    kind;
     bool       finish;    /* REDUCE, COPY, BLEND: apply divisor and postscale here (last touch) */
     bool       begin;     /* REDUCE, COPY: apply prescale to the sources here (first touch) */
-    int16_t    nsrc, ndst;
+    int32_t    nsrc;      /* as many as there are ranks, where one sums all */
     int32_t    peer;
     uint32_t   xfer;
     uint32_t   first;     /* REDUCE, DOTS, BLEND: index into plan->refs */
+    int32_t    ndst;
     hora_ref_t src, dst;
     size_t     count;     /* elements, >= 1 but for DOTS: the emitters drop steps of 0 elements */
 } hora_step_t;
