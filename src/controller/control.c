@@ -35,7 +35,8 @@ struct hora_control {
     int              nincoming;
     hora_incoming_t *incoming;
     hora_xfer_t    **posted;  /* [nincoming]; NULL: being read, or forgotten */
-    int              next;    /* not rank 0: which of the two receives the next frame */
+    int              next;    /* rank 0: where to look first; else: which of the two receives the
+                                 next frame */
     hora_outgoing_t *sending; /* in flight */
     hora_outgoing_t *idle;
     bool            *left;    /* [size] */
@@ -232,7 +233,8 @@ hora_status_t hora_control_receive(hora_control_t *control, int *from_p, const u
     hora_incoming_t *in;
     int              i = 0;
     if (control->comm->rank == 0) {
-        i = hora_p2p_test_any(control->comm->world, control->posted, control->nincoming, &st);
+        i = hora_p2p_test_any(control->comm->world, control->posted, control->nincoming,
+                              control->next, &st);
     } else if (control->posted[control->next] != NULL) {
         i = control->next;
         st = hora_p2p_test(control->comm->world, control->posted[i]);
@@ -241,6 +243,8 @@ hora_status_t hora_control_receive(hora_control_t *control, int *from_p, const u
         return st;
     in = &control->incoming[i];
     control->posted[i] = NULL;
+    if (control->comm->rank == 0)
+        control->next = i + 1 < control->nincoming ? i + 1 : 0;
     *from_p = in->rank;
     if (st != HORA_OK)
         return link_failed(control, in->rank, st);

@@ -154,13 +154,17 @@ bool hora_freeze_say(hora_coordinator_t *c, hora_frame_writer_t *w) {
     return true;
 }
 
+/* Looks at all ranks; so only when the last of those that were behind has gone on. */
 static void find_ready(hora_coordinator_t *c) {
     hora_freeze_t *f = &c->freeze;
-    uint64_t       least = UINT64_MAX;
-    for (int r = 0; r < c->options.size; r++)
-        if (f->upto[r] < least)
-            least = f->upto[r];
-    f->ready = least;
+    f->ready = UINT64_MAX;
+    for (int r = 0; r < c->options.size; r++) {
+        if (f->upto[r] < f->ready) {
+            f->ready = f->upto[r];
+            f->nleast = 0;
+        }
+        f->nleast += f->upto[r] == f->ready;
+    }
 }
 
 /* Every rank has answered. What was counted one by one is what they say, or something is wrong. */
@@ -232,7 +236,7 @@ hora_status_t hora_coordinator_progress(hora_coordinator_t *c, int rank, uint32_
     f->upto[rank] = upto;
     if (f->state != HORA_FREEZE_FROZEN)
         return hora_freeze_count_single(c, rank, from, upto);
-    if (from == f->ready) /* it was one of the last */
+    if (from == f->ready && upto > from && --f->nleast == 0)
         find_ready(c);
     return HORA_OK;
 }

@@ -88,6 +88,7 @@ typedef struct hora_freeze {
     size_t    n;
     uint64_t  done, ready; /* positions: said; ready everywhere */
     uint64_t *upto;     /* [size] position up to which each rank is ready */
+    int       nleast;   /* FROZEN: ranks that are ready up to `ready` only */
     bool     *answered; /* [size] it has read FREEZE */
     bool     *single;   /* [size] and reports by itself */
     int       nanswers;

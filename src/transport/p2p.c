@@ -85,19 +85,19 @@ hora_status_t hora_p2p_test(hora_world_t *world, hora_xfer_t *xfer) {
     return st;
 }
 
-static int find_done(hora_xfer_t *const *xfers, int n) {
-    for (int i = 0; i < n; i++)
+static int find_done(hora_xfer_t *const *xfers, int n, int first) {
+    for (int k = 0, i = first; k < n; k++, i = i + 1 < n ? i + 1 : 0)
         if (xfers[i] != NULL && xfers[i]->status != HORA_IN_PROGRESS)
             return i;
     return -1;
 }
 
-int hora_p2p_test_any(hora_world_t *world, hora_xfer_t *const *xfers, int n,
+int hora_p2p_test_any(hora_world_t *world, hora_xfer_t *const *xfers, int n, int first,
                       hora_status_t *status_p) {
     pthread_mutex_lock(&world->lock);
-    int i = find_done(xfers, n);
+    int i = find_done(xfers, n, first);
     if (i < 0 && progress_all(world) > 0)
-        i = find_done(xfers, n);
+        i = find_done(xfers, n, first);
     if (i >= 0)
         *status_p = xfers[i]->status;
     pthread_mutex_unlock(&world->lock);

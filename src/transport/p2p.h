@@ -16,8 +16,9 @@ void hora_p2p_recv(hora_world_t *world, int peer, hora_xfer_t *xfer);
  * written under world->lock, so other threads' progress may finish it: read them only through this. */
 hora_status_t hora_p2p_test(hora_world_t *world, hora_xfer_t *xfer);
 /* The same for several, with one look at the transports: the index of one that is done, and its
- * status; else -1, and *status_p is not written. NULLs among xfers are passed over. */
-int hora_p2p_test_any(hora_world_t *world, hora_xfer_t *const *xfers, int n,
+ * status; else -1, and *status_p is not written. NULLs among xfers are passed over. first: where to
+ * begin to look; who goes on after the last one found looks at each but once. */
+int hora_p2p_test_any(hora_world_t *world, hora_xfer_t *const *xfers, int n, int first,
                       hora_status_t *status_p);
 
 /* Moves all transports on, without blocking. Returns the number of events. */
