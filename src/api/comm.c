@@ -61,23 +61,24 @@ static void comm_delete(hora_comm_t *comm) {
 }
 
 /* Local and cross ranks among the members: a host is its index in the world. */
-static void place(hora_comm_t *comm) {
-    int host = hora_comm_peer(comm, comm->rank)->cross_rank;
+static hora_status_t place(hora_comm_t *comm) {
+    int  host = hora_comm_peer(comm, comm->rank)->cross_rank;
+    int *members = calloc((size_t)comm->world->size, sizeof(*members)); /* of each host, so far */
+    if (members == NULL)
+        return hora_fail(HORA_ERR_NO_MEMORY, "a communicator of %d ranks", comm->size);
     comm->local_rank = comm->local_size = comm->cross_rank = comm->cross_size = 0;
     for (int i = 0; i < comm->size; i++)
         if (hora_comm_peer(comm, i)->cross_rank == host) {
             comm->local_rank += i < comm->rank;
             comm->local_size++;
         }
-    for (int i = 0; i < comm->size; i++) { /* members that are the local_rank-th on their host */
-        int before = 0;
-        for (int j = 0; j < i; j++)
-            before += hora_comm_peer(comm, j)->cross_rank == hora_comm_peer(comm, i)->cross_rank;
-        if (before == comm->local_rank) {
+    for (int i = 0; i < comm->size; i++) /* members that are the local_rank-th on their host */
+        if (members[hora_comm_peer(comm, i)->cross_rank]++ == comm->local_rank) {
             comm->cross_rank += i < comm->rank;
             comm->cross_size++;
         }
-    }
+    free(members);
+    return HORA_OK;
 }
 
 static bool shares_arena(const hora_comm_t *comm) {
@@ -90,8 +91,8 @@ static bool shares_arena(const hora_comm_t *comm) {
 }
 
 static hora_status_t comm_open(hora_comm_t *comm) {
-    place(comm);
-    return shares_arena(comm) ? hora_pads_create(comm) : HORA_OK;
+    hora_status_t st = place(comm);
+    return st == HORA_OK && shares_arena(comm) ? hora_pads_create(comm) : st;
 }
 
 static hora_status_t read_options(const hora_comm_options_t *options, hora_comm_options_t *own) {

@@ -69,26 +69,47 @@ bool hora_card_decode(const void *bytes, size_t len, hora_card_t *card_p) {
     return true;
 }
 
-/* The first rank of a host stands for it. Looks at all pairs of one host: a few microseconds for
- * hundreds of ranks, once. */
-void hora_roster_fill(hora_world_t *world, const hora_card_t *cards) {
+/* Hosts by host_id: a hash table of the latest rank of each. */
+typedef struct hosts {
+    const hora_card_t *cards;
+    int               *latest; /* [mask + 1], ranks + 1; 0: free */
+    size_t             mask;
+} hosts_t;
+
+/* The latest rank of the host of rank r, which takes its place; -1: r is its first. */
+static int take_latest(hosts_t *hosts, int r) {
+    uint64_t id = hosts->cards[r].host_id;
+    size_t   i = (id * 0x9e3779b97f4a7c15u) >> 32;
+    int      before;
+    while (hosts->latest[i & hosts->mask] != 0 &&
+           hosts->cards[hosts->latest[i & hosts->mask] - 1].host_id != id)
+        i++;
+    before = hosts->latest[i & hosts->mask] - 1;
+    hosts->latest[i & hosts->mask] = r + 1;
+    return before;
+}
+
+hora_status_t hora_roster_fill(hora_world_t *world, const hora_card_t *cards) {
     const uint64_t my_host = cards[world->rank].host_id;
-    int            hosts = 0;
+    hosts_t        hosts = {.cards = cards, .mask = 1};
+    int            nhosts = 0;
+    while (hosts.mask < 2 * (size_t)world->size)
+        hosts.mask = 2 * hosts.mask + 1;
+    hosts.latest = calloc(hosts.mask + 1, sizeof(*hosts.latest));
+    if (hosts.latest == NULL)
+        return hora_fail(HORA_ERR_NO_MEMORY, "a roster of %d ranks", world->size);
     world->local_size = world->cross_rank = world->cross_size = 0;
     for (int r = 0; r < world->size; r++) {
         hora_peer_t *peer = &world->peers[r];
-        int          first = 0;
-        while (cards[first].host_id != cards[r].host_id)
-            first++;
+        int          before = take_latest(&hosts, r);
         peer->pid = (pid_t)cards[r].pid;
         snprintf(peer->host, sizeof(peer->host), "%s", cards[r].host);
-        peer->cross_rank = first == r ? hosts++ : world->peers[first].cross_rank;
-        peer->local_rank = 0;
-        for (int q = first; q < r; q++)
-            peer->local_rank += cards[q].host_id == cards[r].host_id;
+        peer->cross_rank = before < 0 ? nhosts++ : world->peers[before].cross_rank;
+        peer->local_rank = before < 0 ? 0 : world->peers[before].local_rank + 1;
         peer->local = cards[r].host_id == my_host ? peer->local_rank : -1;
         world->local_size += peer->local >= 0;
     }
+    free(hosts.latest);
     world->local_rank = world->peers[world->rank].local_rank;
     /* Across: the ranks of equal local rank, one of each host that has so many. */
     for (int r = 0; r < world->size; r++)
@@ -96,6 +117,7 @@ void hora_roster_fill(hora_world_t *world, const hora_card_t *cards) {
             world->cross_size++;
             world->cross_rank += r < world->rank;
         }
+    return HORA_OK;
 }
 
 hora_status_t hora_roster_exchange(hora_world_t *world, hora_star_t *star, const hora_card_t *mine,
@@ -120,11 +142,12 @@ hora_status_t hora_roster_exchange(hora_world_t *world, hora_star_t *star, const
                            mine->transport);
     }
     free(blobs);
+    if (st == HORA_OK)
+        st = hora_roster_fill(world, cards);
     if (st != HORA_OK) {
         free(cards);
         return st;
     }
-    hora_roster_fill(world, cards);
     *cards_p = cards;
     return HORA_OK;
 }

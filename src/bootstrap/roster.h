@@ -34,7 +34,7 @@ bool   hora_card_decode(const void *bytes, size_t len, hora_card_t *card_p);
 hora_status_t hora_roster_exchange(hora_world_t *world, hora_star_t *star, const hora_card_t *mine,
                                    hora_card_t **cards_p);
 
-/* The computation of that alone, from the cards. */
-void hora_roster_fill(hora_world_t *world, const hora_card_t *cards);
+/* The computation of that alone, from the cards. HORA_ERR_NO_MEMORY. */
+hora_status_t hora_roster_fill(hora_world_t *world, const hora_card_t *cards);
 
 #endif
