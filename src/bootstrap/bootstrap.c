@@ -32,6 +32,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 typedef struct joining {
@@ -128,7 +129,7 @@ static hora_status_t exchange_cards(joining_t *j) {
         if (st == HORA_OK)
             st = hora_roster_exchange(j->world, &j->star, &card, &j->cards);
     } else {
-        hora_roster_fill(j->world, &card);
+        st = hora_roster_fill(j->world, &card);
     }
     return st;
 }
@@ -219,6 +220,21 @@ static hora_status_t failed(const joining_t *j, const hora_comm_options_t *optio
                      j->job.rank, j->job.size, text);
 }
 
+/* Raises the soft limit on descriptors, commonly 1024, to what rank 0 of a job with an engine has at
+ * most: for each rank one of the star, and TCP connections both ways. Others may need as many, if
+ * they talk to all. */
+static void allow_descriptors(const hora_settings_t *settings, int size) {
+    const rlim_t  want = 256 + (rlim_t)size * (1 + 2 * (rlim_t)settings->tcp_connections);
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur >= want)
+        return;
+    if (limit.rlim_max < want)
+        hora_log(HORA_LOG_INFO, "%d ranks may need %lu descriptors, and the hard limit is %lu "
+                 "(ulimit -Hn)", size, (unsigned long)want, (unsigned long)limit.rlim_max);
+    limit.rlim_cur = limit.rlim_max < want ? limit.rlim_max : want;
+    setrlimit(RLIMIT_NOFILE, &limit); /* if not, whoever runs out of them says so */
+}
+
 hora_status_t hora_bootstrap_join(const hora_comm_options_t *options, hora_world_t **world_p) {
     joining_t     j;
     hora_env_t    env = hora_env_process();
@@ -232,6 +248,7 @@ hora_status_t hora_bootstrap_join(const hora_comm_options_t *options, hora_world
     if (st != HORA_OK)
         return st;
     hora_log_set_rank(j.job.rank);
+    allow_descriptors(&j.settings, j.job.size);
     st = hora_star_init(&j.star, j.job.rank, j.job.size, j.settings.start_timeout);
     if (st != HORA_OK)
         return st;

@@ -155,6 +155,25 @@ static void test_no_arena(void **state) {
     ranks_run(3, false, join_without_arena);
 }
 
+/* A soft limit that would not do is raised, as far as the hard one goes. */
+static void join_with_few_descriptors(int rank, int size, report_t *report) {
+    const rlim_t  hard = rank == 0 ? 4096 : 200, want = 256 + 3 * (rlim_t)size;
+    struct rlimit few = {100, hard};
+    hora_world_t *w;
+    rank_check(setrlimit(RLIMIT_NOFILE, &few) == 0);
+    w = ranks_join(rank, size, report);
+    rank_check(w != NULL);
+    rank_check(getrlimit(RLIMIT_NOFILE, &few) == 0 && few.rlim_max == hard);
+    rank_check(few.rlim_cur == (rank == 0 ? want : hard));
+    ranks_meet(1, size);
+    hora_bootstrap_leave(w);
+}
+
+static void test_few_descriptors(void **state) {
+    (void)state;
+    ranks_run(2, false, join_with_few_descriptors);
+}
+
 static void join_with_secret(int rank, int size, report_t *report) {
     hora_world_t *w;
     setenv("HORA_SECRET", "open sesame", 1);
@@ -499,6 +518,7 @@ int main(void) {
         cmocka_unit_test(test_hosts),
         cmocka_unit_test(test_forced_tcp),
         cmocka_unit_test(test_no_arena),
+        cmocka_unit_test(test_few_descriptors),
         cmocka_unit_test(test_secret),
         cmocka_unit_test(test_fork),
         cmocka_unit_test(test_missing),
