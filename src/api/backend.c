@@ -3,6 +3,7 @@
  * more than open a library or a descriptor and close it again.
  */
 #include "transport/transport.h"
+#include "util/cuda.h"
 
 #include <dlfcn.h>
 #include <kernels/cpu/kernels.h>
@@ -36,6 +37,17 @@ static bool probe_library(const row_t *row, hora_backend_t *backend) {
     return false;
 }
 
+/* The kernels are in this build, but nothing runs on a GPU yet. */
+static bool probe_cuda(const row_t *row, hora_backend_t *backend) {
+    bool   here = hora_cuda_probe(backend);
+    size_t len = strlen(backend->detail);
+    (void)row;
+    if (here)
+        snprintf(backend->detail + len, sizeof(backend->detail) - len,
+                 "; hora %s does not use it yet", HORA_VERSION);
+    return false;
+}
+
 static const row_t rows[] = {
     {"shm", "transport", probe_transport, &hora_transport_shm},
     {"tcp", "transport", probe_transport, &hora_transport_tcp},
@@ -44,7 +56,7 @@ static const row_t rows[] = {
     {"mpi", "offload", probe_transport, &hora_transport_mpi},
     {"nccl", "offload", probe_library, "libnccl.so.2"},
     {"cpu", "kernels", probe_kernels, NULL},
-    {"cuda", "device", probe_library, "libcuda.so.1"},
+    {"cuda", "device", probe_cuda, NULL},
 };
 
 hora_status_t hora_backend_get(size_t index, hora_backend_t *backend_p) {

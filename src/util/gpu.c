@@ -1,0 +1,135 @@
+/*
+ * A GPU and hora's kernels on it (gpu.h). Any thread; `lock` guards the kernels found so far.
+ */
+#include "util/gpu.h"
+
+#include <pthread.h>
+#include <stdio.h>
+#include <string.h>
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+
+static hora_status_t fail(const hora_gpu_t *gpu, hora_cuda_result_t result, const char *what) {
+    char text[192];
+    snprintf(text, sizeof(text), "%s on GPU %d (%s)", what, gpu->ordinal, gpu->name);
+    return hora_cuda_fail(gpu->cuda, result, text);
+}
+
+hora_status_t hora_gpu_enter(const hora_gpu_t *gpu) {
+    hora_cuda_result_t result = gpu->cuda->context_push(gpu->context);
+    return result == HORA_CUDA_SUCCESS ? HORA_OK : fail(gpu, result, "entering the context");
+}
+
+void hora_gpu_leave(const hora_gpu_t *gpu) {
+    hora_cuda_context_t left;
+    gpu->cuda->context_pop(&left);
+}
+
+/* Device, name, context. */
+static hora_status_t open_context(hora_gpu_t *gpu) {
+    const hora_cuda_t *cuda = gpu->cuda;
+    hora_cuda_result_t result = cuda->device(&gpu->device, gpu->ordinal);
+    if (result != HORA_CUDA_SUCCESS)
+        return fail(gpu, result, "looking it up");
+    if (cuda->device_name(gpu->name, sizeof(gpu->name), gpu->device) != HORA_CUDA_SUCCESS)
+        snprintf(gpu->name, sizeof(gpu->name), "unnamed");
+    result = cuda->device_attribute(&gpu->processors, HORA_CUDA_PROCESSORS, gpu->device);
+    if (result != HORA_CUDA_SUCCESS)
+        return fail(gpu, result, "asking for its multiprocessors");
+    result = cuda->context_retain(&gpu->context, gpu->device);
+    return result == HORA_CUDA_SUCCESS ? HORA_OK : fail(gpu, result, "making a context");
+}
+
+static hora_status_t load_kernels(hora_gpu_t *gpu) {
+    char               why[256]; /* hora_fail writes over the text that hora_last_error returns */
+    hora_cuda_result_t result;
+    hora_status_t      st = hora_gpu_enter(gpu);
+    if (st != HORA_OK)
+        return st;
+    result = gpu->cuda->module_load(&gpu->module, hora_cuda_image);
+    hora_gpu_leave(gpu);
+    if (result == HORA_CUDA_SUCCESS)
+        return HORA_OK;
+    st = fail(gpu, result, "loading hora's kernels");
+    if (st == HORA_ERR_NO_MEMORY)
+        return st;
+    snprintf(why, sizeof(why), "%.255s", hora_last_error());
+    return hora_fail(HORA_ERR_UNSUPPORTED, "%s; this build's device code is newer than the driver: "
+                     "update the driver, or build hora with an older nvcc", why);
+}
+
+hora_status_t hora_gpu_open(const hora_cuda_t *cuda, int ordinal, hora_gpu_t *gpu_p) {
+    hora_gpu_t    gpu = {.cuda = cuda, .ordinal = ordinal, .name = "?"};
+    hora_status_t st;
+    if (hora_cuda_image_bytes == 0)
+        return hora_fail(HORA_ERR_UNSUPPORTED, "this build has no CUDA kernels: build hora with "
+                         "nvcc on PATH");
+    st = open_context(&gpu);
+    if (st != HORA_OK)
+        return st;
+    st = load_kernels(&gpu);
+    if (st != HORA_OK)
+        goto err_context;
+    *gpu_p = gpu;
+    return HORA_OK;
+
+err_context:
+    cuda->context_release(gpu.device);
+    return st;
+}
+
+void hora_gpu_close(hora_gpu_t *gpu) {
+    if (hora_gpu_enter(gpu) == HORA_OK) {
+        gpu->cuda->module_unload(gpu->module);
+        hora_gpu_leave(gpu);
+    }
+    gpu->cuda->context_release(gpu->device);
+    *gpu = (hora_gpu_t){0};
+}
+
+/* Names are the literals of plan.c, so the pointers are compared first. */
+static hora_cuda_function_t known(const hora_gpu_t *gpu, const char *name) {
+    for (int i = 0; i < gpu->nkernels; i++)
+        if (gpu->kernels[i].name == name || strcmp(gpu->kernels[i].name, name) == 0)
+            return gpu->kernels[i].function;
+    return NULL;
+}
+
+/* The context is current. */
+static hora_status_t find(hora_gpu_t *gpu, const char *name, hora_cuda_function_t *function_p) {
+    hora_cuda_result_t   result = HORA_CUDA_SUCCESS;
+    hora_cuda_function_t function;
+    pthread_mutex_lock(&lock);
+    function = known(gpu, name);
+    if (function == NULL)
+        result = gpu->cuda->module_function(&function, gpu->module, name);
+    if (result == HORA_CUDA_SUCCESS && known(gpu, name) == NULL && gpu->nkernels < HORA_GPU_KERNELS)
+        gpu->kernels[gpu->nkernels++] = (hora_gpu_kernel_t){name, function};
+    pthread_mutex_unlock(&lock);
+    if (result != HORA_CUDA_SUCCESS)
+        return fail(gpu, result, name);
+    *function_p = function;
+    return HORA_OK;
+}
+
+hora_status_t hora_gpu_launch(hora_gpu_t *gpu, const char *kernel, unsigned blocks, void *args,
+                              hora_cuda_stream_t stream) {
+    void                *parameters[1] = {args};
+    hora_cuda_function_t function = NULL;
+    hora_cuda_result_t   result;
+    hora_status_t        st;
+    if (blocks == 0)
+        return HORA_OK;
+    st = hora_gpu_enter(gpu);
+    if (st != HORA_OK)
+        return st;
+    st = find(gpu, kernel, &function);
+    if (st == HORA_OK) {
+        result = gpu->cuda->launch(function, blocks, 1, 1, HORA_CUDA_THREADS, 1, 1, 0, stream,
+                                   parameters, NULL);
+        if (result != HORA_CUDA_SUCCESS)
+            st = fail(gpu, result, kernel);
+    }
+    hora_gpu_leave(gpu);
+    return st;
+}

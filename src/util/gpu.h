@@ -1,0 +1,48 @@
+/*
+ * One GPU of this process: its primary context, which torch uses too, and hora's kernels on it. The
+ * functions enter the context and leave it again, so that the caller's current one does not change.
+ * Any thread; one stream is given work by one thread at a time.
+ */
+#ifndef HORA_UTIL_GPU_H
+#define HORA_UTIL_GPU_H
+
+#include "util/cuda.h"
+
+#include <kernels/cuda/kernels.h>
+
+#define HORA_GPU_KERNELS 64 /* most kernels of an image that are looked up */
+
+typedef struct hora_gpu_kernel {
+    const char          *name; /* static storage: from kernels/cuda/plan.c */
+    hora_cuda_function_t function;
+} hora_gpu_kernel_t;
+
+typedef struct hora_gpu {
+    const hora_cuda_t  *cuda;
+    hora_cuda_device_t  device;
+    hora_cuda_context_t context;
+    hora_cuda_module_t  module;
+    int                 ordinal;
+    int                 processors;
+    char                name[96];
+    hora_gpu_kernel_t   kernels[HORA_GPU_KERNELS]; /* found so far; guarded by a lock in gpu.c */
+    int                 nkernels;
+} hora_gpu_t;
+
+/* Opens GPU number `ordinal`, as CUDA counts the visible ones. The kernels are loaded at once: a
+ * lazy load in the middle of a step could wait for a kernel that waits for us. HORA_ERR_UNSUPPORTED:
+ * built without nvcc, or the driver cannot use this build's device code. */
+hora_status_t hora_gpu_open(const hora_cuda_t *cuda, int ordinal, hora_gpu_t *gpu_p);
+/* Gives it back. Nothing of ours may be in flight on it. */
+void hora_gpu_close(hora_gpu_t *gpu);
+
+/* Makes the GPU's context current until hora_gpu_leave; they nest. */
+hora_status_t hora_gpu_enter(const hora_gpu_t *gpu);
+void          hora_gpu_leave(const hora_gpu_t *gpu);
+
+/* Queues a kernel of HORA_CUDA_THREADS threads per block on the stream; returns at once. args: its
+ * one parameter, copied. blocks 0: nothing is to be done, and HORA_OK. */
+hora_status_t hora_gpu_launch(hora_gpu_t *gpu, const char *kernel, unsigned blocks, void *args,
+                              hora_cuda_stream_t stream);
+
+#endif
