@@ -334,7 +334,7 @@ const hora_isa_t LOOPS_TABLE = {
     .divide = FINISH_ROW(divide),
     .sum = {[HORA_FLOAT16] = reduce_sum_f16,
             [HORA_BFLOAT16] = reduce_sum_bf16,
-            [HORA_FLOAT32] = reduce_sum_f32},
+            [HORA_FLOAT32] = reduce_f32},
     .widen = {[HORA_FLOAT16] = cast_f16_to_f32, [HORA_BFLOAT16] = cast_bf16_to_f32},
     .narrow = {[HORA_FLOAT16] = cast_f32_to_f16, [HORA_BFLOAT16] = cast_f32_to_bf16},
     .dots = {[HORA_FLOAT32] = dots_f32, [HORA_FLOAT64] = dots_f64},
