@@ -2,9 +2,10 @@
  * Runs the steps of one collective. On the thread that uses the communicator; never blocks.
  *
  * Phases on the pads. A call that meets uses one phase before those of its plan: its note carries
- * the signature and where the member's buffers lie. Other calls show the signature with their
- * plan's first phase. Every call on a communicator with pads has a first phase or meets, so members
- * that make different calls always find out. After the call, pads->base has grown by what was used.
+ * the signature and where the member's buffers lie. (A member with private buffers does not wait
+ * there, but goes on to copy in.) Other calls show the signature with their plan's first phase. Every
+ * call on a communicator with pads has a first phase or meets, so members that make different calls
+ * always find out. After the call, pads->base has grown by what was used.
  */
 #include "schedule/run.h"
 
@@ -119,13 +120,17 @@ static bool must_meet(const hora_exec_t *exec) {
             bytes > hora_comm_oneshot_limit(comm));
 }
 
-static void signal_meeting(hora_exec_t *exec) {
+/* Comes to the meeting. False if there is no need to wait for the others there: my buffers are
+ * private, so it is the plan with slots, and its first wait compares the signatures. */
+static bool signal_meeting(hora_exec_t *exec) {
     hora_pads_note_t note = {.in = HORA_PADS_NONE, .out = HORA_PADS_NONE, .sig = exec->sig};
     if (exec->coll.kind == HORA_COLL_ALLREDUCE) {
         note.in = offset_in_arena(exec, exec->coll.in);
         note.out = offset_in_arena(exec, exec->coll.out);
     }
     hora_pads_signal(exec->comm->pads, exec->comm->pads->base + 1, &note);
+    return !exec->algo->needs_arena || exec->coll.count == 0 ||
+           (note.in != HORA_PADS_NONE && note.out != HORA_PADS_NONE);
 }
 
 hora_status_t hora_run_begin(hora_exec_t *exec) {
@@ -137,6 +142,7 @@ hora_status_t hora_run_begin(hora_exec_t *exec) {
     }
     exec->algo = hora_select(comm, &exec->coll);
     exec->meets = must_meet(exec);
+    exec->met = false;
     exec->sig = hora_coll_sig_with(hora_coll_sig(&exec->coll),
                                    algo_index(exec->algo) << 48 | (uint64_t)exec->meets << 47 |
                                        comm->world->settings.chunk_size);
@@ -150,8 +156,7 @@ hora_status_t hora_run_begin(hora_exec_t *exec) {
         return begin_steps(exec);
     exec->next_rank = 0;
     exec->state = HORA_EXEC_MEET;
-    signal_meeting(exec);
-    return HORA_OK;
+    return signal_meeting(exec) ? HORA_OK : begin_steps(exec);
 }
 
 /* ---- phases ---- */
@@ -163,23 +168,32 @@ static hora_status_t blocked_on_phase(hora_exec_t *exec, uint64_t phase, int ran
     return HORA_IN_PROGRESS;
 }
 
-/* Waits until all members have signalled `phase`; a call's first one must show my signature. */
+/* Waits for a member's first phase in this call, which must show my signature. */
+static hora_status_t await_first(hora_exec_t *exec, int rank) {
+    hora_pads_t            *pads = exec->comm->pads;
+    const hora_pads_note_t *note;
+    if (!hora_pads_reached(pads, rank, pads->base + 1))
+        return blocked_on_phase(exec, pads->base + 1, rank);
+    note = hora_pads_note(pads, rank, pads->base + 1);
+    if (note->sig != exec->sig)
+        return hora_coll_mismatch(exec->comm, &exec->coll, rank, note->sig);
+    exec->peers[rank].in_at = note->in;
+    exec->peers[rank].out_at = note->out;
+    return HORA_OK;
+}
+
+/* Waits until all members have signalled `phase`. */
 static hora_status_t await_phase(hora_exec_t *exec, uint64_t phase) {
     hora_pads_t *pads = exec->comm->pads;
     for (; exec->next_rank < exec->comm->size; exec->next_rank++) {
-        int                     r = exec->next_rank;
-        const hora_pads_note_t *note;
-        if (!hora_pads_reached(pads, r, phase))
-            return blocked_on_phase(exec, phase, r);
-        if (phase != pads->base + 1)
-            continue;
-        note = hora_pads_note(pads, r, phase);
-        if (note->sig != exec->sig)
-            return hora_coll_mismatch(exec->comm, &exec->coll, r, note->sig);
-        exec->peers[r].in_at = note->in;
-        exec->peers[r].out_at = note->out;
+        hora_status_t st = exec->met ? HORA_OK : await_first(exec, exec->next_rank);
+        if (st != HORA_OK)
+            return st;
+        if (!hora_pads_reached(pads, exec->next_rank, phase))
+            return blocked_on_phase(exec, phase, exec->next_rank);
     }
     exec->next_rank = 0;
+    exec->met = true;
     return HORA_OK;
 }
 

@@ -51,6 +51,7 @@ struct hora_exec {
     hora_reduce_t      how;
     bool               widened; /* inner is float32 for a half type */
     bool               meets;
+    bool               met;     /* every member has shown its signature */
     bool               shared;  /* all members' buffers are in the arena */
 
     uint32_t          sig;

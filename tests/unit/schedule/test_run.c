@@ -363,6 +363,9 @@ static void run__a_mismatch_names_both_sides_on_every_rank(void **state) {
         {{.kind = HORA_COLL_ALLREDUCE, .op = HORA_SUM, .dtype = HORA_FLOAT32, .count = 200000},
          {.kind = HORA_COLL_ALLREDUCE, .op = HORA_SUM, .dtype = HORA_FLOAT32, .count = 3},
          {"allreduce(sum, float32)", "different counts"}}, /* tiny against large */
+        {{.kind = HORA_COLL_ALLREDUCE, .op = HORA_SUM, .dtype = HORA_FLOAT32, .count = 200000},
+         {.kind = HORA_COLL_ALLREDUCE, .op = HORA_SUM, .dtype = HORA_FLOAT32, .count = 100000},
+         {"allreduce(sum, float32)", "different counts"}},
         {{.kind = HORA_COLL_BARRIER},
          {.kind = HORA_COLL_ALLREDUCE, .op = HORA_SUM, .dtype = HORA_FLOAT32, .count = 5000},
          {"barrier()", "allreduce(sum, float32)"}},
