@@ -11,6 +11,9 @@
  * When every rank's buffers lie in the arena that is all: 2 N bytes moved per rank, the lower bound,
  * and every line is read and then written by one core. Cost: 2 a + 2 N b + (n - 1)/n N g.
  *
+ * A long vector is divided so piece by piece, and the last piece goes first. Who made the vector
+ * wrote its end last, and who uses the result begins at its beginning: both are then in the cache.
+ *
  * Private buffers pass through slots, chunk by chunk: copy in what others own, push, copy out what
  * others own; one's own part is read and written where it lies. Moves (6 - 4/n) N bytes per rank.
  * Three regions of a slot are in turn, so that a rank copies chunk k + 1 in and chunk k - 1 out while
@@ -30,6 +33,9 @@
 
 #define REGIONS    3
 #define LINE_BYTES 64
+/* A rank's part of a piece of a shared vector, in chunks: many pages, because the prefetchers run
+ * past its end into lines that another core works on. */
+#define PART_CHUNKS 2
 
 /* What all steps of one plan have in common. */
 typedef struct push {
@@ -37,7 +43,7 @@ typedef struct push {
     hora_plan_t       *plan;
     hora_ref_t        *src, *dst; /* [size] scratch */
     size_t             line;      /* elements per cache line */
-    size_t             chunk;
+    size_t             chunk, chunks;
 } push_t;
 
 /* Parts are whole cache lines, so that no line is written by two cores. */
@@ -57,28 +63,43 @@ static void emit_reduce(push_t *push, size_t count) {
         step->begin = step->finish = true;
 }
 
+/* Where chunk k, as they follow in time, lies in the vector: from the last one to the first. */
+static size_t chunk_at(const push_t *push, size_t k) {
+    return (push->chunks - 1 - k) * push->chunk;
+}
+
+static size_t chunk_count(const push_t *push, size_t k) {
+    size_t left = push->coll->count - chunk_at(push, k);
+    return left < push->chunk ? left : push->chunk;
+}
+
+static void cut(push_t *push, size_t chunk) {
+    push->chunk = chunk;
+    push->chunks = (push->coll->count + chunk - 1) / chunk;
+}
+
 /* Every buffer is in the arena. */
 static void plan_shared(push_t *push) {
     const hora_coll_t *coll = push->coll;
-    size_t             begin = part_begin(push, coll->count, coll->rank);
-    size_t             end = part_begin(push, coll->count, coll->rank + 1);
-    for (int r = 0; r < coll->size; r++) {
-        push->src[r] = hora_of(r, HORA_BUF_IN, begin);
-        push->dst[r] = hora_of(r, HORA_BUF_OUT, begin);
+    cut(push, push->chunk * PART_CHUNKS * (size_t)coll->size);
+    for (size_t k = 0; k < push->chunks; k++) {
+        size_t at = chunk_at(push, k), count = chunk_count(push, k);
+        size_t begin = part_begin(push, count, coll->rank);
+        size_t end = part_begin(push, count, coll->rank + 1);
+        for (int r = 0; r < coll->size; r++) {
+            push->src[r] = hora_of(r, HORA_BUF_IN, at + begin);
+            push->dst[r] = hora_of(r, HORA_BUF_OUT, at + begin);
+        }
+        emit_reduce(push, end - begin);
     }
-    emit_reduce(push, end - begin);
     hora_plan_signal(push->plan, 1);
     hora_plan_await(push->plan, 1);
 }
 
-static size_t chunk_count(const push_t *push, size_t k) {
-    size_t left = push->coll->count - k * push->chunk;
-    return left < push->chunk ? left : push->chunk;
-}
-
 /* Copies the parts of chunk k that other ranks own, in or out. */
 static void emit_copies(push_t *push, size_t k, bool in) {
-    size_t count = chunk_count(push, k), at = k * push->chunk, slot = k % REGIONS * push->chunk;
+    size_t count = chunk_count(push, k), at = chunk_at(push, k);
+    size_t slot = k % REGIONS * push->chunk;
     size_t begin = part_begin(push, count, push->coll->rank);
     size_t end = part_begin(push, count, push->coll->rank + 1);
     size_t from[2] = {0, end}, to[2] = {begin, count};
@@ -97,14 +118,16 @@ static void emit_push(push_t *push, size_t k) {
     size_t end = part_begin(push, count, coll->rank + 1);
     for (int r = 0; r < coll->size; r++)
         push->src[r] = push->dst[r] = hora_of(r, HORA_BUF_SLOT, slot + begin);
-    push->src[coll->rank] = hora_own(HORA_BUF_IN, k * push->chunk + begin);
-    push->dst[coll->rank] = hora_own(HORA_BUF_OUT, k * push->chunk + begin);
+    push->src[coll->rank] = hora_own(HORA_BUF_IN, chunk_at(push, k) + begin);
+    push->dst[coll->rank] = hora_own(HORA_BUF_OUT, chunk_at(push, k) + begin);
     emit_reduce(push, end - begin);
 }
 
 static void plan_private(push_t *push) {
-    size_t   chunks = (push->coll->count + push->chunk - 1) / push->chunk;
     uint32_t phase = 1, copied_in = 1, reduced = 0; /* phases to await for chunk k */
+    size_t   chunks;
+    cut(push, push->chunk);
+    chunks = push->chunks;
     push->plan->slot = (chunks < REGIONS ? chunks : REGIONS) * push->chunk;
     emit_copies(push, 0, true);
     hora_plan_signal(push->plan, phase);
