@@ -30,10 +30,14 @@ static int core_here(void) {
     return cpu >= 0 ? cpu + 1 : 0;
 }
 
+/* Where a rank of this host was last; 0: unknown. */
+static int core_of(const hora_peer_t *peer) {
+    const atomic_int *core = peer->bell != NULL ? &peer->bell->core : &peer->core;
+    return atomic_load_explicit(core, memory_order_relaxed);
+}
+
 static bool is_at(const hora_comm_t *comm, int rank, int core) {
-    const hora_peer_t *peer = hora_comm_peer(comm, rank);
-    return rank != comm->rank && peer->bell != NULL &&
-           atomic_load_explicit(&peer->bell->core, memory_order_relaxed) == core;
+    return rank != comm->rank && core_of(hora_comm_peer(comm, rank)) == core;
 }
 
 /* Is a rank here that this thread waits for? awaited -1: it may be any. */
@@ -53,10 +57,7 @@ static bool choose(const hora_comm_t *comm, int core, const cpu_set_t *allowed, 
     CPU_CLR(core - 1, rest);
     free = *rest;
     for (int r = 0; r < comm->size; r++) {
-        const hora_peer_t *peer = hora_comm_peer(comm, r);
-        int                other = 0;
-        if (peer->bell != NULL)
-            other = atomic_load_explicit(&peer->bell->core, memory_order_relaxed);
+        int other = core_of(hora_comm_peer(comm, r));
         if (r != comm->rank && other > 0 && other <= CPU_SETSIZE)
             CPU_CLR(other - 1, &free);
     }

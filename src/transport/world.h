@@ -43,6 +43,8 @@ typedef struct hora_peer {
     int          local;      /* index among the ranks of my host, in rank order; -1: elsewhere */
     int          local_rank; /* its index on its own host */
     int          cross_rank; /* index of its host, by first rank */
+    atomic_int   core;       /* where it was last, from 1, if it is on my host and messages have told;
+                                0: unknown. Ranks with a bell tell by that */
     atomic_int   gone;       /* 1: it left in order (goodbye); nothing more will come from it */
     hora_link_t *link;       /* what carries bytes to it; NULL for myself */
     hora_bell_t *bell;       /* NULL unless it shares my arena group */

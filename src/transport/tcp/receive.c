@@ -165,6 +165,12 @@ static void part_done(hora_tcp_link_t *link, const hora_inbound_t *inbound) {
     }
 }
 
+static void note_core(hora_tcp_link_t *link, uint32_t core) {
+    hora_peer_t *peer = &link->base.transport->world->peers[link->base.peer];
+    if (peer->local >= 0 && core != 0)
+        atomic_store_explicit(&peer->core, (int)core, memory_order_relaxed);
+}
+
 static verdict_t begin_frame(hora_tcp_in_t *in) {
     hora_tcp_header_t h;
     verdict_t         verdict;
@@ -180,6 +186,7 @@ static verdict_t begin_frame(hora_tcp_in_t *in) {
         verdict = protocol_error(in, "a message is missing");
     if (verdict != GO_ON)
         return verdict;
+    note_core(in->link, h.core);
     in->begin += HORA_TCP_HEADER_SIZE;
     in->offset = (size_t)h.offset;
     in->left = h.len;

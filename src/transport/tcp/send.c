@@ -9,6 +9,7 @@
  */
 #include "transport/tcp/tcp.h"
 
+#include "transport/wait.h"
 #include "util/clock.h"
 
 #include <errno.h>
@@ -63,6 +64,15 @@ void hora_tcp_send_free(hora_tcp_link_t *link, hora_tcp_send_t *send) {
 
 /* ---- Frames ---- */
 
+/* For the receiver, if it is on this host, so that we do not share a core; 0: it does not matter. */
+static uint32_t core_here(const hora_tcp_link_t *link) {
+    hora_world_t *world = link->base.transport->world;
+    if (!world->has_cores || world->peers[link->base.peer].local < 0)
+        return 0;
+    hora_apart_note(world);
+    return (uint32_t)atomic_load_explicit(&world->bell->core, memory_order_relaxed);
+}
+
 /* Takes the next frame of the oldest message that has one; false: there is none. */
 static bool frame_take(hora_tcp_link_t *link, hora_tcp_out_t *out) {
     hora_tcp_send_t *send = link->unassigned;
@@ -78,7 +88,7 @@ static bool frame_take(hora_tcp_link_t *link, hora_tcp_out_t *out) {
     frame->offset = send->assigned;
     frame->len = (uint32_t)(left < most ? left : most);
     hora_tcp_header_t header = {send->tag, send->number, send->len, frame->offset, frame->len,
-                                send->sig};
+                                send->sig, core_here(link)};
     hora_tcp_header_encode(&header, frame->header);
     send->frames++;
     send->assigned += frame->len;

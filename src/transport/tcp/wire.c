@@ -10,6 +10,7 @@
 #define ADDRESS_MAGIC 0x61726f68u          /* "hora" */
 #define HELLO_MAGIC   0x6f6c6c6568726f68u  /* "horhello" */
 #define FRAME_MAGIC   0x6d617266u          /* "fram" */
+#define CORE_MAX      0xffffu
 
 static uint8_t *put32(uint8_t *p, uint32_t value) {
     hora_put_u32(p, value);
@@ -92,7 +93,7 @@ bool hora_tcp_hello_decode(const uint8_t in[HORA_TCP_HELLO_SIZE], hora_tcp_hello
     return true;
 }
 
-/* magic, sig, tag, number, total, offset, len, zero */
+/* magic, sig, tag, number, total, offset, len, core */
 void hora_tcp_header_encode(const hora_tcp_header_t *header, uint8_t out[HORA_TCP_HEADER_SIZE]) {
     uint8_t *p = out;
     p = put32(p, FRAME_MAGIC);
@@ -102,7 +103,7 @@ void hora_tcp_header_encode(const hora_tcp_header_t *header, uint8_t out[HORA_TC
     p = put64(p, header->total);
     p = put64(p, header->offset);
     p = put32(p, header->len);
-    put32(p, 0);
+    put32(p, header->core);
 }
 
 bool hora_tcp_header_decode(const uint8_t in[HORA_TCP_HEADER_SIZE], hora_tcp_header_t *header_p) {
@@ -113,8 +114,9 @@ bool hora_tcp_header_decode(const uint8_t in[HORA_TCP_HEADER_SIZE], hora_tcp_hea
         .total = hora_get_u64(in + 24),
         .offset = hora_get_u64(in + 32),
         .len = hora_get_u32(in + 40),
+        .core = hora_get_u32(in + 44),
     };
-    if (hora_get_u32(in) != FRAME_MAGIC || hora_get_u32(in + 44) != 0)
+    if (hora_get_u32(in) != FRAME_MAGIC || h.core > CORE_MAX)
         return false;
     if (h.total > HORA_TCP_MESSAGE_MAX || h.total > SIZE_MAX || h.offset > h.total ||
         h.len > h.total - h.offset || h.len > HORA_TCP_FRAME_MAX)

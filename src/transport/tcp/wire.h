@@ -14,7 +14,7 @@
 #include <stdint.h>
 #include <sys/socket.h>
 
-#define HORA_TCP_VERSION         1u
+#define HORA_TCP_VERSION         2u
 #define HORA_TCP_TOKEN_SIZE      16
 #define HORA_TCP_ADDRESS_SIZE    44
 #define HORA_TCP_HELLO_SIZE      64
@@ -43,6 +43,7 @@ typedef struct hora_tcp_header {
     uint64_t tag, number, total, offset; /* total: the message's bytes; offset: of this frame */
     uint32_t len;                        /* bytes that follow */
     uint32_t sig;
+    uint32_t core; /* where the sender is, from 1; 0: unknown. For ranks of one host */
 } hora_tcp_header_t;
 
 void hora_tcp_address_encode(const hora_tcp_address_t *address, uint8_t out[HORA_TCP_ADDRESS_SIZE]);

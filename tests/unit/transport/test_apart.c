@@ -1,6 +1,6 @@
 /*
  * src/transport/apart.c: a rank whose core another rank uses moves, and is not bound afterwards.
- * The other rank is a bell that says where it was.
+ * The other rank is a bell, or messages, that say where it was.
  */
 #include "transport/wait.h"
 #include "util/log.h"
@@ -53,7 +53,7 @@ static void need_two_cores(void) {
 static bool moves(int awaited) {
     for (int i = 0; i < 20; i++) {
         int here = sched_getcpu() + 1;
-        atomic_store(&other.core, here);
+        atomic_store(world->peers[1].bell != NULL ? &other.core : &world->peers[1].core, here);
         hora_apart_look(&comm, awaited);
         if (atomic_load(&world->bell->core) != here)
             return true;
@@ -70,6 +70,15 @@ static void look__moves_away_from_the_awaited(void **state) {
     assert_true(moves(1));
     sched_getaffinity(0, sizeof(after), &after);
     assert_true(CPU_EQUAL(&before, &after));
+    assert_true(moves(-1));
+}
+
+/* One that shares no memory. */
+static void look__moves_away_from_the_sender(void **state) {
+    (void)state;
+    need_two_cores();
+    world->peers[1].bell = NULL;
+    assert_true(moves(1));
     assert_true(moves(-1));
 }
 
@@ -160,6 +169,7 @@ static void look__takes_no_peer_on_another_host(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(look__moves_away_from_the_awaited, make, unmake),
+        cmocka_unit_test_setup_teardown(look__moves_away_from_the_sender, make, unmake),
         cmocka_unit_test_setup_teardown(look__tries_twice_to_be_free_again, make, unmake),
         cmocka_unit_test_setup_teardown(look__stays_where_it_is_alone, make, unmake),
         cmocka_unit_test_setup_teardown(look__takes_no_peer_on_another_host, make, unmake),

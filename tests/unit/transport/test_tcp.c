@@ -19,6 +19,22 @@ static void test_sizes(void **state) {
     }
 }
 
+/* Ranks of one host tell each other their core; those of others do not. */
+static void test_core(void **state) {
+    hora_bell_t bell;
+    (void)state;
+    memset(&bell, 0, sizeof(bell));
+    A.world.bell = &bell;
+    A.world.has_cores = true;
+    exchange(&A, &B, 8, true);
+    assert_int_equal(atomic_load(&B.peers[0].core), atomic_load(&bell.core));
+    assert_true(atomic_load(&bell.core) > 0);
+    B.peers[0].local = -1;
+    atomic_store(&B.peers[0].core, 0);
+    exchange(&A, &B, 8, true);
+    assert_int_equal(atomic_load(&B.peers[0].core), 0);
+}
+
 /* Thousands of small messages both ways; receives are posted late, early, and in between. */
 static void test_many_small(void **state) {
     enum { N = 5000 };
@@ -448,6 +464,7 @@ static void test_disconnect_fails_pending(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
+        ONE(test_core),
         ONE(test_sizes),
         FOUR(test_sizes),
         ONE(test_many_small),

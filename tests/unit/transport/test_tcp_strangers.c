@@ -122,14 +122,15 @@ static void test_slow_hello(void **state) {
 /* An authenticated peer whose frames are wrong: the link fails with words, the process goes on. */
 static void test_malformed_frames(void **state) {
     static const hora_tcp_header_t headers[] = {
-        {1, 0, UINT64_MAX, 0, 8, 0},               /* huge message */
-        {1, 0, (uint64_t)1 << 47, 0, 1 << 20, 0},  /* possible, but not to be had */
-        {1, 0, 8, 9, 1, 0},                        /* begins beyond the end */
-        {1, 0, 8, UINT64_MAX, 8, 0},               /* offset + len wraps */
-        {1, 0, 8, 0, 9, 0},                        /* longer than its message */
-        {1, 0, 8, 0, 0, 0},                        /* empty frame of a message that is not */
-        {1, 5, 8, 0, 8, 0},                        /* messages left out */
-        {1, 0, (uint64_t)1 << 40, 0, 0x80000000u, 0}, /* longer than a frame may be */
+        {1, 0, UINT64_MAX, 0, 8, 0, 0},               /* huge message */
+        {1, 0, (uint64_t)1 << 47, 0, 1 << 20, 0, 0},  /* possible, but not to be had */
+        {1, 0, 8, 9, 1, 0, 0},                        /* begins beyond the end */
+        {1, 0, 8, UINT64_MAX, 8, 0, 0},               /* offset + len wraps */
+        {1, 0, 8, 0, 9, 0, 0},                        /* longer than its message */
+        {1, 0, 8, 0, 0, 0, 0},                        /* empty frame of a message that is not */
+        {1, 0, 8, 0, 8, 0, 0x10000},                  /* no core has such a number */
+        {1, 5, 8, 0, 8, 0, 0},                        /* messages left out */
+        {1, 0, (uint64_t)1 << 40, 0, 0x80000000u, 0, 0}, /* longer than a frame may be */
     };
     (void)state;
     for (size_t i = 0; i < sizeof(headers) / sizeof(headers[0]) + 1; i++) {
@@ -157,11 +158,11 @@ static void test_malformed_frames(void **state) {
 
 /* Frames of one message that overlap, or change their mind about it. */
 static void test_malformed_pieces(void **state) {
-    static const hora_tcp_header_t first = {1, 0, 64, 0, 32, 0};
+    static const hora_tcp_header_t first = {1, 0, 64, 0, 32, 0, 0};
     static const hora_tcp_header_t second[] = {
-        {1, 0, 64, 0, 40, 0}, /* more bytes than the message has */
-        {1, 0, 72, 32, 32, 0}, /* another length */
-        {2, 0, 64, 32, 32, 0}, /* another tag */
+        {1, 0, 64, 0, 40, 0, 0}, /* more bytes than the message has */
+        {1, 0, 72, 32, 32, 0, 0}, /* another length */
+        {2, 0, 64, 32, 32, 0, 0}, /* another tag */
     };
     (void)state;
     for (size_t i = 0; i < sizeof(second) / sizeof(second[0]); i++) {
@@ -210,7 +211,7 @@ static void test_mutated_streams(void **state) {
         hora_tcp_hello_encode(&hello, stream);
         memset(out, 0xcc, sizeof(out));
         for (uint32_t i = 0; i < FRAMES; i++) {
-            hora_tcp_header_t h = {i % 3, i, 40, 0, 40, 0};
+            hora_tcp_header_t h = {i % 3, i, 40, 0, 40, 0, 0};
             hora_tcp_header_encode(&h, stream + end);
             memset(stream + end + HORA_TCP_HEADER_SIZE, (int)i, 40);
             end += HORA_TCP_HEADER_SIZE + 40;
@@ -261,7 +262,8 @@ static void test_pieces_out_of_order(void **state) {
     }
     ops->recv(A.link, &r);
     ops->recv(A.link, &r2);
-    hora_tcp_header_t h[3] = {{7, 1, 0, 0, 0, 0}, {1, 0, 100, 60, 40, 0}, {1, 0, 100, 0, 60, 0}};
+    hora_tcp_header_t h[3] = {{7, 1, 0, 0, 0, 0, 0}, {1, 0, 100, 60, 40, 0, 0},
+                              {1, 0, 100, 0, 60, 0, 0}};
     hora_tcp_header_encode(&h[0], bytes); /* message 1 before message 0 */
     put(fd[0], bytes, sizeof(bytes));
     drive_for(5);
