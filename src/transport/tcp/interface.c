@@ -60,11 +60,35 @@ static bool same_ip(const struct sockaddr_storage *a, const struct sockaddr_stor
                               &((const struct sockaddr_in6 *)b)->sin6_addr);
 }
 
+/* The bytes of an address, and how many there are. */
+static const uint8_t *ip_of(const struct sockaddr_storage *sa, size_t *len_p) {
+    *len_p = sa->ss_family == AF_INET ? sizeof(struct in_addr) : sizeof(struct in6_addr);
+    return sa->ss_family == AF_INET
+               ? (const uint8_t *)&((const struct sockaddr_in *)sa)->sin_addr
+               : (const uint8_t *)&((const struct sockaddr_in6 *)sa)->sin6_addr;
+}
+
+bool hora_tcp_is_near(const hora_tcp_interface_t *from, const struct sockaddr_storage *sa) {
+    size_t         len;
+    const uint8_t *to = ip_of(sa, &len), *mine = ip_of(&from->sa, &len);
+    const uint8_t *mask = ip_of(&from->mask, &len);
+    if (hora_tcp_is_loopback(sa) || same_ip(sa, &from->sa))
+        return true;
+    if (sa->ss_family != from->sa.ss_family || from->mask.ss_family != sa->ss_family)
+        return false;
+    for (size_t i = 0; i < len; i++)
+        if ((to[i] ^ mine[i]) & mask[i])
+            return false;
+    return len > 0 && mask[0] != 0;
+}
+
 static void take(const struct ifaddrs *a, hora_tcp_interface_t *chosen) {
     int port;
     memset(chosen, 0, sizeof(*chosen));
     chosen->len = address_len(a->ifa_addr->sa_family);
     memcpy(&chosen->sa, a->ifa_addr, chosen->len);
+    if (a->ifa_netmask != NULL && a->ifa_netmask->sa_family == a->ifa_addr->sa_family)
+        memcpy(&chosen->mask, a->ifa_netmask, chosen->len);
     chosen->loopback = hora_tcp_is_loopback(&chosen->sa);
     snprintf(chosen->name, sizeof(chosen->name), "%s", a->ifa_name);
     hora_tcp_address_text(&chosen->sa, chosen->text, &port);

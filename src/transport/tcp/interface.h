@@ -14,6 +14,7 @@
 typedef struct hora_tcp_interface {
     struct sockaddr_storage sa; /* port 0 */
     socklen_t               len;
+    struct sockaddr_storage mask; /* of its network; all 0: unknown */
     char                    name[HORA_TCP_TEXT_MAX]; /* "eth0" */
     char                    text[HORA_TCP_TEXT_MAX]; /* "192.0.2.7" */
     bool                    loopback;
@@ -28,6 +29,8 @@ hora_status_t hora_tcp_interface_choose(const hora_world_t *world, hora_tcp_inte
 void hora_tcp_address_text(const struct sockaddr_storage *sa, char text[HORA_TCP_TEXT_MAX],
                            int *port_p);
 bool hora_tcp_is_loopback(const struct sockaddr_storage *sa);
+/* Is that address on this host, or in the interface's own network, with no router on the way? */
+bool hora_tcp_is_near(const hora_tcp_interface_t *from, const struct sockaddr_storage *sa);
 
 /* "eth0 192.0.2.7, lo 127.0.0.1": what is up, cut to fit. */
 void hora_tcp_interface_list(char *text, size_t size);

@@ -14,6 +14,7 @@
 
 #include <errno.h>
 #include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -25,6 +26,11 @@ static hora_status_t bind_and_listen(hora_tcp_t *self, int fd) {
     int           size = (int)world->settings.tcp_buffer;
     int           backlog = world->size < 256 ? 4096 : 16 * world->size;
     socklen_t     len = self->interface.len;
+    const char   *wish = world->settings.tcp_congestion;
+    if (strcmp(wish, "auto") != 0 &&
+        setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, wish, (socklen_t)strlen(wish)) != 0)
+        return hora_fail_errno(HORA_ERR_INVALID_ARGUMENT, errno, "HORA_TCP_CONGESTION=%s: this "
+                               "system does not have it, or does not let this user use it", wish);
     /* Before listen: the window's scale is agreed when a connection is opened. */
     if (size > 0)
         setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &size, sizeof(size));

@@ -14,6 +14,7 @@
 
 #include <errno.h>
 #include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -284,6 +285,26 @@ static void out_impossible(hora_tcp_link_t *link, hora_status_t status, int err)
     hora_tcp_link_fail_sends(link, status, text);
 }
 
+/* A pacing algorithm for long ways, such as bbr, estimates a rate and keeps to it by timers. Bytes
+ * that come in bursts over a short way are then late: see "TCP" in docs/performance.md. */
+static void set_congestion(const hora_tcp_link_t *link, int fd) {
+    const hora_tcp_t *self = hora_tcp_of(link);
+    const char       *wish = self->base.world->settings.tcp_congestion;
+    char              name[32] = "";
+    socklen_t         len = sizeof(name) - 1;
+    if (strcmp(wish, "auto") != 0) {
+        setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, wish, (socklen_t)strlen(wish));
+        return;
+    }
+    if (!hora_tcp_is_near(&self->interface, &link->address.sa) ||
+        getsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, name, &len) != 0 ||
+        strncmp(name, "bbr", 3) != 0)
+        return;
+    /* Only root may take what the system does not allow; reno is always there. */
+    if (setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, "cubic", 5) != 0)
+        setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, "reno", 4);
+}
+
 /* A socket with its options; -1 and errno. */
 static int out_socket(hora_tcp_link_t *link) {
     hora_tcp_t *self = hora_tcp_of(link);
@@ -293,6 +314,7 @@ static int out_socket(hora_tcp_link_t *link) {
     if (fd < 0)
         return -1;
     hora_tcp_tune(fd);
+    set_congestion(link, fd);
     if (size > 0)
         setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &size, sizeof(size));
     if (self->base.world->settings.interface[0] == '\0' || self->interface.sa.ss_family != family)

@@ -45,6 +45,7 @@ static inline void world_make(side_t *s, int rank, int connections) {
     s->world.peers = s->peers;
     s->world.settings.tcp_connections = connections;
     s->world.settings.start_timeout = 5;
+    snprintf(s->world.settings.tcp_congestion, HORA_SETTING_STRING_MAX, "auto");
     snprintf(s->peers[0].host, HORA_HOST_MAX, "alpha");
     snprintf(s->peers[1].host, HORA_HOST_MAX, "beta");
     s->peers[1].local = 1;

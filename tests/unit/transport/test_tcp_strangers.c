@@ -3,6 +3,8 @@
  */
 #include "tcp_pair.h"
 
+#include <netinet/tcp.h>
+
 /* ---- Strangers ---- */
 
 static int stranger(const side_t *to) {
@@ -341,6 +343,61 @@ static void test_interfaces(void **state) {
     assert_true(chosen.loopback);
 }
 
+static struct sockaddr_storage v4(const char *text) {
+    struct sockaddr_storage sa = {.ss_family = AF_INET};
+    assert_int_equal(inet_pton(AF_INET, text, &((struct sockaddr_in *)&sa)->sin_addr), 1);
+    return sa;
+}
+
+static bool is_near(const char *mine, const char *mask, const char *to) {
+    hora_tcp_interface_t    from = {.sa = v4(mine)};
+    struct sockaddr_storage there = v4(to);
+    if (mask != NULL)
+        from.mask = v4(mask);
+    return hora_tcp_is_near(&from, &there);
+}
+
+static void test_near(void **state) {
+    hora_tcp_interface_t    from = {.sa = v4("10.1.2.3"), .mask = v4("255.255.255.0")};
+    struct sockaddr_storage v6 = {.ss_family = AF_INET6};
+    (void)state;
+    assert_true(is_near("10.1.2.3", "255.255.255.0", "10.1.2.200"));
+    assert_false(is_near("10.1.2.3", "255.255.255.0", "10.1.3.3"));
+    assert_true(is_near("10.1.2.3", "255.255.254.0", "10.1.3.3"));
+    assert_true(is_near("10.1.2.3", NULL, "127.0.0.1"));
+    assert_true(is_near("10.1.2.3", NULL, "10.1.2.3"));
+    assert_false(is_near("10.1.2.3", NULL, "10.1.2.4")); /* its network is not known */
+    assert_false(is_near("10.1.2.3", "0.0.0.0", "10.1.2.4"));
+    ((struct sockaddr_in6 *)&v6)->sin6_addr.s6_addr[0] = 0x20;
+    assert_false(hora_tcp_is_near(&from, &v6));
+}
+
+/* What the kernel says that the first connection to B uses. */
+static void congestion_of_a(char name[32]) {
+    hora_tcp_link_t *link = (hora_tcp_link_t *)A.link;
+    socklen_t        len = 31;
+    memset(name, 0, 32);
+    exchange(&A, &B, 8, true);
+    assert_int_equal(getsockopt(link->out[0]->source.fd, IPPROTO_TCP, TCP_CONGESTION, name, &len), 0);
+}
+
+static void test_congestion(void **state) {
+    char name[32];
+    (void)state;
+    congestion_of_a(name);
+    assert_string_not_equal(name, "bbr"); /* to this very host it has no place */
+    side_close(&A);
+    side_close(&B);
+    world_make(&A, 0, 1);
+    snprintf(A.world.settings.tcp_congestion, HORA_SETTING_STRING_MAX, "nosuch");
+    assert_int_equal(ops->open(&A.world, &A.t), HORA_ERR_INVALID_ARGUMENT);
+    assert_non_null(strstr(hora_last_error(), "HORA_TCP_CONGESTION=nosuch"));
+    pair_open(1);
+    snprintf(A.world.settings.tcp_congestion, HORA_SETTING_STRING_MAX, "reno");
+    congestion_of_a(name);
+    assert_string_equal(name, "reno");
+}
+
 /* A loopback address of another host is of no use, unless this rank has only that, too. */
 static void test_loopback_of_another_host(void **state) {
     (void)state;
@@ -391,6 +448,8 @@ int main(void) {
         ONE(test_pieces_out_of_order),
         ONE(test_addresses),
         PLAIN(test_interfaces),
+        PLAIN(test_near),
+        ONE(test_congestion),
         ONE(test_loopback_of_another_host),
         PLAIN(test_bad_settings),
         PLAIN(test_no_descriptor_leak),
