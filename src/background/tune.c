@@ -9,14 +9,13 @@
 
 #include "controller/tune.h"
 #include "controller/tune_file.h"
-#include "transport/transport.h"
+#include "transport/machine.h"
 #include "util/clock.h"
 #include "util/log.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/utsname.h>
 
 #define PACK_SHARED  ((uint64_t)1 << 20)
 #define ALONE_SHARED ((uint64_t)256 << 10)
@@ -56,51 +55,11 @@ static hora_tuning_t defaults_of(const hora_engine_t *engine) {
 
 /* ---- Where we are ------------------------------------------------------------------------------ */
 
-/* The slowest kind of link that any member has. */
-static const char *wire_of(const hora_comm_t *comm) {
-    const char *wire = "shm";
-    for (int r = 0; comm->pads == NULL && r < comm->size; r++) {
-        const hora_link_t *link = hora_comm_peer(comm, r)->link;
-        if (link != NULL && strcmp(link->transport->ops->name, "shm") != 0)
-            wire = link->transport->ops->name;
-    }
-    return comm->pads == NULL && strcmp(wire, "shm") == 0 ? "shm links" : wire;
-}
-
-static void read_processor(char *text, size_t size) {
-    char  line[256];
-    FILE *file = fopen("/proc/cpuinfo", "re");
-    snprintf(text, size, "unknown");
-    while (file != NULL && fgets(line, sizeof(line), file) != NULL) {
-        char *colon = strchr(line, ':');
-        if (colon == NULL || strncmp(line, "model name", 10) != 0)
-            continue;
-        colon[strcspn(colon, "\n")] = '\0';
-        snprintf(text, size, "%s", colon + (colon[1] == ' ' ? 2 : 1));
-        break;
-    }
-    if (file != NULL)
-        fclose(file);
-}
-
-/* It goes into a file whose strings have no escapes. */
-static void describe_machine(char *text, size_t size) {
-    struct utsname name;
-    char           processor[96];
-    read_processor(processor, sizeof(processor));
-    if (uname(&name) != 0)
-        snprintf(name.machine, sizeof(name.machine), "unknown");
-    snprintf(text, size, "%.32s, %d cores, %s", name.machine, hora_cpu_count(), processor);
-    for (char *c = text; *c != '\0'; c++)
-        if ((unsigned char)*c < ' ' || *c == '"' || *c == '\\')
-            *c = ' ';
-}
-
 static void describe_place(const hora_engine_t *engine, hora_tune_place_t *place) {
     *place = (hora_tune_place_t){.ranks = engine->size, .hosts = engine->comm->cross_size,
                                  .defaults = engine->tuning};
-    snprintf(place->wire, sizeof(place->wire), "%s", wire_of(engine->comm));
-    describe_machine(place->machine, sizeof(place->machine));
+    snprintf(place->wire, sizeof(place->wire), "%s", hora_machine_wire(engine->world));
+    hora_machine_describe(place->machine, sizeof(place->machine));
 }
 
 /* ---- Rank 0 ------------------------------------------------------------------------------------ */

@@ -1,127 +1,18 @@
 /*
- * Autotune's files (tune_file.h).
- *
- * The cache is one flat JSON object of strings and numbers. Nothing in it is believed: the reader takes
- * exactly what the writer writes (in any order, with any spaces), bounds its length, and checks
- * every value's range. Numbers are whole, so that no locale's comma gets in.
+ * Autotune's files (tune_file.h). Nothing in the cache is believed: every value's range is checked.
  */
 #include "controller/tune_file.h"
 
 #include "util/log.h"
+#include "util/record.h"
 
-#include <ctype.h>
 #include <errno.h>
-#include <fcntl.h>
 #include <inttypes.h>
-#include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #define FORMAT    "hora-autotune"
 #define VERSION   1
-#define FILE_MAX  8192
 #define KEYS      17
-
-/* ---- The reader ------------------------------------------------------------------------------ */
-
-typedef struct field {
-    const char *key;
-    char       *text;      /* where a string goes, `room` bytes; NULL: a number */
-    size_t      room;
-    double     *number;
-    bool        seen;
-} field_t;
-
-static void skip_space(const char **p) {
-    while (**p == ' ' || **p == '\t' || **p == '\n' || **p == '\r')
-        (*p)++;
-}
-
-/* A string without escapes: none of ours needs one. */
-static bool read_string(const char **p, char *text, size_t room) {
-    size_t n = 0;
-    if (*(*p)++ != '"')
-        return false;
-    for (; **p != '"'; (*p)++) {
-        if ((unsigned char)**p < ' ' || **p == '\\' || n + 1 >= room)
-            return false;
-        text[n++] = **p;
-    }
-    (*p)++;
-    text[n] = '\0';
-    return true;
-}
-
-static bool read_number(const char **p, double *number_p) {
-    char *end;
-    if (**p != '-' && !isdigit((unsigned char)**p))
-        return false;
-    *number_p = strtod(*p, &end);
-    if (*number_p != *number_p)
-        return false;
-    *p = end;
-    return true;
-}
-
-static bool read_member(const char **p, field_t *fields, size_t n) {
-    char key[64];
-    skip_space(p);
-    if (!read_string(p, key, sizeof(key)))
-        return false;
-    skip_space(p);
-    if (*(*p)++ != ':')
-        return false;
-    skip_space(p);
-    for (size_t i = 0; i < n; i++) {
-        if (strcmp(fields[i].key, key) != 0)
-            continue;
-        if (fields[i].seen)
-            return false;
-        fields[i].seen = true;
-        return fields[i].text != NULL ? read_string(p, fields[i].text, fields[i].room)
-                                      : read_number(p, fields[i].number);
-    }
-    return false;
-}
-
-/* All fields, each once, and nothing else. */
-static bool read_object(const char *p, field_t *fields, size_t n) {
-    skip_space(&p);
-    if (*p++ != '{')
-        return false;
-    for (size_t i = 0; i < n; i++) {
-        if (!read_member(&p, fields, n))
-            return false;
-        skip_space(&p);
-        if (*p++ != (i + 1 < n ? ',' : '}'))
-            return false;
-    }
-    skip_space(&p);
-    return *p == '\0';
-}
-
-/* The file's text, ended by '\0'; NULL with errno, 0: too long or no plain file. */
-static char *read_file(const char *path) {
-    int         fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-    char       *text = NULL;
-    struct stat st;
-    ssize_t     n;
-    if (fd < 0)
-        return NULL;
-    errno = 0;
-    if (fstat(fd, &st) == 0 && S_ISREG(st.st_mode) && st.st_size < FILE_MAX)
-        text = calloc(1, FILE_MAX);
-    if (text != NULL) {
-        n = read(fd, text, FILE_MAX - 1);
-        if (n < 0 || memchr(text, '\0', (size_t)n) != NULL) {
-            free(text);
-            text = NULL;
-        }
-    }
-    close(fd);
-    return text;
-}
 
 /* ---- The cache ------------------------------------------------------------------------------- */
 
@@ -133,8 +24,8 @@ typedef struct cache {
     char   default_algo[16];
 } cache_t;
 
-static void make_fields(cache_t *c, field_t *fields) {
-    field_t all[KEYS] = {
+static void make_fields(cache_t *c, hora_record_field_t *fields) {
+    hora_record_field_t all[KEYS] = {
         {"format", c->format, sizeof(c->format), NULL, false},
         {"version", NULL, 0, &c->version, false},
         {"ranks", NULL, 0, &c->ranks, false},
@@ -188,21 +79,20 @@ static const char *difference(const cache_t *c, const hora_tuning_t *defaults,
 }
 
 bool hora_tune_load(const char *path, const hora_tune_place_t *place, hora_tuning_t *tuning_p) {
-    cache_t       cache;
-    field_t       fields[KEYS];
-    hora_tuning_t tuning, defaults;
-    const char   *other;
-    char         *text = read_file(path);
-    bool          good;
+    cache_t              cache;
+    hora_record_field_t  fields[KEYS];
+    hora_record_result_t result;
+    hora_tuning_t        tuning, defaults;
+    const char          *other;
+    bool                 good;
     memset(&cache, 0, sizeof(cache));
     make_fields(&cache, fields);
-    if (text == NULL && errno == ENOENT)
+    result = hora_record_read(path, fields, KEYS);
+    if (result == HORA_RECORD_ABSENT)
         return false;
-    good = text != NULL && read_object(text, fields, KEYS) &&
-           strcmp(cache.format, FORMAT) == 0 && cache.version == VERSION &&
+    good = result == HORA_RECORD_OK && strcmp(cache.format, FORMAT) == 0 && cache.version == VERSION &&
            to_tuning(cache.values, cache.algo, &tuning) &&
            to_tuning(cache.values + 4, cache.default_algo, &defaults);
-    free(text);
     if (!good) {
         hora_log(HORA_LOG_WARNING, "autotune: %s is no cache of this version of hora, or damaged; it "
                  "is not used", path);
@@ -227,39 +117,35 @@ static void print_tuning(FILE *file, const char *prefix, const hora_tuning_t *t)
             t->oneshot_limit, prefix, hora_tuning_algo_name(t->algo));
 }
 
-static bool print_cache(FILE *file, const hora_tune_place_t *place, const hora_tuning_t *tuning,
-                        double gain) {
+/* What is written. */
+typedef struct result {
+    const hora_tune_place_t *place;
+    const hora_tuning_t     *tuning;
+    double                   gain;
+} result_t;
+
+static bool print_cache(FILE *file, const void *arg) {
+    const result_t          *result = arg;
+    const hora_tune_place_t *place = result->place;
     fprintf(file,
             "{\n  \"format\": \"" FORMAT "\",\n  \"version\": %d,\n  \"ranks\": %d,\n"
             "  \"hosts\": %d,\n  \"wire\": \"%s\",\n  \"machine\": \"%s\",\n  \"gain_permille\": %d,\n",
             VERSION, place->ranks, place->hosts, place->wire, place->machine,
-            (int)(gain * 1000 + 0.5));
-    print_tuning(file, "", tuning);
+            (int)(result->gain * 1000 + 0.5));
+    print_tuning(file, "", result->tuning);
     fprintf(file, ",\n");
     print_tuning(file, "default_", &place->defaults);
-    fprintf(file, "\n}\n");
-    return fflush(file) == 0 && !ferror(file);
+    return fprintf(file, "\n}\n") > 0;
 }
 
 bool hora_tune_save(const char *path, const hora_tune_place_t *place, const hora_tuning_t *tuning,
                     double gain) {
-    char  temp[512];
-    char  reason[128];
-    FILE *file = NULL;
-    bool  good = (size_t)snprintf(temp, sizeof(temp), "%s.%d", path, (int)getpid()) < sizeof(temp);
-    if (good)
-        file = fopen(temp, "wxe");
-    good = file != NULL && print_cache(file, place, tuning, gain);
-    if (file != NULL && fclose(file) != 0)
-        good = false;
-    if (good && rename(temp, path) != 0)
-        good = false;
-    if (good)
+    result_t result = {place, tuning, gain};
+    char     reason[128];
+    if (hora_record_write(path, print_cache, &result))
         return true;
     hora_log(HORA_LOG_WARNING, "autotune: the result could not be written to %s: %s", path,
              strerror_r(errno, reason, sizeof(reason)));
-    if (file != NULL)
-        unlink(temp);
     return false;
 }
 
