@@ -7,6 +7,7 @@
  */
 #include "common/coll.h"
 #include "common/ranks.h"
+#include "perf_choices.h"
 #include "perf_options.h"
 #include "perf_report.h"
 
@@ -249,7 +250,11 @@ static int rank_main(int rank, int size, void *arg) {
     b.rank = hora_comm_rank(b.comm);
     b.size = hora_comm_size(b.comm);
     int code = 2;
-    if (b.options->root < b.size)
+    if (b.options->calibrate)
+        code = perf_calibrate(b.comm);
+    else if (b.options->choices)
+        code = b.rank == 0 ? perf_choices(b.comm, b.options) : 0;
+    else if (b.options->root < b.size)
         code = run_bench(&b);
     else if (b.rank == 0)
         fprintf(stderr, "hora-perf: root %d of %d ranks\n", b.options->root, b.size);

@@ -32,6 +32,10 @@ static const char help[] =
     "  -r RANK           root; -1: each in turn (0)\n"
     "  --arena           buffers from hora_alloc (default: ordinary memory)\n"
     "  --table           a narrower table for people, sizes with units\n"
+    "  --algorithms      measure nothing; print which algorithm does what here, and the time that it\n"
+    "                    is expected to take (-e, --json, -np)\n"
+    "  --calibrate       measure each algorithm, and keep the times in a file by which later jobs\n"
+    "                    with as many ranks here choose among them (HORA_ALGO_TIMES)\n"
     "  --json FILE       write the results as JSON too; - is standard output\n"
     "  -h, --help        this text\n"
     "\n"
@@ -40,12 +44,13 @@ static const char help[] =
     "busbw: algbw times a factor that makes it comparable with the hardware's peak (nccl-tests).\n"
     "Exit code 1 if a result is wrong, 2 for a wrong option.\n";
 
-enum { OPTION_COLL = 256, OPTION_NP, OPTION_ARENA, OPTION_TABLE, OPTION_JSON };
+enum { OPTION_COLL = 256, OPTION_NP, OPTION_ARENA, OPTION_TABLE, OPTION_JSON, OPTION_ALGORITHMS, OPTION_CALIBRATE };
 
 static const struct option long_options[] = {
     {"coll", required_argument, NULL, OPTION_COLL}, {"np", required_argument, NULL, OPTION_NP},
     {"arena", no_argument, NULL, OPTION_ARENA},     {"table", no_argument, NULL, OPTION_TABLE},
-    {"json", required_argument, NULL, OPTION_JSON}, {"help", no_argument, NULL, 'h'},
+    {"json", required_argument, NULL, OPTION_JSON}, {"algorithms", no_argument, NULL, OPTION_ALGORITHMS},
+    {"calibrate", no_argument, NULL, OPTION_CALIBRATE}, {"help", no_argument, NULL, 'h'},
     {NULL, 0, NULL, 0},
 };
 
@@ -101,6 +106,10 @@ static bool read_option(int option, const char *arg, perf_options_t *o) {
         return o->arena = true;
     case OPTION_TABLE:
         return o->table = true;
+    case OPTION_ALGORITHMS:
+        return o->choices = true;
+    case OPTION_CALIBRATE:
+        return o->calibrate = true;
     case OPTION_JSON:
         return (o->json = arg) != NULL;
     case 'b':

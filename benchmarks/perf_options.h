@@ -19,6 +19,7 @@ typedef struct perf_options {
     int          nranks; /* ranks to fork; 0: a launcher has made them */
     bool         arena;
     bool         table; /* for people: sizes with units, one line of units */
+    bool         choices, calibrate; /* --algorithms, --calibrate: no table */
     const char  *json;  /* file to write; NULL: none */
 } perf_options_t;
 

@@ -199,6 +199,27 @@ HORA_API const char *hora_comm_host(const hora_comm_t *comm, int rank);
 /* "shm", "tcp", "mpi" or "self": what carries bytes to a member; NULL if there is no such rank. */
 HORA_API const char *hora_comm_transport(const hora_comm_t *comm, int rank);
 
+/* An algorithm for a collective, and what it is expected to take. */
+typedef struct hora_choice {
+    const char *algorithm; /* static storage */
+    double      seconds;
+} hora_choice_t;
+/* The algorithms that could run `collective` ("allreduce", "reduce", "reduce_scatter", "allgather",
+ * "broadcast", "alltoall", "gather", "scatter" or "barrier") on `bytes` of float32, sum, root 0: the
+ * one that hora takes first. bytes: of the vector; or of all blocks on a rank, which are equal. Writes
+ * at most `room` of them, and returns how many there are; 0: no such collective. Every member gets
+ * the same. Not collective. */
+HORA_API int hora_comm_choices(hora_comm_t *comm, const char *collective, size_t bytes,
+                               hora_choice_t *choices_p, int room);
+/* Where the expectations come from, for people. Owned by comm. */
+HORA_API const char *hora_comm_costs(const hora_comm_t *comm);
+/* Measures every algorithm that could run a collective at 11 sizes from 16 B to 16 MB, in some
+ * seconds, and has rank 0 write the times to a file; the next jobs with as many ranks on these hosts
+ * choose by it. Collective over a communicator of all ranks, two or more. The file is what
+ * HORA_ALGO_TIMES says; rank 0 gets its path in path_p, which has `room` bytes (NULL: not wanted).
+ * HORA_ERR_SYSTEM on rank 0: it cannot be written. */
+HORA_API hora_status_t hora_comm_calibrate(hora_comm_t *comm, char *path_p, size_t room);
+
 /* ---- Collectives ---------------------------------------------------------------------------- */
 
 typedef struct hora_call_options {

@@ -46,6 +46,15 @@ def version() -> str:
         return cli_info.library_version() or "unknown"
 
 
+def info_main(args: argparse.Namespace) -> int:
+    if not args.algorithms and not args.calibrate:
+        return cli_info.main(args)
+    if args.transport is not None:
+        os.environ["HORA_TRANSPORT"] = args.transport
+    arguments = ["--calibrate" if args.calibrate else "--algorithms"] + (["-np", str(args.np)] if args.np is not None else [])
+    return run_tool("hora-perf", arguments + (["--json", "-"] if args.json else []))
+
+
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="hora", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -60,9 +69,17 @@ def make_parser() -> argparse.ArgumentParser:
     runs.set_defaults(main=launch.main)
 
     info = commands.add_parser("info", help="what this build and machine have",
-                               description="Each back-end: is it available, why not, what to do.")
+                               description="Each back-end: is it available, why not, what to do. Or, with "
+                               "--algorithms, which algorithm does what among some ranks.")
     info.add_argument("--json", action="store_true", help="for programs")
-    info.set_defaults(main=cli_info.main)
+    info.add_argument("--algorithms", action="store_true",
+                      help="which algorithm is chosen for which sizes, and what it is expected to take")
+    info.add_argument("--calibrate", action="store_true",
+                      help="measure that, some seconds, and keep it for later jobs with as many ranks")
+    info.add_argument("-np", type=int, metavar="N",
+                      help="ranks, with these two (2, unless a launcher started this)")
+    info.add_argument("--transport", metavar="NAME", help="auto, shm, tcp or mpi, with these two")
+    info.set_defaults(main=info_main)
 
     trace = commands.add_parser("trace", help="join and sum up timelines", description=cli_trace.DESCRIPTION,
                                 formatter_class=argparse.RawDescriptionHelpFormatter)

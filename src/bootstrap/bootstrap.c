@@ -7,6 +7,7 @@
  *     roster     who is on which host?
  *     local      ranks of one host pass arenas
  *     links      open transports, exchange addresses, connect
+ *     times      what rank 0 has to choose algorithms by; nobody leaves before all are linked up
  *     watch      see who dies, from here on
  *
  * From the roster on, a rank that fails tells the others, and every rank's join fails with its
@@ -24,6 +25,7 @@
 #include "bootstrap/roster.h"
 #include "bootstrap/star.h"
 #include "bootstrap/watch.h"
+#include "schedule/costs.h"
 #include "transport/shm/arena.h"
 #include "transport/wait.h"
 #include "util/fork.h"
@@ -134,17 +136,36 @@ static hora_status_t exchange_cards(joining_t *j) {
     return st;
 }
 
+static hora_status_t share_times(joining_t *j) {
+    uint8_t       bytes[HORA_BLOB_MAX];
+    size_t        len = 0;
+    hora_blob_t  *blobs;
+    hora_status_t st;
+    if (j->job.size == 1)
+        return HORA_OK;
+    if (j->job.rank == 0) {
+        j->world->crowd = j->world->local_size * 100 / hora_cpu_count_host();
+        hora_costs_load(j->world);
+        len = hora_costs_encode(j->world, bytes, sizeof(bytes));
+    }
+    st = hora_star_allgather(&j->star, bytes, len, "all linked up", &blobs);
+    if (st != HORA_OK)
+        return st;
+    if (j->job.rank != 0)
+        st = hora_costs_decode(j->world, blobs[0].bytes, blobs[0].len);
+    free(blobs);
+    return st;
+}
+
 static hora_status_t link_up(joining_t *j) {
-    hora_blob_t  *blobs = NULL;
     hora_status_t st = exchange_cards(j);
     if (st == HORA_OK)
         st = hora_local_exchange(&j->local, j->world, &j->star, j->cards, j->meeting.place.key,
                                  j->share);
     if (st == HORA_OK)
         st = hora_links_open(j->world, &j->star);
-    if (st == HORA_OK && j->job.size > 1)
-        st = hora_star_allgather(&j->star, "", 0, "all linked up", &blobs);
-    free(blobs);
+    if (st == HORA_OK)
+        st = share_times(j);
     return st;
 }
 

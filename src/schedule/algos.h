@@ -75,7 +75,11 @@ hora_status_t hora_coll_fail(hora_comm_t *comm, hora_status_t status);
 
 /* Chooses the algorithm; the same on all members, because it looks only at what is equal on all.
  * Never NULL. */
-const hora_algo_t *hora_select(const hora_comm_t *comm, const hora_coll_t *coll);
+const hora_algo_t *hora_select(hora_comm_t *comm, const hora_coll_t *coll);
+/* May algo run coll? The same on all members. */
+bool hora_select_usable(const hora_comm_t *comm, const hora_coll_t *coll, const hora_algo_t *algo);
+/* Seconds that it is expected to take. The same on all members. */
+double hora_select_cost(hora_comm_t *comm, const hora_coll_t *coll, const hora_algo_t *algo);
 /* Must run.c sum the halves of coll as float32, because the algorithm does not sum in rank order
  * and would round at each step? */
 bool hora_select_widens(const hora_algo_t *algo, const hora_coll_t *coll);

@@ -30,6 +30,6 @@ void hora_exec_free(hora_exec_t *exec);
 void hora_exec_forget(hora_comm_t *comm);
 
 /* Name of the algorithm that would be chosen, for info and perf. Static storage. */
-const char *hora_select_name(const hora_comm_t *comm, const hora_coll_t *coll);
+const char *hora_select_name(hora_comm_t *comm, const hora_coll_t *coll);
 
 #endif

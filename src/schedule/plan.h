@@ -125,18 +125,21 @@ typedef struct hora_plan_hint {
  * On ranks other than the root of a reduce, HORA_BUF_OUT must not be touched; nor IN on the others
  * of a broadcast or scatter.
  */
-typedef struct hora_algo {
+struct hora_algo {
     size_t      size; /* sizeof(*this) */
     const char *name; /* HORA_ALGO value */
     uint32_t    colls;      /* bit 1 << hora_coll_kind_t for each that it can do */
     bool        rank_order; /* sums in rank order: bits do not depend on size, chunk or transport */
     bool        needs_arena;
     bool        small_only; /* only up to settings.oneshot_limit and to what a half-slot holds */
-    bool      (*applies)(const hora_coll_t *coll); /* beyond colls; never NULL */
-    /* Seconds by the model: a per message, b per byte, g per byte reduced. */
+    /* Beyond colls; by kind, type, operation, scales, size and bytes only. Never NULL. */
+    bool      (*applies)(const hora_coll_t *coll);
+    /* Seconds by the model: a per message, b per byte, g per byte reduced; with needs_arena, a per
+     * phase and b per byte copied. */
     double    (*cost)(const hora_coll_t *coll, size_t elem_size, double a, double b, double g);
     void      (*plan)(const hora_coll_t *coll, const hora_plan_hint_t *hint, hora_plan_t *plan);
-} hora_algo_t;
+};
+typedef struct hora_algo hora_algo_t;
 
 /* All algorithms, ending with NULL. */
 extern const hora_algo_t *const hora_algo_list[];

@@ -3,53 +3,16 @@
  *
  * Every member must choose the same, so only what is equal on all members counts: the call, the
  * members' hosts, the settings, autotune's values. Adasum has its own, by size. Else, in this order:
- * HORA_ALGO where it applies; what autotune has found; the arena where all members share one; else
- * the cheapest by a + b + g model, with constants per kind of wire.
+ * HORA_ALGO where it applies; what autotune has found; else what costs least (costs.h).
  */
 #include "schedule/algos.h"
+#include "schedule/costs.h"
 #include "schedule/exec.h"
 #include "transport/shm/pads.h"
-#include "transport/transport.h"
 #include "util/log.h"
 
 #include <stdatomic.h>
 #include <string.h>
-
-/* Seconds per message, per byte on the wire, per byte reduced. Slowest first. Shipped defaults:
- * measured on loopback and within a host for shm; typical of 10 to 25 Gb/s Ethernet for tcp. */
-typedef struct wire {
-    const char *transport;
-    double      a, b, g;
-} wire_t;
-
-static const wire_t wires[] = {
-    {"tcp", 25e-6, 1.0 / 2.0e9, 1.0 / 12e9},
-    {"mpi", 4e-6, 1.0 / 5.0e9, 1.0 / 12e9},
-    {"shm", 1.5e-6, 1.0 / 6.0e9, 1.0 / 12e9},
-};
-#define WIRES (sizeof(wires) / sizeof(wires[0]))
-
-static size_t wire_index(const char *name) {
-    for (size_t i = 0; i < WIRES; i++)
-        if (strcmp(wires[i].transport, name) == 0)
-            return i;
-    return 0;
-}
-
-/* The slowest wire to any member. Links of one kind make cliques, so all members find the same. */
-static const wire_t *wire_of(const hora_comm_t *comm) {
-    size_t      slowest = WIRES - 1;
-    const char *seen = NULL;
-    for (int r = 0; r < comm->size; r++) {
-        hora_link_t *link = hora_comm_peer(comm, r)->link;
-        if (link == NULL || link->transport->ops->name == seen)
-            continue;
-        seen = link->transport->ops->name;
-        if (wire_index(seen) < slowest)
-            slowest = wire_index(seen);
-    }
-    return &wires[slowest];
-}
 
 bool hora_select_widens(const hora_algo_t *algo, const hora_coll_t *coll) {
     bool exact = (coll->op == HORA_MIN || coll->op == HORA_MAX) && coll->prescale == 1.0 &&
@@ -58,7 +21,7 @@ bool hora_select_widens(const hora_algo_t *algo, const hora_coll_t *coll) {
            !exact;
 }
 
-static bool usable(const hora_algo_t *algo, const hora_comm_t *comm, const hora_coll_t *coll) {
+bool hora_select_usable(const hora_comm_t *comm, const hora_coll_t *coll, const hora_algo_t *algo) {
     const hora_settings_t *settings = &comm->world->settings;
     size_t                 elem = hora_dtype_size(coll->dtype);
     if (!(algo->colls & 1u << coll->kind) || !algo->applies(coll))
@@ -88,7 +51,7 @@ static const hora_algo_t *forced(const hora_comm_t *comm, const hora_coll_t *col
                                  const char *name) {
     for (int i = 0; hora_algo_list[i] != NULL; i++)
         if (strcmp(hora_algo_list[i]->name, name) == 0)
-            return usable(hora_algo_list[i], comm, coll) ? hora_algo_list[i] : NULL;
+            return hora_select_usable(comm, coll, hora_algo_list[i]) ? hora_algo_list[i] : NULL;
     return NULL;
 }
 
@@ -100,29 +63,44 @@ static const hora_algo_t *tuned(const hora_comm_t *comm, const hora_coll_t *coll
     return forced(comm, coll, comm->tuned_algo);
 }
 
-static const hora_algo_t *best(const hora_comm_t *comm, const hora_coll_t *coll) {
-    const wire_t      *wire = NULL;
+double hora_select_cost(hora_comm_t *comm, const hora_coll_t *coll, const hora_algo_t *algo) {
+    bool widens = hora_select_widens(algo, coll);
+    return hora_costs_predict(comm, algo, coll,
+                              widens ? sizeof(float) : hora_dtype_size(coll->dtype));
+}
+
+static const hora_algo_t *cheapest(hora_comm_t *comm, const hora_coll_t *coll) {
     const hora_algo_t *chosen = NULL;
     double             least = 0;
     for (int i = 0; hora_algo_list[i] != NULL; i++) {
-        const hora_algo_t *algo = hora_algo_list[i];
-        size_t             elem = hora_dtype_size(coll->dtype);
-        double             cost;
-        if (!usable(algo, comm, coll))
+        double cost;
+        if (!hora_select_usable(comm, coll, hora_algo_list[i]))
             continue;
-        if (algo->needs_arena)
-            return algo;
-        if (wire == NULL)
-            wire = wire_of(comm);
-        if (hora_select_widens(algo, coll))
-            elem = sizeof(float);
-        cost = algo->cost(coll, elem, wire->a, wire->b, wire->g);
+        cost = hora_select_cost(comm, coll, hora_algo_list[i]);
         if (chosen == NULL || cost < least) {
-            chosen = algo;
+            chosen = hora_algo_list[i];
             least = cost;
         }
     }
     return chosen;
+}
+
+/* All that a choice depends on, beside the bytes and what never changes. Not 0. */
+static uint64_t what_of(const hora_comm_t *comm, const hora_coll_t *coll) {
+    bool plain = coll->prescale == 1.0 && coll->postscale == 1.0;
+    return (uint64_t)coll->kind | (uint64_t)coll->dtype << 4 | (uint64_t)coll->op << 8 |
+           (uint64_t)plain << 12 | (uint64_t)hora_comm_oneshot_limit(comm) << 13;
+}
+
+/* A job makes the same calls again and again; the smallest take no longer than the comparison. */
+static const hora_algo_t *best(hora_comm_t *comm, const hora_coll_t *coll) {
+    uint64_t       what = what_of(comm, coll);
+    size_t         bytes = hora_costs_bytes(coll);
+    hora_chosen_t *chosen =
+        &comm->chosen[(what ^ bytes * 0x9e3779b97f4a7c15u >> 32) % HORA_CHOICES];
+    if (chosen->what != what || chosen->bytes != bytes)
+        *chosen = (hora_chosen_t){what, bytes, cheapest(comm, coll)};
+    return chosen->algo;
 }
 
 /* The work of the one-shot form grows with the ranks, and it is not shared. */
@@ -136,11 +114,13 @@ static const hora_algo_t *adasum_by_size(const hora_comm_t *comm, const hora_col
     return coll->count <= limit / elem ? &hora_algo_adasum_oneshot : &hora_algo_adasum;
 }
 
-const hora_algo_t *hora_select(const hora_comm_t *comm, const hora_coll_t *coll) {
+const hora_algo_t *hora_select(hora_comm_t *comm, const hora_coll_t *coll) {
     const hora_settings_t *settings = &comm->world->settings;
     const hora_algo_t     *algo;
     if (coll->op == HORA_ADASUM && coll->kind == HORA_COLL_ALLREDUCE)
         return adasum_by_size(comm, coll);
+    if (comm->forced != NULL && hora_select_usable(comm, coll, comm->forced))
+        return comm->forced;
     if (strcmp(settings->algo, "auto") == 0) {
         algo = tuned(comm, coll);
         return algo != NULL ? algo : best(comm, coll);
@@ -153,7 +133,7 @@ const hora_algo_t *hora_select(const hora_comm_t *comm, const hora_coll_t *coll)
     return algo;
 }
 
-const char *hora_select_name(const hora_comm_t *comm, const hora_coll_t *coll) {
+const char *hora_select_name(hora_comm_t *comm, const hora_coll_t *coll) {
     if (comm->size == 1)
         return "self";
     if (hora_tiny_applies(comm, coll))

@@ -8,8 +8,18 @@
 
 #include "transport/world.h"
 
+#define HORA_CHOICES 32 /* remembered by a communicator */
+
+struct hora_algo;
 struct hora_exec;
 struct hora_offload;
+
+/* What src/schedule/select.c has chosen before. */
+typedef struct hora_chosen {
+    uint64_t                what; /* 0: empty */
+    size_t                  bytes;
+    const struct hora_algo *algo;
+} hora_chosen_t;
 typedef struct hora_pads hora_pads_t; /* shm/pads.h */
 
 struct hora_comm {
@@ -24,6 +34,9 @@ struct hora_comm {
     size_t             tuned_oneshot; /* bytes; 0: settings.oneshot_limit. Equal on all members */
     const char        *tuned_algo;   /* for large allreduces over links; NULL: by the model. Equal */
     size_t             tuned_large;  /* bytes from which it counts */
+    int                wire;         /* what its bytes go by (schedule/costs.c); 0: not known yet */
+    hora_chosen_t      chosen[HORA_CHOICES];
+    const struct hora_algo *forced;  /* in a calibration: this one where it can; else NULL. Equal */
     uint64_t           seq;          /* collectives begun; equal on all members between calls */
     double             timeout;      /* seconds */
     hora_failure_t     failure;

@@ -46,9 +46,9 @@ int hora_cpu_count(void) {
     return cores > 0 ? cores : 1;
 }
 
-/* Cores for the ranks of this host. A launcher that binds ranks gives each one its own, as a rule;
+/* A launcher that binds ranks gives each one its own, as a rule;
  * where it has not, the ranks find out while they wait (apart.c). */
-static int cores_of_host(void) {
+int hora_cpu_count_host(void) {
     cpu_set_t set;
     int       online = (int)sysconf(_SC_NPROCESSORS_ONLN), quota = cgroup_cores();
     bool      bound = sched_getaffinity(0, sizeof(set), &set) == 0 && CPU_COUNT(&set) == 1;
@@ -67,7 +67,7 @@ static double pause_ns(void) {
 
 void hora_wait_setup(hora_world_t *world) {
     double spin_ns = (double)world->settings.spin_us * 1000, pause = pause_ns();
-    bool   enough = world->local_size <= cores_of_host();
+    bool   enough = world->local_size <= hora_cpu_count_host();
     world->has_cores = world->local_size > 1 && enough;
     if (spin_ns < 0 && !enough) {
         world->spin_turns = world->look_turns = SPINS_SHARED;

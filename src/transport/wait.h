@@ -79,6 +79,8 @@ static inline hora_status_t hora_waiter_turn(hora_waiter_t *w, int awaited) {
 
 /* Cores that this process may use: affinity mask and cgroup quota; at least 1. */
 int hora_cpu_count(void);
+/* Cores for the ranks of this host; at least 1. */
+int hora_cpu_count_host(void);
 /* Says where this rank is, before it wakes others (apart.c). A few nanoseconds. */
 void hora_apart_note(hora_world_t *world);
 /* Moves this thread to another core if the awaited rank (-1: any) was last on this one. False: it

@@ -75,6 +75,7 @@ void hora_world_destroy(hora_world_t *world) {
     pthread_mutex_destroy(&world->poke_lock);
     pthread_mutex_destroy(&world->retired_lock);
     hora_retired_forget(world);
+    free(world->costs);
     free(world->self);
     free(world->peers);
     free(world->private_bell);

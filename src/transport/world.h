@@ -80,6 +80,8 @@ struct hora_world {
         char          text[HORA_FAILURE_TEXT_MAX];
     } early[HORA_EARLY_MAX];   /* failures of communicators not made here yet; under comms_lock */
     unsigned          early_count;
+    int               crowd;      /* ranks per core on rank 0's host, in percent; equal on all ranks */
+    struct hora_costs *costs;     /* measured times of algorithms, equal on all ranks; NULL: none */
     void             *bootstrap;  /* the bootstrap's own */
     /* Tells the other ranks of a failure that was found here; set by the bootstrap. Any thread. */
     void (*announce)(hora_world_t *world, uint32_t channel, hora_status_t status, int rank,

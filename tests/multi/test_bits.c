@@ -9,12 +9,14 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
 #include "../unit/kernels/reduce_reference.h"
 #include "harness.h"
 #include "schedule/algos.h"
+#include "schedule/costs.h"
 #include "util/settings.h"
 
 #define SEED      20261122u
@@ -280,6 +282,53 @@ static void engine_main(hora_comm_t *comm, int rank, int size, void *arg) {
         free(tensors[i].out);
 }
 
+/* ---- In a rank: times that rank 0 alone has a file of --------------------------------------------- */
+
+static int algo_of(const char *name) {
+    int i = 0;
+    while (strcmp(hora_algo_list[i]->name, name) != 0)
+        i++;
+    return i;
+}
+
+/* Such that tree is the fastest up to 4 KB, and ring above. */
+static void write_times_main(hora_comm_t *comm, int rank, int size, void *arg) {
+    static hora_costs_t costs;
+    (void)size;
+    for (int i = 0; hora_algo_list[i] != NULL; i++)
+        for (int point = 0; point < HORA_COSTS_POINTS; point++)
+            costs.ns[HORA_COLL_ALLREDUCE][i][point] = 1000 * (1u + (unsigned)point);
+    for (int point = 0; point < HORA_COSTS_POINTS; point++)
+        costs.ns[HORA_COLL_ALLREDUCE][algo_of(point < 5 ? "tree" : "ring")][point] = 500;
+    if (rank == 0)
+        harness_ok(hora_costs_save(comm->world, &costs, arg));
+}
+
+static void expect_choice(hora_comm_t *comm, size_t bytes, const char *name) {
+    hora_choice_t choice;
+    harness_check(hora_comm_choices(comm, "allreduce", bytes, &choice, 1) > 1, "no choice");
+    harness_check(strcmp(choice.algorithm, name) == 0, "%zu B: %s by %s", bytes, choice.algorithm,
+                  hora_comm_costs(comm));
+}
+
+static void read_times_main(hora_comm_t *none, int rank, int size, void *arg) {
+    trial_t      trial = {.what = "by times from a file"};
+    hora_comm_t *comm, *part;
+    (void)none;
+    setenv("HORA_ALGO_TIMES", rank == 0 ? arg : "none", 1);
+    comm = harness_join();
+    harness_check(rank != 0 || strstr(hora_comm_costs(comm), arg) != NULL, "%s",
+                  hora_comm_costs(comm));
+    expect_choice(comm, 1000, "tree");
+    expect_choice(comm, 1 << 20, "ring");
+    trial_main(comm, rank, size, &trial);
+    harness_ok(hora_comm_split(comm, rank == 0, 0, &part)); /* too few ranks for the file */
+    harness_check(strstr(hora_comm_costs(part), "formulas") != NULL, "%s", hora_comm_costs(part));
+    harness_ok(hora_comm_free(part));
+    harness_ok(hora_barrier(comm, NULL));
+    harness_ok(hora_comm_free(comm));
+}
+
 /* ---- Tests --------------------------------------------------------------------------------------- */
 
 static void run(harness_main_t rank_main, const char *algo, void *arg) {
@@ -329,6 +378,19 @@ static void deterministic_gives_the_same_bits_by_whatever_way(void **state) {
     unsetenv("HORA_DETERMINISTIC");
 }
 
+static void times_that_rank_0_has_count_for_all(void **state) {
+    char          path[] = "/tmp/hora-times-XXXXXX";
+    int           fd = mkstemp(path);
+    harness_job_t reads = {.nranks = nranks, .main = read_times_main, .arg = path, .bare = true,
+                           .transport = transport, .algo = "auto"};
+    (void)state;
+    assert_true(fd >= 0);
+    run(write_times_main, "auto", path);
+    assert_int_equal(harness_run(&reads), 0);
+    close(fd);
+    unlink(path);
+}
+
 int main(int argc, char **argv) {
     if (!harness_arguments(argc, argv, &transport, &nranks) || nranks < 2 || nranks > RANKS_MAX)
         return 2;
@@ -336,6 +398,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(every_algorithm_gives_all_ranks_the_same_bits),
         cmocka_unit_test(rank_order_gives_the_bits_of_a_serial_reduction),
         cmocka_unit_test(deterministic_gives_the_same_bits_by_whatever_way),
+        cmocka_unit_test(times_that_rank_0_has_count_for_all),
     };
     return cmocka_run_group_tests(tests, make_cases, NULL);
 }

@@ -65,6 +65,36 @@ def test_info_names_the_launcher() -> None:
     assert info["launcher"] == "torchrun"
 
 
+def test_info_algorithms() -> None:
+    text = hora("info", "--algorithms", "-np", "3", "--transport", "tcp").stdout
+    assert text.startswith("# 3 ranks, tcp; ")
+    assert {"allreduce", "broadcast", "alltoall"} <= {line.split(" ")[0] for line in text.splitlines()}
+    info = json.loads(hora("info", "--algorithms", "-np", "2", "--json").stdout)
+    assert (info["ranks"], info["transport"]) == (2, "shm")
+    for rows in info["collectives"].values():
+        for row in rows:
+            assert row["algorithms"] and all(one["us"] >= 0 for one in row["algorithms"])
+    largest = info["collectives"]["allreduce"][-1]["algorithms"]
+    assert largest[0]["us"] == min(one["us"] for one in largest)  # the one that is taken
+
+
+def test_info_calibrate(tmp_path: Path) -> None:
+    """What is measured is kept, and used by the next job; a damaged file is not."""
+    folder = {"XDG_CACHE_HOME": str(tmp_path)}
+    assert hora("info", "--calibrate", "-np", "2", **folder).returncode == 0
+    [path] = (tmp_path / "hora").iterdir()
+    assert str(path) in hora("info", "--algorithms", **folder).stdout.splitlines()[0]
+    assert hora("perf", "-np", "2", "-e", "64K", "-n", "3", **folder).returncode == 0
+    path.write_text(path.read_text()[:-100])
+    done = hora("info", "--algorithms", **folder)
+    assert "damaged" in done.stderr and "formulas" in done.stdout.splitlines()[0]
+
+
+def test_info_algorithms_of_a_forced_one() -> None:
+    info = json.loads(hora("info", "--algorithms", "--json", HORA_ALGO="ring").stdout)
+    assert info["collectives"]["allreduce"][-1]["algorithms"][0]["name"] == "ring"
+
+
 def test_tool_from_bin_dir(tmp_path: Path) -> None:
     tool = tmp_path / "hora-perf"
     tool.write_text("#!/bin/sh\necho mine \"$@\"\n")

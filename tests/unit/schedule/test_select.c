@@ -58,8 +58,14 @@ static hora_coll_t call(hora_coll_kind_t kind, size_t count) {
     return coll;
 }
 
+/* The communicators here change in ways in which a real one does not. */
+static void forget(void) {
+    memset(comm.chosen, 0, sizeof(comm.chosen));
+}
+
 static const char *chosen(hora_coll_kind_t kind, size_t count) {
     hora_coll_t coll = call(kind, count);
+    forget();
     return hora_select_name(&comm, &coll);
 }
 
@@ -71,6 +77,7 @@ static void select__every_kind_has_an_algorithm(void **state) {
                 hora_coll_t        coll = call((hora_coll_kind_t)kind, 1000);
                 const hora_algo_t *algo;
                 world.settings.deterministic = deterministic;
+                forget();
                 algo = hora_select(&comm, &coll);
                 assert_non_null(algo);
                 assert_true(algo->colls & 1u << kind);
@@ -97,10 +104,9 @@ static void select__prefers_the_arena(void **state) {
     (void)state;
     comm.pads = &pads;
     assert_string_equal(chosen(HORA_COLL_ALLREDUCE, 100), "oneshot");
-    assert_string_equal(chosen(HORA_COLL_ALLREDUCE, 8192), "oneshot");
-    assert_string_equal(chosen(HORA_COLL_ALLREDUCE, 8193), "arena");
-    pads.slot_bytes = 4000; /* oneshot has no room */
-    assert_string_equal(chosen(HORA_COLL_ALLREDUCE, 1001), "arena");
+    assert_string_equal(chosen(HORA_COLL_ALLREDUCE, 1000000), "arena");
+    pads.slot_bytes = 300; /* oneshot has no room */
+    assert_string_equal(chosen(HORA_COLL_ALLREDUCE, 100), "arena");
     pads.slot_bytes = 1u << 20;
     comm.tiny_allowed = true;
     assert_string_equal(chosen(HORA_COLL_ALLREDUCE, 3), "tiny");

@@ -1,0 +1,199 @@
+/*
+ * Calibration: measures the algorithms that hora could choose among (hora.h). On the thread that uses
+ * the communicator, on all members in step.
+ *
+ * The algorithms of a call take turns, round by round, so that load that comes and goes hits them
+ * alike. Buffers are ordinary memory, written before each call. The time of a round is that of the
+ * slowest rank, and a median over the rounds is what is kept. How many rounds there are is agreed on:
+ * as many as fit into a share of the time, of which small calls need less than they get.
+ */
+#include "api/check.h"
+#include "api/choices.h"
+#include "schedule/costs.h"
+#include "util/clock.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define CALLS_SMALL 20      /* timed together, up to SMALL bytes */
+#define SMALL       16384u
+#define ROUNDS_MAX  21
+#define POINT_NS    80e6    /* for all algorithms at one size, unless they are slow */
+
+/* One size of one collective. */
+typedef struct trial {
+    hora_comm_t       *comm;
+    hora_coll_t        coll;
+    size_t             bytes;
+    uint8_t           *in, *out;
+    const hora_algo_t *algos[HORA_COSTS_ALGOS]; /* those that can */
+    int                places[HORA_COSTS_ALGOS]; /* in hora_algo_list */
+    int                nalgos;
+    double             ns[HORA_COSTS_ALGOS][ROUNDS_MAX];
+} trial_t;
+
+static hora_status_t make_call(const trial_t *t) {
+    const hora_coll_t *c = &t->coll;
+    hora_dtype_t       type = HORA_FLOAT32;
+    switch (c->kind) {
+    case HORA_COLL_ALLREDUCE:
+        return hora_allreduce(t->comm, t->out, t->out, c->count, type, HORA_SUM, NULL);
+    case HORA_COLL_REDUCE:
+        return hora_reduce(t->comm, t->in, t->out, c->count, type, HORA_SUM, 0, NULL);
+    case HORA_COLL_REDUCE_SCATTER:
+        return hora_reduce_scatter(t->comm, t->in, t->out, c->count, type, HORA_SUM, NULL);
+    case HORA_COLL_ALLGATHER:
+        return hora_allgather(t->comm, t->in, t->out, c->count, type, NULL);
+    case HORA_COLL_BROADCAST:
+        return hora_broadcast(t->comm, t->out, t->out, c->count, type, 0, NULL);
+    case HORA_COLL_ALLTOALL:
+        return hora_alltoall(t->comm, t->in, t->out, c->count, type, NULL);
+    case HORA_COLL_GATHER:
+        return hora_gather(t->comm, t->in, t->out, c->count, type, 0, NULL);
+    default:
+        return hora_scatter(t->comm, t->in, t->out, c->count, type, 0, NULL);
+    }
+}
+
+/* As a program would that has just computed what it sends. */
+static void write_buffers(const trial_t *t) {
+    bool in_place = t->coll.kind == HORA_COLL_ALLREDUCE || t->coll.kind == HORA_COLL_BROADCAST;
+    memset(in_place ? t->out : t->in, 0, t->bytes);
+}
+
+/* A round of one algorithm: nanoseconds for a call on this rank. */
+static hora_status_t time_one(trial_t *t, const hora_algo_t *algo, double *ns_p) {
+    int           calls = t->bytes <= SMALL ? CALLS_SMALL : 1;
+    uint64_t      begin;
+    hora_status_t st;
+    write_buffers(t);
+    st = hora_barrier(t->comm, NULL);
+    t->comm->forced = algo;
+    begin = hora_clock_ns();
+    for (int i = 0; i < calls && st == HORA_OK; i++) {
+        if (i > 0)
+            write_buffers(t);
+        st = make_call(t);
+    }
+    *ns_p = (double)(hora_clock_ns() - begin) / calls;
+    t->comm->forced = NULL;
+    return st;
+}
+
+/* The first one warms up, and shows how many are possible. */
+static hora_status_t count_rounds(trial_t *t, int *rounds_p) {
+    double        all = 0, one;
+    hora_status_t st = HORA_OK;
+    int           calls = t->bytes <= SMALL ? CALLS_SMALL : 1;
+    for (int a = 0; a < t->nalgos && st == HORA_OK; a++) {
+        st = time_one(t, t->algos[a], &one);
+        all += one * calls;
+    }
+    if (st == HORA_OK)
+        st = hora_allreduce(t->comm, &all, &all, 1, HORA_FLOAT64, HORA_MAX, NULL);
+    *rounds_p = all * ROUNDS_MAX <= POINT_NS ? ROUNDS_MAX : (int)(POINT_NS / all);
+    if (*rounds_p < 5)
+        *rounds_p = all < 1e8 ? 5 : all < 1e9 ? 3 : 1;
+    return st;
+}
+
+static int compare_doubles(const void *a, const void *b) {
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+static uint32_t median(double *values, int n) {
+    qsort(values, (size_t)n, sizeof(*values), compare_doubles);
+    return values[n / 2] < 1 ? 1 : values[n / 2] > 4e9 ? 4000000000u : (uint32_t)values[n / 2];
+}
+
+static hora_status_t run_trial(trial_t *t, hora_costs_t *costs, int point) {
+    int           rounds;
+    hora_status_t st = count_rounds(t, &rounds);
+    for (int round = 0; round < rounds && st == HORA_OK; round++)
+        for (int i = 0; i < t->nalgos && st == HORA_OK; i++) {
+            int a = (i + round) % t->nalgos;
+            st = time_one(t, t->algos[a], &t->ns[a][round]);
+        }
+    if (st == HORA_OK)
+        st = hora_allreduce(t->comm, t->ns, t->ns, HORA_COSTS_ALGOS * ROUNDS_MAX, HORA_FLOAT64,
+                            HORA_MAX, NULL);
+    for (int a = 0; a < t->nalgos && st == HORA_OK; a++)
+        costs->ns[t->coll.kind][t->places[a]][point] = median(t->ns[a], rounds);
+    return st;
+}
+
+static void find_algorithms(trial_t *t) {
+    t->nalgos = 0;
+    for (int i = 0; i < HORA_COSTS_ALGOS && hora_algo_list[i] != NULL; i++)
+        if (hora_select_usable(t->comm, &t->coll, hora_algo_list[i])) {
+            t->algos[t->nalgos] = hora_algo_list[i];
+            t->places[t->nalgos++] = i;
+        }
+}
+
+/* All sizes of all collectives, into costs. */
+static hora_status_t measure_all(trial_t *t, size_t *lists, hora_costs_t *costs) {
+    hora_status_t st = HORA_OK;
+    for (int kind = HORA_COLL_ALLREDUCE; kind < HORA_COLL_BARRIER; kind++)
+        for (int point = 0; point < HORA_COSTS_POINTS && st == HORA_OK; point++) {
+            t->bytes = hora_costs_size(point);
+            t->coll = hora_choices_call(t->comm, (hora_coll_kind_t)kind, t->bytes, lists);
+            memset(t->ns, 0, sizeof(t->ns));
+            find_algorithms(t);
+            if (t->coll.count > 0 && t->nalgos > 1)
+                st = run_trial(t, costs, point);
+        }
+    return st;
+}
+
+static hora_status_t measure(hora_comm_t *comm, hora_costs_t *costs) {
+    size_t        most = hora_costs_size(HORA_COSTS_POINTS - 1);
+    size_t       *lists = malloc(2 * (size_t)comm->size * sizeof(*lists));
+    trial_t      *t = calloc(1, sizeof(*t));
+    bool          tiny = comm->tiny_allowed;
+    hora_status_t st = HORA_OK;
+    if (t != NULL)
+        *t = (trial_t){.comm = comm, .in = calloc(1, most), .out = calloc(1, most)};
+    if (lists == NULL || t == NULL || t->in == NULL || t->out == NULL)
+        st = hora_fail(HORA_ERR_NO_MEMORY, "comm_calibrate: two buffers of %zu bytes", most);
+    comm->tiny_allowed = false;
+    if (st == HORA_OK)
+        st = measure_all(t, lists, costs);
+    comm->tiny_allowed = tiny;
+    if (t != NULL) {
+        free(t->in);
+        free(t->out);
+    }
+    free(t);
+    free(lists);
+    return st;
+}
+
+hora_status_t hora_comm_calibrate(hora_comm_t *comm, char *path_p, size_t room) {
+    char          path[512];
+    hora_costs_t *costs;
+    hora_status_t st = hora_check_comm(comm, "comm_calibrate");
+    if (st != HORA_OK)
+        return st;
+    if (comm->size != comm->world->size || comm->size == 1)
+        return hora_fail(HORA_ERR_INVALID_ARGUMENT, "comm_calibrate: this takes a communicator of "
+                         "all ranks, two or more");
+    if (comm->world->settings.deterministic)
+        return hora_fail(HORA_ERR_INVALID_ARGUMENT, "comm_calibrate: HORA_DETERMINISTIC leaves nothing "
+                         "to choose");
+    costs = calloc(1, sizeof(*costs));
+    if (costs == NULL)
+        return hora_fail(HORA_ERR_NO_MEMORY, "comm_calibrate");
+    st = measure(comm, costs);
+    if (st == HORA_OK && comm->rank == 0) {
+        st = hora_costs_path(comm->world, path, sizeof(path));
+        if (st == HORA_OK)
+            st = hora_costs_save(comm->world, costs, path);
+        if (st == HORA_OK && path_p != NULL)
+            snprintf(path_p, room, "%s", path);
+    }
+    free(costs);
+    return st;
+}
