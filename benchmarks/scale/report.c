@@ -76,8 +76,9 @@ static void print_times(const scale_options_t *o, int net, int bytes, scale_resu
 void scale_print_schedules(const scale_options_t *o, scale_results_t *results) {
     printf("Schedules. Completion time by the model (simulate.h); chunks of %zu bytes.\n"
            "  no mark: every rank's plan was emitted, compared with the formulas, and run\n"
-           "  ~ one host's plans were run, and stand for the others by symmetry; six ranks' plans\n"
-           "    were compared with the formulas\n"
+           "  ~ one host's plans were run, and stand for the others by symmetry, with equal blocks:\n"
+           "    for fewer elements than ranks an upper bound, with direct up to twice the time; six\n"
+           "    ranks' plans were compared with the formulas\n"
            "  * nothing was run; six plans were compared; the time is the algorithm's own cost(),\n"
            "    which there is only where all wires are alike\n", o->chunk);
     for (int net = 0; net < 2; net++)
@@ -198,13 +199,14 @@ static double join_seconds(const scale_options_t *o, const scale_join_t *joins) 
 static void print_joins(const scale_options_t *o, const scale_join_t *joins) {
     if (o->njoins == 0)
         return;
-    printf("\nJoins on this machine (%ld cores), over TCP, measured\n%8s %10s %16s\n",
-           sysconf(_SC_NPROCESSORS_ONLN), "ranks", "all in", "rank 0's CPU");
+    printf("\nJoins on this machine (%ld cores) over TCP, and the descriptors of rank 0 after a step "
+           "of an engine,\nmeasured, and by the formula\n%8s %10s %16s %12s %9s\n",
+           sysconf(_SC_NPROCESSORS_ONLN), "ranks", "all in", "rank 0's CPU", "descriptors", "formula");
     for (int i = 0; i < o->njoins; i++) {
         printf("%8d", o->joins[i]);
         print_time(10, joins[i].wall);
         print_time(16, joins[i].cpu);
-        printf("\n");
+        printf(" %12d %9.0f\n", joins[i].descriptors, scale_descriptors(o->joins[i], o->joins[i]));
     }
 }
 
@@ -288,8 +290,9 @@ static void write_starts(FILE *file, const scale_options_t *o, const scale_start
                          const scale_join_t *joins) {
     fprintf(file, ",\n\"joins\": [\n");
     for (int i = 0; i < o->njoins; i++)
-        fprintf(file, "%s{\"ranks\": %d, \"seconds\": %.6g, \"cpu_seconds\": %.6g}",
-                i > 0 ? ",\n" : "", o->joins[i], joins[i].wall, joins[i].cpu);
+        fprintf(file,
+                "%s{\"ranks\": %d, \"seconds\": %.6g, \"cpu_seconds\": %.6g, \"descriptors\": %d}",
+                i > 0 ? ",\n" : "", o->joins[i], joins[i].wall, joins[i].cpu, joins[i].descriptors);
     fprintf(file, "],\n\"start\": [\n");
     for (int s = 0; s < o->nsizes; s++) {
         const scale_start_t *st = &starts[s];

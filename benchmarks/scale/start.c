@@ -11,6 +11,7 @@
 #include "transport/transport.h"
 #include "util/clock.h"
 
+#include <dirent.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -112,7 +113,7 @@ bool scale_start_measure(int size, int host, scale_start_t *start_p) {
         .roster = roster_bytes(size, host),
         .sent = others * roster_bytes(size, host),
         .handshake = handshake_bytes(),
-        .descriptors = 3 * others,
+        .descriptors = scale_descriptors(size, host),
         .rank_memory = (double)size * (sizeof(hora_peer_t) + sizeof(int) + sizeof(void *) + 1 +
                                        sizeof(hora_tcp_link_t)),
         .root_memory = (double)size * (sizeof(hora_conn_t) + HORA_HOST_MAX + HORA_BLOB_MAX +
@@ -131,19 +132,58 @@ static double cpu_seconds(void) {
            (double)(usage.ru_utime.tv_usec + usage.ru_stime.tv_usec) * 1e-6;
 }
 
+static int count_descriptors(void) {
+    DIR *folder = opendir("/proc/self/fd");
+    int  n = -3; /* ".", "..", and the folder's own */
+    if (folder == NULL)
+        return 0;
+    while (readdir(folder) != NULL)
+        n++;
+    closedir(folder);
+    return n;
+}
+
+static hora_status_t run_step(hora_engine_t *engine) {
+    int64_t        shape[1] = {1};
+    float          value = 1;
+    hora_handle_t *handle;
+    hora_task_t    task = HORA_TASK_INIT;
+    hora_status_t  st;
+    task.name = "gradient";
+    task.ndim = 1;
+    task.shape = shape;
+    task.in = task.out = &value;
+    st = hora_engine_enqueue(engine, &task, 1, 0, &handle);
+    if (st != HORA_OK)
+        return st;
+    st = hora_handle_wait(handle);
+    hora_handle_release(handle);
+    return st;
+}
+
+static int fail(void) {
+    fprintf(stderr, "hora-scale: %s\n", hora_last_error());
+    return 1;
+}
+
 /* arg: [size] in shared memory. */
 static int join_main(int rank, int size, void *arg) {
-    scale_join_t *joins = arg;
-    hora_comm_t  *comm;
-    uint64_t      begin = hora_clock_ns();
-    double        cpu = cpu_seconds();
+    scale_join_t  *joins = arg;
+    hora_comm_t   *comm;
+    hora_engine_t *engine;
+    int            before = count_descriptors();
+    uint64_t       begin = hora_clock_ns();
+    double         cpu = cpu_seconds();
     (void)size;
-    if (hora_comm_create(NULL, &comm) != HORA_OK) {
-        fprintf(stderr, "hora-scale: %s\n", hora_last_error());
-        return 1;
-    }
-    joins[rank] = (scale_join_t){hora_clock_seconds(hora_clock_ns() - begin), cpu_seconds() - cpu};
-    hora_barrier(comm, NULL);
+    if (hora_comm_create(NULL, &comm) != HORA_OK)
+        return fail();
+    joins[rank].wall = hora_clock_seconds(hora_clock_ns() - begin);
+    joins[rank].cpu = cpu_seconds() - cpu;
+    if (hora_engine_create(comm, NULL, &engine) != HORA_OK || run_step(engine) != HORA_OK)
+        return fail();
+    joins[rank].descriptors = count_descriptors() - before;
+    if (hora_barrier(comm, NULL) != HORA_OK || hora_engine_free(engine) != HORA_OK)
+        return fail();
     return hora_comm_free(comm) != HORA_OK;
 }
 
@@ -158,8 +198,8 @@ bool scale_join_measure(int size, scale_join_t *join_p) {
     setenv("HORA_TRANSPORT", "tcp", 1);
     job.arg = joins;
     fine = ranks_run(&job, NULL) == 0;
-    *join_p = (scale_join_t){0, joins[0].cpu};
-    for (int r = 0; r < size; r++)
+    *join_p = joins[0];
+    for (int r = 1; r < size; r++)
         if (joins[r].wall > join_p->wall)
             join_p->wall = joins[r].wall;
     munmap(joins, bytes);

@@ -21,14 +21,22 @@ typedef struct scale_start {
     double select_seconds; /* to choose an algorithm in each call of a collective over TCP */
 } scale_start_t;
 
+/* Open in rank 0 after a step of an engine over TCP: its own, the star, a neighbour's each, and TCP
+ * connections both ways. */
+static inline double scale_descriptors(int size, int host) {
+    return 5 + 3.0 * (size - 1) + (host < size ? host : size) - 1;
+}
+
 /* host: ranks of a host. False: no memory. */
 bool scale_start_measure(int size, int host, scale_start_t *start_p);
 
 typedef struct scale_join {
-    double wall, cpu; /* seconds of the slowest rank's join; of rank 0's processor */
+    double wall, cpu;   /* seconds of the slowest rank's join; of rank 0's processor */
+    int    descriptors; /* open in rank 0 after a step of an engine */
 } scale_join_t;
 
-/* Joins `size` ranks on this machine over TCP, and leaves. Forks. False: a rank failed. */
+/* Joins `size` ranks on this machine over TCP, runs a step of an engine, and leaves. Forks. False: a
+ * rank failed. */
 bool scale_join_measure(int size, scale_join_t *join_p);
 
 #endif

@@ -242,10 +242,10 @@ static hora_status_t failed(const joining_t *j, const hora_comm_options_t *optio
 }
 
 /* Raises the soft limit on descriptors, commonly 1024, to what rank 0 of a job with an engine has at
- * most: for each rank one of the star, and TCP connections both ways. Others may need as many, if
- * they talk to all. */
+ * most: for each rank one of the star, one of a neighbour, and TCP connections both ways. Others may
+ * need as many, if they talk to all. */
 static void allow_descriptors(const hora_settings_t *settings, int size) {
-    const rlim_t  want = 256 + (rlim_t)size * (1 + 2 * (rlim_t)settings->tcp_connections);
+    const rlim_t  want = 256 + (rlim_t)size * (2 + 2 * (rlim_t)settings->tcp_connections);
     struct rlimit limit;
     if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur >= want)
         return;
