@@ -16,6 +16,7 @@
 
 #define LINE         64
 #define STREAM_BYTES ((size_t)16 << 20)
+#define PART_BYTES   1024 /* a shorter part is not worth the fence */
 
 /* to: aligned to LINE. */
 static void stream_lines(char *to, const char *from, size_t lines)
@@ -52,6 +53,15 @@ void hora_kernel_copy(void *dst, const void *src, size_t bytes)
         memcpy(dst, src, bytes);
     }
 }
+
+void hora_kernel_copy_part(void *dst, const void *src, size_t bytes)
+{
+    if (bytes >= PART_BYTES) {
+        copy_large(dst, src, bytes);
+    } else if (bytes > 0) {
+        memcpy(dst, src, bytes);
+    }
+}
 #else
 
 void hora_kernel_copy(void *dst, const void *src, size_t bytes)
@@ -59,5 +69,10 @@ void hora_kernel_copy(void *dst, const void *src, size_t bytes)
     if (bytes > 0) {
         memcpy(dst, src, bytes);
     }
+}
+
+void hora_kernel_copy_part(void *dst, const void *src, size_t bytes)
+{
+    hora_kernel_copy(dst, src, bytes);
 }
 #endif

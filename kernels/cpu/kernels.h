@@ -61,6 +61,9 @@ void hora_kernel_adasum(hora_dtype_t dtype, void *dst, const void *a, const void
 /* memcpy, with streaming stores where `bytes` is so large that they win (and then with the fence
  * that they need, so that a flag stored after it may announce the data). No overlap. */
 void hora_kernel_copy(void *dst, const void *src, size_t bytes);
+/* The same with streaming stores, where there are any, whatever `bytes` is: one part of a copy that is
+ * so large as a whole. */
+void hora_kernel_copy_part(void *dst, const void *src, size_t bytes);
 
 /* Name of the instruction set in use: "portable", "avx2", "avx512", "neon". */
 const char *hora_kernel_isa(void);

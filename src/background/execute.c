@@ -171,6 +171,7 @@ static hora_status_t alltoall(hora_engine_t *engine, hora_work_t *work) {
         st = hora_execute_make_output(work, total);
     if (st != HORA_OK)
         return st;
+    coll.count = 0;
     coll.counts = lists[0];
     coll.displs = lists[1];
     coll.other_counts = lists[2];

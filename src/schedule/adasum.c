@@ -270,6 +270,7 @@ static void plan_oneshot(const hora_coll_t *coll, const hora_plan_hint_t *hint, 
         plan->status = HORA_ERR_NO_MEMORY;
         return;
     }
+    hora_plan_await(plan, 0);
     hora_plan_copy(plan, hora_own(HORA_BUF_IN, 0), hora_own(HORA_BUF_SLOT, 0), coll->count);
     hora_plan_signal(plan, 1);
     hora_plan_await(plan, 1);

@@ -14,6 +14,7 @@
 
 extern const hora_algo_t hora_algo_arena;   /* arena.c */
 extern const hora_algo_t hora_algo_oneshot; /* oneshot.c */
+extern const hora_algo_t hora_algo_slots;   /* slots.c */
 extern const hora_algo_t hora_algo_direct;
 extern const hora_algo_t hora_algo_ring;
 extern const hora_algo_t hora_algo_doubling;
@@ -33,6 +34,15 @@ bool hora_algo_always(const hora_coll_t *coll);
 bool hora_coll_reduces(hora_coll_kind_t kind);
 /* Elements of the whole vector: sum of counts[] where they are set, else of count. */
 size_t hora_coll_total(const hora_coll_t *coll);
+/* An alltoall whose blocks all have `count` elements, on every member. */
+static inline bool hora_coll_is_even(const hora_coll_t *coll) {
+    return coll->kind == HORA_COLL_ALLTOALL && coll->count > 0;
+}
+/* Elements that a member hands in or out at most, the same on all members; 0 is 0 for all. Of an
+ * alltoall that is not even, which they cannot know: 0. */
+size_t hora_coll_extent(const hora_coll_t *coll);
+/* Elements of member `rank`'s input that others may read, from its beginning on. */
+size_t hora_coll_shown(const hora_coll_t *coll, int rank);
 /* First element and length of rank b's block: by counts[] where they are set, else an even part. */
 static inline size_t hora_block_begin(const hora_coll_t *coll, int b) {
     return coll->counts ? coll->displs[b] : hora_part_begin(coll->count, coll->size, b);
@@ -64,9 +74,10 @@ void hora_coll_how(const hora_coll_t *coll, hora_reduce_t *how_p);
 uint32_t hora_coll_sig(const hora_coll_t *coll);
 /* The same with one more value hashed in. */
 uint32_t hora_coll_sig_with(uint32_t sig, uint64_t value);
-/* HORA_ERR_MISMATCH as last error, naming both sides; sig is what member `rank` had. */
-hora_status_t hora_coll_mismatch(hora_comm_t *comm, const hora_coll_t *coll, int rank,
-                                 uint32_t sig);
+/* HORA_ERR_MISMATCH as last error, naming both sides: I had `own` (in coll or in the call before), and
+ * member `rank` had `theirs`. */
+hora_status_t hora_coll_mismatch(hora_comm_t *comm, const hora_coll_t *coll, uint32_t own, int rank,
+                                 uint32_t theirs);
 /* Ends the communicator, on every member, with this thread's last error, unless it has ended
  * already. Returns the status that it has ended with. */
 hora_status_t hora_coll_fail(hora_comm_t *comm, hora_status_t status);

@@ -129,6 +129,7 @@ static void plan_private(push_t *push) {
     cut(push, push->chunk);
     chunks = push->chunks;
     push->plan->slot = (chunks < REGIONS ? chunks : REGIONS) * push->chunk;
+    hora_plan_await(push->plan, 0);
     emit_copies(push, 0, true);
     hora_plan_signal(push->plan, phase);
     for (size_t k = 0; k < chunks; k++) {

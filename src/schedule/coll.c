@@ -38,6 +38,27 @@ size_t hora_coll_total(const hora_coll_t *coll) {
     return total;
 }
 
+size_t hora_coll_extent(const hora_coll_t *coll) {
+    bool blocks = coll->kind == HORA_COLL_GATHER || coll->kind == HORA_COLL_SCATTER ||
+                  coll->kind == HORA_COLL_ALLTOALL;
+    return blocks ? coll->count * (size_t)coll->size : hora_coll_total(coll);
+}
+
+size_t hora_coll_shown(const hora_coll_t *coll, int rank) {
+    switch (coll->kind) {
+    case HORA_COLL_ALLGATHER:
+        return coll->counts[rank];
+    case HORA_COLL_BROADCAST:
+    case HORA_COLL_SCATTER:
+        return rank == coll->root ? hora_coll_extent(coll) : 0;
+    case HORA_COLL_REDUCE:
+    case HORA_COLL_GATHER:
+        return rank == coll->root ? 0 : coll->count;
+    default:
+        return hora_coll_extent(coll);
+    }
+}
+
 int hora_log2_ceil(int n) {
     int k = 0;
     while ((1L << k) < n)
@@ -87,7 +108,7 @@ uint32_t hora_coll_sig(const hora_coll_t *coll) {
     bool     typed = coll->kind != HORA_COLL_BARRIER;
     uint32_t op = hora_coll_reduces(coll->kind) ? (uint32_t)coll->op : 0;
     uint64_t hash = mix(1, is_rooted(coll->kind) ? (uint64_t)coll->root : 0);
-    if (coll->counts == NULL && typed)
+    if ((coll->counts == NULL && typed) || coll->kind == HORA_COLL_ALLTOALL)
         hash = mix(hash, coll->count);
     for (int r = 0; coll->counts != NULL && coll->kind != HORA_COLL_ALLTOALL && r < coll->size; r++)
         hash = mix(hash, coll->counts[r]);
@@ -114,21 +135,20 @@ static void describe(uint32_t sig, char *text, size_t size) {
         snprintf(text, size, "%s(%s)", hora_coll_name(kind), dtype);
 }
 
-hora_status_t hora_coll_mismatch(hora_comm_t *comm, const hora_coll_t *coll, int rank,
-                                 uint32_t sig) {
-    uint32_t    own = hora_coll_sig(coll);
-    char        mine[64], theirs[64], name[80] = "";
+hora_status_t hora_coll_mismatch(hora_comm_t *comm, const hora_coll_t *coll, uint32_t own, int rank,
+                                 uint32_t theirs) {
+    char        mine[64], other[64], name[80] = "";
     const char *host = hora_comm_peer(comm, comm->rank)->host;
     const char *peer_host = hora_comm_peer(comm, rank)->host;
     describe(own, mine, sizeof(mine));
-    describe(sig, theirs, sizeof(theirs));
+    describe(theirs, other, sizeof(other));
     if (coll->name != NULL && coll->name[0] != 0)
         snprintf(name, sizeof(name), " '%.70s'", coll->name);
-    if ((own ^ sig) & ~HASH_MASK)
+    if ((own ^ theirs) & ~HASH_MASK)
         return hora_fail(HORA_ERR_MISMATCH,
                          "operations do not match: rank %d on host %s called %s%s, but rank %d on "
                          "host %s called %s",
-                         comm->rank, host, mine, name, rank, peer_host, theirs);
+                         comm->rank, host, mine, name, rank, peer_host, other);
     return hora_fail(HORA_ERR_MISMATCH,
                      "operations do not match: rank %d on host %s and rank %d on host %s both "
                      "called %s%s, but with different counts or roots, or with different HORA_* "

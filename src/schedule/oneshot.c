@@ -35,6 +35,7 @@ static void oneshot_plan(const hora_coll_t *coll, const hora_plan_hint_t *hint, 
     for (int r = 0; r < coll->size; r++)
         src[r] = r == coll->rank ? hora_own(HORA_BUF_IN, 0) : hora_of(r, HORA_BUF_SLOT, 0);
     plan->slot = coll->count;
+    hora_plan_await(plan, 0);
     hora_plan_copy(plan, hora_own(HORA_BUF_IN, 0), hora_own(HORA_BUF_SLOT, 0), coll->count);
     hora_plan_signal(plan, 1);
     hora_plan_await(plan, 1);

@@ -82,12 +82,13 @@ void hora_plan_wait(hora_plan_t *plan, uint32_t xfer) {
         step->xfer = xfer;
 }
 
-void hora_plan_copy(hora_plan_t *plan, hora_ref_t src, hora_ref_t dst, size_t count) {
+hora_step_t *hora_plan_copy(hora_plan_t *plan, hora_ref_t src, hora_ref_t dst, size_t count) {
     hora_step_t *step = count > 0 ? emit(plan, HORA_STEP_COPY, count) : NULL;
     if (step == NULL)
-        return;
+        return NULL;
     step->src = src;
     step->dst = dst;
+    return step;
 }
 
 /* A step on places; NULL if out of memory. */
@@ -176,8 +177,14 @@ void hora_plan_signal(hora_plan_t *plan, uint32_t phase) {
         plan->phases = phase;
 }
 
-void hora_plan_await(hora_plan_t *plan, uint32_t phase) {
+void hora_plan_await_rank(hora_plan_t *plan, uint32_t phase, int rank) {
     hora_step_t *step = emit(plan, HORA_STEP_AWAIT, 0);
-    if (step != NULL)
-        step->xfer = phase;
+    if (step == NULL)
+        return;
+    step->xfer = phase;
+    step->peer = rank;
+}
+
+void hora_plan_await(hora_plan_t *plan, uint32_t phase) {
+    hora_plan_await_rank(plan, phase, HORA_ALL_RANKS);
 }

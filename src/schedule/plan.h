@@ -7,7 +7,9 @@
  * for one; what is still in flight at the end is waited for. So pipelining is a matter of the
  * order in which steps are emitted: post the next receive before waiting for the last.
  * SIGNAL and AWAIT order accesses to memory that other ranks see (the arena): SIGNAL k publishes
- * that everything up to here is done, AWAIT k waits until every member has reached its SIGNAL k.
+ * that everything up to here is done, AWAIT k waits until every member, or one, has reached its
+ * SIGNAL k; AWAIT 0 until every member has reached the last SIGNAL of the call before. A plan does
+ * that before it first writes to its slot (pads.h).
  */
 #ifndef HORA_SCHEDULE_PLAN_H
 #define HORA_SCHEDULE_PLAN_H
@@ -36,7 +38,7 @@ typedef struct hora_coll {
     hora_op_t        op;
     int              rank, size, root;
     size_t           count;   /* per rank and block; allreduce, reduce, broadcast: the vector;
-                                 barrier: 0 */
+                                 barrier: 0; alltoall: 0 if blocks differ in length, anywhere */
     const void      *in;
     void            *out;     /* may equal in (see hora.h for what in place means to each kind) */
     const size_t    *counts;  /* reduce_scatter, allgather: block sizes. alltoall: send counts */
@@ -72,15 +74,16 @@ typedef enum hora_step_kind {
     HORA_STEP_ADD_DOTS, /* hora_dots_t at src -> adds to the one at dst */
     HORA_STEP_BLEND,  /* refs[first], [first+1] by the dots at [first+2] -> Adasum at [first+3] */
     HORA_STEP_SIGNAL, /* publish phase xfer (1, 2, ...) */
-    HORA_STEP_AWAIT   /* wait until every member has signalled phase xfer */
+    HORA_STEP_AWAIT   /* wait until peer, or every member, has signalled phase xfer */
 } hora_step_kind_t;
 
 typedef struct hora_step {
     uint8_t    kind;
     bool       finish;    /* REDUCE, COPY, BLEND: apply divisor and postscale here (last touch) */
+    bool       stream;    /* COPY: part of one that is larger than the caches */
     bool       begin;     /* REDUCE, COPY: apply prescale to the sources here (first touch) */
     int32_t    nsrc;      /* as many as there are ranks, where one sums all */
-    int32_t    peer;
+    int32_t    peer;      /* AWAIT: HORA_ALL_RANKS for every member */
     uint32_t   xfer;
     uint32_t   first;     /* REDUCE, DOTS, BLEND: index into plan->refs */
     int32_t    ndst;
@@ -88,6 +91,8 @@ typedef struct hora_step {
     size_t     count;     /* elements, >= 1 but for DOTS: the emitters drop steps of 0 elements */
 } hora_step_t;
 
+#define HORA_ALL_RANKS (-1)
+#define HORA_PLAN_LEAD 14  /* phases that a member may be before the slowest one */
 #define HORA_NO_XFER UINT32_MAX /* what SEND and RECV of 0 elements return; WAIT ignores it */
 
 typedef struct hora_plan {
@@ -107,7 +112,9 @@ typedef struct hora_plan_hint {
     size_t elem_size; /* bytes of an element on the wire */
     size_t chunk;     /* elements per pipelined chunk, >= 1 */
     size_t slot;      /* elements that one half-slot of the pads holds; 0: there are no pads */
-    bool   shared_in_out; /* every member's in and out lie in the arena (push is possible) */
+    size_t longest;   /* alltoall with needs_arena: elements of the longest block of any member */
+    bool   shared_in_out; /* what others may read or write of every member's in and out lies in the
+                             arena (hora_coll_shown) */
 } hora_plan_hint_t;
 
 /*
@@ -151,9 +158,9 @@ void     hora_plan_reset(hora_plan_t *plan); /* empty again, keeps its memory */
 uint32_t hora_plan_send(hora_plan_t *plan, int peer, hora_buf_t buf, size_t off, size_t count);
 uint32_t hora_plan_recv(hora_plan_t *plan, int peer, hora_buf_t buf, size_t off, size_t count);
 void     hora_plan_wait(hora_plan_t *plan, uint32_t xfer);
-void     hora_plan_copy(hora_plan_t *plan, hora_ref_t src, hora_ref_t dst, size_t count);
-/* Returns the step, for begin and finish; valid until the next emit. NULL if out of memory or if
- * count is 0. */
+/* These two return the step, for begin, finish and stream; valid until the next emit. NULL if out of
+ * memory or if count is 0. */
+hora_step_t *hora_plan_copy(hora_plan_t *plan, hora_ref_t src, hora_ref_t dst, size_t count);
 hora_step_t *hora_plan_reduce(hora_plan_t *plan, const hora_ref_t *src, int nsrc,
                               const hora_ref_t *dst, int ndst, size_t count);
 /* first op second -> dst, with `finish`: the reduction of two. */
@@ -168,6 +175,7 @@ void     hora_plan_blend(hora_plan_t *plan, hora_ref_t a, hora_ref_t b, hora_ref
                          hora_ref_t dst, size_t count, bool finish);
 void     hora_plan_signal(hora_plan_t *plan, uint32_t phase);
 void     hora_plan_await(hora_plan_t *plan, uint32_t phase);
+void     hora_plan_await_rank(hora_plan_t *plan, uint32_t phase, int rank); /* or HORA_ALL_RANKS */
 
 static inline hora_ref_t hora_own(hora_buf_t buf, size_t off) {
     return (hora_ref_t){-1, (int32_t)buf, off};

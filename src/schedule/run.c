@@ -18,6 +18,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+_Static_assert(HORA_PLAN_LEAD + 2 <= HORA_PADS_DEPTH, "notes are read while they are kept");
+
 /* ---- preparing ---- */
 
 static size_t chunk_elements(const hora_comm_t *comm, size_t elem) {
@@ -46,12 +48,13 @@ static void make_key(const hora_exec_t *exec, hora_plan_key_t *key) {
                              .elem_size = elem,
                              .chunk = chunk_elements(exec->comm, elem),
                              .slot = pads != NULL ? pads->slot_bytes / elem : 0,
+                             .longest = exec->longest,
                              .shared = exec->shared};
 }
 
 static hora_status_t make_plan(hora_exec_t *exec, const hora_plan_key_t *key) {
     hora_plan_hint_t hint = {.elem_size = key->elem_size, .chunk = key->chunk, .slot = key->slot,
-                             .shared_in_out = key->shared != 0};
+                             .longest = key->longest, .shared_in_out = key->shared != 0};
     memset(&exec->key, 0, sizeof(exec->key));
     hora_plan_reset(&exec->plan);
     exec->algo->plan(&exec->inner, &hint, &exec->plan);
@@ -99,38 +102,70 @@ static hora_status_t begin_steps(hora_exec_t *exec) {
 
 /* ---- meeting ---- */
 
-static uint64_t offset_in_arena(const hora_exec_t *exec, const void *ptr) {
+/* Of `count` elements at ptr. */
+static uint64_t offset_in_arena(const hora_exec_t *exec, const void *ptr, size_t count) {
     uint64_t offset;
-    size_t   bytes = exec->coll.count * hora_dtype_size(exec->coll.dtype);
+    size_t   bytes = count * hora_dtype_size(exec->coll.dtype);
     if (exec->algo->needs_arena && !exec->algo->small_only && bytes > 0 &&
         hora_arena_offset(exec->comm->world->arena, ptr, bytes, &offset))
         return offset;
     return HORA_PADS_NONE;
 }
 
-/* Do the members meet before the plan? Where they might push into each other's buffers, and where
- * the plan has no phase that would show the signature. */
+static bool is_uneven_alltoall(const hora_coll_t *coll) {
+    return coll->kind == HORA_COLL_ALLTOALL && !hora_coll_is_even(coll);
+}
+
+/* Do other members know where in my input their blocks lie? */
+static bool layout_is_known(const hora_coll_t *coll) {
+    size_t at = 0;
+    if (is_uneven_alltoall(coll) || hora_stage_overlaps(coll))
+        return false;
+    if (coll->kind != HORA_COLL_REDUCE_SCATTER && coll->kind != HORA_COLL_ALLTOALL)
+        return true;
+    for (int r = 0; r < coll->size; at += coll->counts[r++])
+        if (coll->displs[r] != at)
+            return false;
+    return true;
+}
+
+static size_t longest_block(const hora_coll_t *coll) {
+    size_t most = 0;
+    for (int r = 0; r < coll->size; r++) {
+        most = coll->counts[r] > most ? coll->counts[r] : most;
+        most = coll->other_counts[r] > most ? coll->other_counts[r] : most;
+    }
+    return most;
+}
+
+/* Do the members meet before the plan? Where they might use each other's buffers, where the plan has no
+ * phase that would show the signature, and where it depends on what no member knows alone. */
 static bool must_meet(const hora_exec_t *exec) {
     const hora_comm_t *comm = exec->comm;
-    size_t             bytes = exec->coll.count * hora_dtype_size(exec->coll.dtype);
+    size_t             bytes = hora_coll_extent(&exec->coll) * hora_dtype_size(exec->coll.dtype);
     if (comm->pads == NULL)
         return false;
-    return !exec->algo->needs_arena || bytes == 0 ||
-           (!exec->algo->small_only && exec->coll.kind == HORA_COLL_ALLREDUCE &&
-            bytes > hora_comm_oneshot_limit(comm));
+    return !exec->algo->needs_arena || bytes == 0 || is_uneven_alltoall(&exec->coll) ||
+           (!exec->algo->small_only && bytes > hora_comm_oneshot_limit(comm));
 }
 
 /* Comes to the meeting. False if there is no need to wait for the others there: my buffers are
  * private, so it is the plan with slots, and its first wait compares the signatures. */
 static bool signal_meeting(hora_exec_t *exec) {
-    hora_pads_note_t note = {.in = HORA_PADS_NONE, .out = HORA_PADS_NONE, .sig = exec->sig};
-    if (exec->coll.kind == HORA_COLL_ALLREDUCE) {
-        note.in = offset_in_arena(exec, exec->coll.in);
-        note.out = offset_in_arena(exec, exec->coll.out);
-    }
+    const hora_coll_t *coll = &exec->coll;
+    size_t             shown = hora_coll_shown(coll, coll->rank);
+    hora_pads_note_t   note = {.in = HORA_PADS_NONE, .out = HORA_PADS_NONE, .sig = exec->sig};
+    if (layout_is_known(coll))
+        note.in = offset_in_arena(exec, coll->in, shown);
+    if (coll->kind == HORA_COLL_ALLREDUCE)
+        note.out = offset_in_arena(exec, coll->out, coll->count);
+    if (is_uneven_alltoall(coll))
+        note.longest = exec->longest = longest_block(coll);
     hora_pads_signal(exec->comm->pads, exec->comm->pads->base + 1, &note);
-    return !exec->algo->needs_arena || exec->coll.count == 0 ||
-           (note.in != HORA_PADS_NONE && note.out != HORA_PADS_NONE);
+    if (!exec->algo->needs_arena || hora_coll_extent(coll) == 0)
+        return true;
+    return (shown == 0 || note.in != HORA_PADS_NONE) &&
+           (coll->kind != HORA_COLL_ALLREDUCE || note.out != HORA_PADS_NONE);
 }
 
 hora_status_t hora_run_begin(hora_exec_t *exec) {
@@ -142,12 +177,12 @@ hora_status_t hora_run_begin(hora_exec_t *exec) {
     }
     exec->algo = hora_select(comm, &exec->coll);
     exec->meets = must_meet(exec);
-    exec->met = false;
     exec->sig = hora_coll_sig_with(hora_coll_sig(&exec->coll),
                                    algo_index(exec->algo) << 48 | (uint64_t)exec->meets << 47 |
                                        comm->world->settings.chunk_size);
     exec->tag = hora_tag_collective(comm->channel, comm->seq++);
     exec->shared = false;
+    exec->longest = 0;
     if (exec->key.algo != exec->algo || exec->name[0] != 0 || exec->what[0] == 0)
         snprintf(exec->what, sizeof(exec->what), "%s%s%s%s (%s)", hora_coll_name(exec->coll.kind),
                  exec->name[0] ? " '" : "", exec->name, exec->name[0] ? "'" : "",
@@ -168,48 +203,69 @@ static hora_status_t blocked_on_phase(hora_exec_t *exec, uint64_t phase, int ran
     return HORA_IN_PROGRESS;
 }
 
-/* Waits for a member's first phase in this call, which must show my signature. */
-static hora_status_t await_first(hora_exec_t *exec, int rank) {
+/* Waits until member r has signalled `phase`, and compares signatures: those of this call, or, with
+ * its last phase, of the call before, in which I may have waited for nobody. */
+static hora_status_t await_rank(hora_exec_t *exec, uint64_t phase, int r) {
     hora_pads_t            *pads = exec->comm->pads;
-    const hora_pads_note_t *note;
-    if (!hora_pads_reached(pads, rank, pads->base + 1))
-        return blocked_on_phase(exec, pads->base + 1, rank);
-    note = hora_pads_note(pads, rank, pads->base + 1);
-    if (note->sig != exec->sig)
-        return hora_coll_mismatch(exec->comm, &exec->coll, rank, note->sig);
-    exec->peers[rank].in_at = note->in;
-    exec->peers[rank].out_at = note->out;
+    const hora_pads_note_t *note = hora_pads_note(pads, r, phase);
+    uint32_t                sig = phase > pads->base ? exec->sig : pads->last_sig;
+    if (!hora_pads_reached(pads, r, phase))
+        return blocked_on_phase(exec, phase, r);
+    if (note->sig != sig)
+        return hora_coll_mismatch(exec->comm, &exec->coll, sig, r, note->sig);
     return HORA_OK;
 }
 
-/* Waits until all members have signalled `phase`. */
+/* The same for all members. */
 static hora_status_t await_phase(hora_exec_t *exec, uint64_t phase) {
-    hora_pads_t *pads = exec->comm->pads;
-    for (; exec->next_rank < exec->comm->size; exec->next_rank++) {
-        hora_status_t st = exec->met ? HORA_OK : await_first(exec, exec->next_rank);
-        if (st != HORA_OK)
-            return st;
-        if (!hora_pads_reached(pads, exec->next_rank, phase))
-            return blocked_on_phase(exec, phase, exec->next_rank);
-    }
+    hora_pads_t  *pads = exec->comm->pads;
+    hora_status_t st = HORA_OK;
+    if (phase <= pads->known)
+        return HORA_OK;
+    for (; st == HORA_OK && exec->next_rank < exec->comm->size; exec->next_rank += st == HORA_OK)
+        st = await_rank(exec, phase, exec->next_rank);
+    if (st != HORA_OK)
+        return st;
     exec->next_rank = 0;
-    exec->met = true;
+    pads->known = phase;
     return HORA_OK;
 }
 
-/* After a meeting: can everybody push into everybody's buffers? All members come to the same
- * answer, because they look at the same notes. */
+static hora_status_t read_notes(hora_exec_t *exec) {
+    const hora_pads_t *pads = exec->comm->pads;
+    const size_t       most = PTRDIFF_MAX / hora_dtype_size(exec->coll.dtype);
+    for (int r = 0; r < exec->comm->size; r++) {
+        const hora_pads_note_t *note = hora_pads_note(pads, r, pads->base + 1);
+        exec->peers[r].in_at = note->in;
+        exec->peers[r].out_at = note->out;
+        if (is_uneven_alltoall(&exec->coll) && note->longest > exec->longest)
+            exec->longest = note->longest;
+        if (exec->longest > most)
+            return hora_fail(HORA_ERR_PROTOCOL, "%s: rank %d on host %s has published a block of %zu "
+                             "elements", exec->what, r, hora_comm_peer(exec->comm, r)->host,
+                             exec->longest);
+    }
+    return HORA_OK;
+}
+
+/* After a meeting: can everybody use the others' buffers? All members come to the same answer, because
+ * they look at the same notes. */
 static hora_status_t find_buffers(hora_exec_t *exec) {
     const hora_comm_t *comm = exec->comm;
-    size_t             bytes = exec->coll.count * hora_dtype_size(exec->coll.dtype);
+    const hora_coll_t *coll = &exec->coll;
+    size_t             elem = hora_dtype_size(coll->dtype);
+    bool               pushes = coll->kind == HORA_COLL_ALLREDUCE;
     for (int r = 0; r < comm->size; r++)
-        if (exec->peers[r].in_at == HORA_PADS_NONE || exec->peers[r].out_at == HORA_PADS_NONE)
+        if ((hora_coll_shown(coll, r) > 0 && exec->peers[r].in_at == HORA_PADS_NONE) ||
+            (pushes && exec->peers[r].out_at == HORA_PADS_NONE) || is_uneven_alltoall(coll))
             return HORA_OK;
     for (int r = 0; r < comm->size; r++) {
         hora_exec_peer_t *peer = &exec->peers[r];
-        peer->in = hora_arena_at(comm->world->arena, comm->pads->locals[r], peer->in_at, bytes);
-        peer->out = hora_arena_at(comm->world->arena, comm->pads->locals[r], peer->out_at, bytes);
-        if (peer->in == NULL || peer->out == NULL)
+        size_t            bytes = hora_coll_shown(coll, r) * elem;
+        int               local = comm->pads->locals[r];
+        peer->in = bytes > 0 ? hora_arena_at(comm->world->arena, local, peer->in_at, bytes) : NULL;
+        peer->out = pushes ? hora_arena_at(comm->world->arena, local, peer->out_at, bytes) : NULL;
+        if ((bytes > 0 && peer->in == NULL) || (pushes && peer->out == NULL))
             return hora_fail(HORA_ERR_PROTOCOL, "%s: rank %d on host %s has published a buffer "
                              "outside of its arena", exec->what, r, hora_comm_peer(comm, r)->host);
     }
@@ -219,7 +275,10 @@ static hora_status_t find_buffers(hora_exec_t *exec) {
 
 static hora_status_t advance_meeting(hora_exec_t *exec) {
     hora_status_t st = await_phase(exec, exec->comm->pads->base + 1);
-    if (st == HORA_OK)
+    if (st != HORA_OK)
+        return st;
+    st = read_notes(exec);
+    if (st == HORA_OK && exec->algo->needs_arena)
         st = find_buffers(exec);
     return st == HORA_OK ? begin_steps(exec) : st;
 }
@@ -234,7 +293,7 @@ hora_status_t hora_run_check_crossing(hora_exec_t *exec) {
     cell = &pads->lines[exec->blocked_rank]->cells[next % HORA_PADS_CELLS];
     if (atomic_load_explicit(&cell->number, memory_order_acquire) != next || hora_run_ready(exec))
         return HORA_OK; /* not there, or there only after it had finished this call */
-    return hora_coll_mismatch(exec->comm, &exec->coll, exec->blocked_rank, cell->sig);
+    return hora_coll_mismatch(exec->comm, &exec->coll, exec->sig, exec->blocked_rank, cell->sig);
 }
 
 /* ---- steps ---- */
@@ -281,7 +340,7 @@ static hora_status_t xfer_failed(hora_exec_t *exec, const hora_exec_xfer_t *x,
     if (st != HORA_OK)
         return st;
     if (status == HORA_ERR_MISMATCH)
-        return hora_coll_mismatch(exec->comm, &exec->coll, x->peer, x->xfer.sig);
+        return hora_coll_mismatch(exec->comm, &exec->coll, exec->sig, x->peer, x->xfer.sig);
     return hora_fail(status, "%s: transfer of %zu bytes with rank %d on host %s, step %zu of %zu: "
                      "%s", exec->what, x->xfer.len, x->peer,
                      hora_comm_peer(exec->comm, x->peer)->host, exec->pc, exec->plan.nsteps,
@@ -302,8 +361,10 @@ static hora_status_t wait_xfer(hora_exec_t *exec, uint32_t number) {
 
 static void run_copy(hora_exec_t *exec, const hora_step_t *step) {
     void *src = place_of(exec, &step->src), *dst = place_of(exec, &step->dst);
-    if (src != dst)
-        hora_kernel_copy(dst, src, step->count * exec->key.elem_size);
+    if (src == dst)
+        return;
+    (step->stream ? hora_kernel_copy_part : hora_kernel_copy)(dst, src,
+                                                              step->count * exec->key.elem_size);
 }
 
 static void run_reduce(hora_exec_t *exec, const hora_step_t *step, const hora_ref_t *src, int nsrc,
@@ -354,6 +415,12 @@ static void signal_phase(hora_exec_t *exec, uint32_t phase) {
     hora_pads_signal(pads, pads->base + exec->meets + phase, &note);
 }
 
+static hora_status_t run_await(hora_exec_t *exec, const hora_step_t *step) {
+    uint64_t phase = exec->comm->pads->base + (step->xfer > 0 ? exec->meets + step->xfer : 0);
+    return step->peer == HORA_ALL_RANKS ? await_phase(exec, phase)
+                                        : await_rank(exec, phase, step->peer);
+}
+
 static hora_status_t run_step(hora_exec_t *exec, const hora_step_t *step) {
     const hora_ref_t *refs = exec->plan.refs + step->first;
     switch (step->kind) {
@@ -385,7 +452,7 @@ static hora_status_t run_step(hora_exec_t *exec, const hora_step_t *step) {
         signal_phase(exec, step->xfer);
         return HORA_OK;
     default:
-        return await_phase(exec, exec->comm->pads->base + exec->meets + step->xfer);
+        return run_await(exec, step);
     }
 }
 
@@ -400,6 +467,7 @@ static hora_status_t advance_steps(hora_exec_t *exec) {
     hora_stage_out(exec);
     if (exec->comm->pads != NULL) {
         exec->comm->pads->base += (uint64_t)exec->meets + exec->plan.phases;
+        exec->comm->pads->last_sig = exec->sig;
         exec->comm->pads->calls += exec->algo->needs_arena;
     }
     exec->state = HORA_EXEC_DONE;

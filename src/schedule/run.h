@@ -31,7 +31,7 @@ typedef struct hora_exec_xfer {
 typedef struct hora_plan_key {
     const hora_algo_t *algo;
     size_t             kind, dtype, rank, size, root, count;
-    size_t             elem_size, chunk, slot, shared;
+    size_t             elem_size, chunk, slot, longest, shared;
 } hora_plan_key_t;
 
 struct hora_exec {
@@ -51,7 +51,6 @@ struct hora_exec {
     hora_reduce_t      how;
     bool               widened; /* inner is float32 for a half type */
     bool               meets;
-    bool               met;     /* every member has shown its signature */
     bool               shared;  /* all members' buffers are in the arena */
 
     uint32_t          sig;
@@ -59,6 +58,7 @@ struct hora_exec {
     size_t            pc;      /* next step */
     uint32_t          started; /* transfers [0, started) have been started ... */
     uint32_t          drained; /* ... and [0, drained) are known to be done */
+    size_t            longest; /* uneven alltoall: elements of the longest block of all members */
     int               next_rank; /* of the phase being awaited: ranks before it have come */
     hora_exec_xfer_t *xfers;
     size_t            xfers_room;
@@ -81,6 +81,8 @@ struct hora_exec {
  * halves that must be summed in float32, a prescale that the algorithm does not apply, overlaps
  * that plans do not know. HORA_ERR_NO_MEMORY. */
 hora_status_t hora_stage_in(hora_exec_t *exec);
+/* Does the output overlap the input in another way than plans allow (plan.h)? Then it is copied. */
+bool hora_stage_overlaps(const hora_coll_t *coll);
 /* Rounds float32 results to the half type. */
 void hora_stage_out(hora_exec_t *exec);
 /* All of the collective, for one rank. */

@@ -29,8 +29,7 @@ hora_status_t hora_stage_reserve(uint8_t **mem_p, size_t *room_p, size_t bytes) 
     return HORA_OK;
 }
 
-/* Does the output overlap the input in another way than plans allow (plan.h)? */
-static bool overlaps_oddly(const hora_coll_t *coll) {
+bool hora_stage_overlaps(const hora_coll_t *coll) {
     if (coll->in != coll->out)
         return false;
     switch (coll->kind) {
@@ -113,7 +112,7 @@ hora_status_t hora_stage_in(hora_exec_t *exec) {
     exec->inner = *coll;
     exec->widened = hora_select_widens(exec->algo, coll);
     hora_coll_how(coll, &exec->how);
-    if (!exec->widened && !scales && !overlaps_oddly(coll))
+    if (!exec->widened && !scales && !hora_stage_overlaps(coll))
         return HORA_OK;
     if (exec->widened || !has_out) {
         size_t elem = exec->widened ? sizeof(float) : hora_dtype_size(coll->dtype);

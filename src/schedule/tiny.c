@@ -1,11 +1,15 @@
 /*
- * Tiny allreduces and barriers on one host: one cache line per rank carries payload and number, so
- * a call costs one line written and size - 1 lines read. It is the one-shot plan (oneshot.c) run
- * without a plan. On the calling thread.
+ * Tiny calls on one host: one cache line per rank carries payload and number, so a call costs one
+ * line written and at most size - 1 lines read. Any kind; it is the one-round plan (oneshot.c,
+ * slots.c) run without a plan. On the calling thread.
+ *
+ * Who takes nothing from others waits for nobody: the root of a broadcast runs ahead of the others,
+ * by HORA_PADS_LEAD calls at most (pads.h). That they called something else it learns at the end of
+ * the lead, in the next call in which it waits for them, or from their finding out.
  *
  * Source: the idea of payload inside the flag line is Open MPI's coll/xhc (immediate copy).
  */
-#include "schedule/algos.h"
+#include "schedule/blocks.h"
 #include "transport/shm/pads.h"
 #include "transport/wait.h"
 
@@ -14,62 +18,167 @@
 
 #define TINY_RANKS_MAX 64
 
+/* Elements that a rank publishes, the same on all; an uneven alltoall is not asked for. */
+static size_t payload_count(const hora_coll_t *coll) {
+    if (coll->kind == HORA_COLL_ALLGATHER)
+        return hora_block_longest(coll);
+    return coll->kind == HORA_COLL_GATHER ? coll->count : hora_coll_extent(coll);
+}
+
 bool hora_tiny_applies(const hora_comm_t *comm, const hora_coll_t *coll) {
     if (comm->pads == NULL || comm->size > TINY_RANKS_MAX || comm->first != NULL)
         return false;
     if (coll->kind == HORA_COLL_BARRIER)
         return true;
-    return coll->kind == HORA_COLL_ALLREDUCE && comm->tiny_allowed && coll->op != HORA_ADASUM &&
-           coll->count <= HORA_PADS_TINY / hora_dtype_size(coll->dtype);
+    if (!comm->tiny_allowed || coll->op == HORA_ADASUM ||
+        (coll->kind == HORA_COLL_ALLTOALL && !hora_coll_is_even(coll)))
+        return false;
+    return payload_count(coll) <= HORA_PADS_TINY / hora_dtype_size(coll->dtype);
 }
 
+/* ---- what goes into a cell ---- */
+
+static void fill(const hora_coll_t *coll, uint8_t *payload) {
+    size_t elem = hora_dtype_size(coll->dtype), at = 0;
+    if (hora_blocks_from_root(coll) && coll->rank != coll->root)
+        return;
+    if (coll->kind != HORA_COLL_REDUCE_SCATTER && coll->kind != HORA_COLL_ALLTOALL) {
+        size_t count = coll->kind == HORA_COLL_ALLGATHER ? coll->counts[coll->rank]
+                                                         : payload_count(coll);
+        if (count > 0)
+            memcpy(payload, coll->in, count * elem);
+        return;
+    }
+    for (int r = 0; r < coll->size; at += coll->counts[r++])
+        if (coll->counts[r] > 0)
+            memcpy(payload + at * elem, (const uint8_t *)coll->in + coll->displs[r] * elem,
+                   coll->counts[r] * elem);
+}
+
+/* Where in a payload my block begins. */
+static size_t begin_of_mine(const hora_coll_t *coll) {
+    size_t at = 0;
+    if (hora_blocks_for_all(coll))
+        return 0;
+    for (int r = 0; r < coll->rank; r++)
+        at += hora_blocks_count_to(coll, r);
+    return at;
+}
+
+static void reduce(const hora_coll_t *coll, const void **payloads) {
+    size_t        begin = begin_of_mine(coll) * hora_dtype_size(coll->dtype);
+    size_t        count = hora_blocks_count_from(coll, coll->rank);
+    hora_reduce_t how;
+    for (int r = 0; r < coll->size; r++)
+        payloads[r] = (const uint8_t *)payloads[r] + begin;
+    hora_coll_how(coll, &how);
+    if (count > 0)
+        hora_kernel_reduce(&how, (void *const *)&coll->out, 1, payloads, coll->size, count);
+}
+
+static void copy_out(const hora_coll_t *coll, int from, const void *payload) {
+    size_t elem = hora_dtype_size(coll->dtype), count = hora_blocks_count_from(coll, from);
+    if (count > 0)
+        memcpy((uint8_t *)coll->out + hora_blocks_begin_out(coll, from) * elem,
+               (const uint8_t *)payload + begin_of_mine(coll) * elem, count * elem);
+}
+
+/* ---- the call ---- */
+
+static const hora_pads_cell_t *cell_of(const hora_pads_t *pads, int rank, uint64_t number) {
+    return &pads->lines[rank]->cells[number % HORA_PADS_CELLS];
+}
+
+/* Were this member's call and all tiny ones before the same as mine? */
+static hora_status_t compare(hora_comm_t *comm, const hora_coll_t *coll, int rank,
+                             const hora_pads_cell_t *own, const hora_pads_cell_t *theirs) {
+    if (theirs->sig != own->sig)
+        return hora_coll_mismatch(comm, coll, own->sig, rank, theirs->sig);
+    if (theirs->past == own->past)
+        return HORA_OK;
+    return hora_fail(HORA_ERR_MISMATCH,
+                     "operations do not match: before this %s, rank %d on host %s and rank %d on "
+                     "host %s made different calls, or with different counts or roots",
+                     hora_coll_name(coll->kind), comm->rank, hora_comm_peer(comm, comm->rank)->host,
+                     rank, hora_comm_peer(comm, rank)->host);
+}
+
+/* Waits until `rank` has begun call `number`, and compares it with mine of that number. */
 static hora_status_t await_cell(hora_comm_t *comm, const hora_coll_t *coll, int rank,
-                                const hora_pads_cell_t *cell, uint64_t number) {
-    hora_waiter_t w;
+                                uint64_t number) {
+    const hora_pads_cell_t *cell = cell_of(comm->pads, rank, number);
+    hora_waiter_t           w;
+    hora_status_t           st = HORA_OK;
+    if (atomic_load_explicit(&cell->number, memory_order_acquire) < number) {
+        hora_waiter_begin(&w, comm, coll->timeout, hora_coll_name(coll->kind));
+        while (st == HORA_OK && atomic_load_explicit(&cell->number, memory_order_acquire) < number)
+            st = hora_waiter_turn(&w, rank);
+        hora_waiter_end(&w);
+    }
+    if (st != HORA_OK)
+        return st;
+    return compare(comm, coll, rank, cell_of(comm->pads, comm->rank, number), cell);
+}
+
+static hora_status_t await_all(hora_comm_t *comm, const hora_coll_t *coll, uint64_t number) {
     hora_status_t st = HORA_OK;
-    hora_waiter_begin(&w, comm, coll->timeout, hora_coll_name(coll->kind));
-    while (st == HORA_OK && atomic_load_explicit(&cell->number, memory_order_acquire) < number)
-        st = hora_waiter_turn(&w, rank);
-    hora_waiter_end(&w);
+    for (int r = 0; st == HORA_OK && r < comm->size; r++)
+        st = await_cell(comm, coll, r, number);
+    if (st == HORA_OK)
+        comm->pads->tiny_known = number;
     return st;
 }
 
-static void publish(hora_pads_t *pads, const hora_coll_t *coll, uint64_t number, uint32_t sig) {
-    hora_pads_cell_t *cell = &pads->lines[coll->rank]->cells[number % HORA_PADS_CELLS];
-    cell->sig = sig;
-    if (coll->count > 0)
-        memcpy(cell->payload, coll->in, coll->count * hora_dtype_size(coll->dtype));
+/* Who has run ahead as far as is allowed waits until half of the lead is gone. */
+static hora_status_t await_room(hora_comm_t *comm, const hora_coll_t *coll, uint64_t number) {
+    if (comm->pads->tiny_known + HORA_PADS_LEAD >= number)
+        return HORA_OK;
+    return await_all(comm, coll, number - HORA_PADS_LEAD / 2);
+}
+
+static void publish(hora_pads_t *pads, const hora_coll_t *coll, uint64_t number) {
+    hora_pads_line_t       *line = pads->lines[coll->rank];
+    hora_pads_cell_t       *cell = &line->cells[number % HORA_PADS_CELLS];
+    const hora_pads_cell_t *last = cell_of(pads, coll->rank, number - 1);
+    cell->sig = hora_coll_sig(coll);
+    cell->past = (last->past ^ last->sig) * 2654435761u + 1;
+    fill(coll, cell->payload);
     atomic_store_explicit(&cell->number, number, memory_order_release);
     hora_pads_ring(pads);
 }
 
-static void combine(const hora_coll_t *coll, const void *const *payloads) {
-    hora_reduce_t how;
-    if (coll->count == 0)
-        return;
-    hora_coll_how(coll, &how);
-    hora_kernel_reduce(&how, (void *const *)&coll->out, 1, payloads, coll->size, coll->count);
+/* Takes what is for me; payloads that are not awaited here are awaited before. */
+static hora_status_t take(hora_comm_t *comm, const hora_coll_t *coll, uint64_t number) {
+    const void   *payloads[TINY_RANKS_MAX];
+    hora_status_t st;
+    if (hora_blocks_from_root(coll)) {
+        st = await_cell(comm, coll, coll->root, number);
+        if (st == HORA_OK)
+            copy_out(coll, coll->root, cell_of(comm->pads, coll->root, number)->payload);
+        return st;
+    }
+    st = await_all(comm, coll, number);
+    for (int r = 0; st == HORA_OK && r < comm->size; r++) {
+        payloads[r] = cell_of(comm->pads, r, number)->payload;
+        if (!hora_coll_reduces(coll->kind) && coll->kind != HORA_COLL_BARRIER)
+            copy_out(coll, r, payloads[r]);
+    }
+    if (st == HORA_OK && hora_coll_reduces(coll->kind))
+        reduce(coll, payloads);
+    return st;
 }
 
 hora_status_t hora_tiny_run(hora_comm_t *comm, const hora_coll_t *coll) {
-    hora_pads_t *pads = comm->pads;
-    const void  *payloads[TINY_RANKS_MAX];
-    uint64_t     number = pads->tiny + 1;
-    uint32_t     sig = hora_coll_sig(coll);
-    publish(pads, coll, number, sig);
-    for (int r = 0; r < comm->size; r++) {
-        const hora_pads_cell_t *cell = &pads->lines[r]->cells[number % HORA_PADS_CELLS];
-        hora_status_t           st = HORA_OK;
-        if (atomic_load_explicit(&cell->number, memory_order_acquire) < number)
-            st = await_cell(comm, coll, r, cell, number);
-        if (st == HORA_OK && cell->sig != sig)
-            st = hora_coll_mismatch(comm, coll, r, cell->sig);
-        if (st != HORA_OK)
-            return hora_coll_fail(comm, st);
-        payloads[r] = cell->payload;
-    }
-    combine(coll, payloads);
-    pads->tiny = number;
+    uint64_t      number = comm->pads->tiny + 1;
+    hora_status_t st = await_room(comm, coll, number);
+    if (st != HORA_OK)
+        return hora_coll_fail(comm, st);
+    publish(comm->pads, coll, number);
+    if (!hora_blocks_to_root(coll) || coll->rank == coll->root)
+        st = take(comm, coll, number);
+    if (st != HORA_OK)
+        return hora_coll_fail(comm, st);
+    comm->pads->tiny = number;
     comm->seq++;
     return HORA_OK;
 }

@@ -4,28 +4,33 @@
  *
  * Phases. Each member's line holds one counter that only grows. A collective uses phases base+1 ..
  * base+n, where base is equal on all members; afterwards base += n. With each phase go a
- * signature and two offsets, kept for the last HORA_PADS_DEPTH phases; a member is never more
- * than HORA_PADS_DEPTH - 2 phases ahead of the slowest one, because every plan awaits its phases.
+ * note, kept for the last HORA_PADS_DEPTH phases; a member is never more than HORA_PADS_DEPTH - 2
+ * phases ahead of the slowest one, because every plan awaits its phases, or, before it shows anything,
+ * the last one of the call before (who reads and shows nothing waits for one who has).
  *
- * Cells. A tiny message and its number share one cache line. Cell number k % HORA_PADS_CELLS is
- * free again for message k: to begin k a member has seen k - 1 of all, and they began k - 1 after
- * they had read all of k - 2.
+ * Cells. A tiny message and its number share one cache line. To begin message k a member has seen
+ * k - HORA_PADS_LEAD of all, or a later one. So cell k % HORA_PADS_CELLS is free for message k: who has
+ * begun a later message than k - HORA_PADS_CELLS has read all that it needs of that one. And the cells
+ * of the last HORA_PADS_LEAD messages of all members can be read.
  *
- * Slots. Collective number k (pads->calls) uses slot half k % 2. It is free again: to begin k + 2 a
- * member has awaited a phase of k + 1 from all, and they began k + 1 after they had finished k.
+ * Slots. Collective number k (pads->calls) uses slot half k % 2. It is free again: before a member writes
+ * to its slot in k + 2, it has awaited the last phase of k + 1 from all, and they signalled that after
+ * they had finished k.
  */
 #ifndef HORA_TRANSPORT_SHM_PADS_H
 #define HORA_TRANSPORT_SHM_PADS_H
 
 #include "transport/comm.h"
 
-#define HORA_PADS_DEPTH  8
+#define HORA_PADS_DEPTH  16
 #define HORA_PADS_NONE   UINT64_MAX /* offset: the buffer is private */
-#define HORA_PADS_CELLS  4          /* tiny messages in turn */
+#define HORA_PADS_CELLS  64         /* tiny messages in turn */
+#define HORA_PADS_LEAD   32         /* of a member before the others, in tiny messages */
 #define HORA_PADS_TINY   48         /* bytes of payload in a cell */
 
 typedef struct hora_pads_note {
     uint64_t in, out; /* offsets of the member's buffers in its arena, or HORA_PADS_NONE */
+    uint64_t longest; /* elements of the longest block, in or out; of an uneven alltoall */
     uint32_t sig;     /* what collective this is */
     uint32_t pad;
 } hora_pads_note_t;
@@ -33,7 +38,7 @@ typedef struct hora_pads_note {
 typedef struct hora_pads_cell {
     _Alignas(64) _Atomic uint64_t number; /* of the tiny message; written last */
     uint32_t sig;
-    uint32_t pad;
+    uint32_t past; /* hash of the signatures of all tiny messages before */
     uint8_t  payload[HORA_PADS_TINY];
 } hora_pads_cell_t;
 
@@ -48,7 +53,10 @@ struct hora_pads {
     hora_comm_t       *comm;
     uint64_t           base;       /* phases used up so far */
     uint64_t           calls;      /* collectives with slots so far */
+    uint64_t           known;      /* phase that all members are known to have reached */
+    uint32_t           last_sig;   /* of the call before, with phase `base`; 0: there was none */
     uint64_t           tiny;       /* tiny messages so far */
+    uint64_t           tiny_known; /* tiny message that all members are known to have begun */
     size_t             slot_bytes; /* of one half */
     hora_pads_line_t **lines;      /* [size], of each member, mapped here */
     uint8_t          **slots;      /* [size], of each member: two halves */

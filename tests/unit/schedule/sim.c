@@ -66,7 +66,7 @@ typedef struct sim {
     char              error[512];
 } sim_t;
 
-#define PHASES 8 /* as HORA_PADS_DEPTH */
+#define PHASES (HORA_PLAN_LEAD + 2) /* as HORA_PADS_DEPTH */
 
 static char last_error[640];
 
@@ -108,6 +108,10 @@ static void check_race(sim_t *sim, int rank, int owner, int buf, size_t at, size
     shadow_t *s = shadow_of(sim, owner, buf);
     uint32_t *clock = sim->ranks[rank].clock;
     size_t    size = (size_t)sim->what->size;
+    if (sim->what->in_place)
+        at += buf == HORA_BUF_IN    ? sim->ranks[owner].layout.in_at_out
+              : buf == HORA_BUF_OUT ? sim->ranks[owner].layout.out_at_in
+                                    : 0;
     for (size_t i = at; i < at + count; i++) {
         if (s->written[i] > clock[s->writer[i]])
             fault(sim, rank, "race on element %zu of buffer %d of rank %d, written by %u", i, buf,
@@ -275,12 +279,15 @@ static void signal_phase(sim_t *sim, int rank, uint64_t phase) {
     me->clock[rank]++;
 }
 
-static bool await_phase(sim_t *sim, int rank, uint64_t phase) {
+/* Of member `peer`, or of all. */
+static bool await_phase(sim_t *sim, int rank, uint64_t phase, int peer) {
     rank_state_t *me = &sim->ranks[rank];
-    for (int r = 0; r < sim->what->size; r++)
+    int           first = peer == HORA_ALL_RANKS ? 0 : peer;
+    int           end = peer == HORA_ALL_RANKS ? sim->what->size : peer + 1;
+    for (int r = first; r < end; r++)
         if (sim->ranks[r].phase < phase)
             return false;
-    for (int r = 0; r < sim->what->size; r++)
+    for (int r = first; r < end; r++)
         for (int i = 0; i < sim->what->size && r != rank; i++) {
             uint32_t seen = sim->clocks[(size_t)r * PHASES + phase % PHASES][i];
             if (seen > me->clock[i])
@@ -401,7 +408,9 @@ static bool run_step(sim_t *sim, int rank, const hora_step_t *step) {
         signal_phase(sim, rank, me->base + sim->what->shared + step->xfer);
         return true;
     default:
-        return await_phase(sim, rank, me->base + sim->what->shared + step->xfer);
+        return await_phase(sim, rank,
+                           me->base + (step->xfer > 0 ? sim->what->shared + step->xfer : 0),
+                           step->peer);
     }
 }
 
@@ -479,7 +488,7 @@ static bool move(sim_t *sim, int rank) {
             signal_phase(sim, rank, me->base + 1);
             moved = true;
         }
-        if (!await_phase(sim, rank, me->base + 1))
+        if (!await_phase(sim, rank, me->base + 1, HORA_ALL_RANKS))
             return moved;
         me->met = true;
     }
@@ -582,11 +591,12 @@ static void make_rank(sim_t *sim, int rank) {
     const sim_case_t *what = sim->what;
     rank_state_t     *me = &sim->ranks[rank];
     hora_plan_hint_t  hint = {.elem_size = sim->elem, .chunk = what->chunk, .slot = what->slot,
-                              .shared_in_out = what->shared};
+                              .longest = what->count, .shared_in_out = what->shared};
     sim_layout_make(what, rank, &me->layout);
     me->coll = (hora_coll_t){.kind = what->kind, .dtype = what->dtype, .op = what->op,
                              .rank = rank, .size = what->size, .root = what->root,
-                             .count = what->count, .counts = me->layout.counts,
+                             .count = what->uneven && me->layout.counts ? 0 : what->count,
+                             .counts = me->layout.counts,
                              .displs = me->layout.displs,
                              .other_counts = me->layout.other_counts,
                              .other_displs = me->layout.other_displs,

@@ -58,6 +58,9 @@ static void prepare_arena(sim_case_t *what) {
         return;
     if (what->algo->small_only)
         what->slot = what->count > 0 ? what->count : 1;
+    else if (what->algo == &hora_algo_slots) /* two regions with a line for each other rank */
+        what->slot = 2 * (size_t)what->size * (16 + (what->chunk < what->count ? what->chunk
+                                                                              : what->count));
     else
         what->slot = 3 * (what->chunk > 64 ? what->chunk : 64);
     what->calls = 3;
@@ -172,6 +175,23 @@ static void plans__survive_many_interleavings(void **state) {
             }
 }
 
+static void plans__read_shared_inputs_without_races(void **state) {
+    (void)state;
+    for (int kind = HORA_COLL_REDUCE; kind < HORA_COLL_BARRIER; kind++)
+        for (int size = 2; size <= 6; size++)
+            for (unsigned seed = 0; seed < 8; seed++) {
+                sim_case_t what = basic(&hora_algo_slots, (hora_coll_kind_t)kind, size,
+                                        counts[1 + seed % 5]);
+                what.seed = seed;
+                what.shared = true;
+                what.in_place = seed % 2 == 0 && kind != HORA_COLL_ALLTOALL;
+                what.uneven = kind == HORA_COLL_ALLGATHER && seed % 3 == 0;
+                what.root = has_root(what.kind) ? (int)seed % size : 0;
+                what.calls = 4;
+                must_pass(&what);
+            }
+}
+
 static void plans__push_into_shared_buffers_without_races(void **state) {
     (void)state;
     for (int size = 2; size <= 8; size++)
@@ -256,6 +276,7 @@ int main(void) {
         cmocka_unit_test(plans__sum_whole_numbers_exactly),
         cmocka_unit_test(plans__survive_many_interleavings),
         cmocka_unit_test(plans__push_into_shared_buffers_without_races),
+        cmocka_unit_test(plans__read_shared_inputs_without_races),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
