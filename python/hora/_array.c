@@ -250,6 +250,20 @@ bool core_array_read(PyObject *object, core_array_t *array_p) {
     return fill_array(&tensor, array_p);
 }
 
+PyObject *core_is_dense(PyObject *module, PyObject *object) {
+    (void)module;
+    const DLPackExchangeAPI *api = find_api(Py_TYPE(object));
+    DLTensor tensor;
+    if (!api || api->dltensor_from_py_object_no_sync(object, &tensor) != 0) {
+        PyErr_Clear();
+        Py_RETURN_FALSE;
+    }
+    size_t count = 1;
+    for (int i = 0; i < tensor.ndim; i++)
+        count *= (size_t)tensor.shape[i];
+    return PyBool_FromLong(is_contiguous(&tensor, count));
+}
+
 bool core_array_read_output(PyObject *object, core_array_t *array_p) {
     if (!core_array_read(object, array_p))
         return false;

@@ -393,6 +393,8 @@ static PyMethodDef functions[] = {
      "enqueue(kind, name, tensor, output, op, prescale, postscale, root, splits, flags, "
      "process_set_id=0) -> Handle. With tuples for name, tensor and output, the tasks form one "
      "group. root is a rank of the job."},
+    {"is_dense", core_is_dense, METH_O,
+     "is_dense(tensor): whether it is of a library with DLPack's C functions, and contiguous."},
     {"process_set_ids", core_set_ids, METH_NOARGS, "Ids of the process sets, in order."},
     {"process_set_ranks", core_set_ranks, METH_O, "process_set_ranks(id): ranks of the job."},
     {"process_set_size", core_set_size, METH_O, "process_set_size(id): number of members."},

@@ -32,6 +32,9 @@ bool core_array_read(PyObject *object, core_array_t *array_p);
 /* The same for what offers the buffer protocol, where it is enough to be offered. */
 bool core_buffer_offered(PyObject *object);
 bool core_buffer_read(PyObject *object, core_array_t *array_p);
+/* is_dense(tensor): is it one of a library with DLPack's C functions, in contiguous memory? Raises
+ * nothing. */
+PyObject *core_is_dense(PyObject *module, PyObject *object);
 /* The array is where results go: must be writable. */
 bool core_array_read_output(PyObject *object, core_array_t *array_p);
 

@@ -367,8 +367,16 @@ static PyObject *handle_wait(PyObject *object, PyObject *unused) {
     } else {
         status = hora_handle_wait(self->handle);
     }
+    PyObject *output = self->keep[1]; /* what came in as output */
+    self->keep[1] = NULL;
     drop_references(self);
-    return core_finish(status, blocks);
+    PyObject *result = core_finish(status, blocks);
+    if (!result || !output) {
+        Py_XDECREF(output);
+        return result;
+    }
+    Py_DECREF(result);
+    return output;
 }
 
 static void release_output(void *owner, void *data) {
@@ -447,7 +455,9 @@ static PyObject *handle_tensor(PyObject *object, PyObject *number) {
 bool core_handle_add_type(PyObject *module) {
     static PyMethodDef methods[] = {
         {"poll", handle_poll, METH_NOARGS, "True when the operation is done, well or not."},
-        {"wait", handle_wait, METH_NOARGS, "Blocks until done; raises if the operation failed."},
+        {"wait", handle_wait, METH_NOARGS,
+         "Blocks until done; raises if the operation failed. Returns the output, or the tuple of "
+         "outputs, that was passed to enqueue; from the second time on, None."},
         {"output", handle_output, METH_O,
          "output(i): (Array, received splits or None) of task i, once, after wait()."},
         {"tensor", handle_tensor, METH_O,

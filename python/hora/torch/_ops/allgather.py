@@ -10,26 +10,26 @@ from hora import _core
 from hora.common.process_sets import ProcessSet, global_process_set
 from hora.torch._ops.allreduce import grouped_allreduce
 from hora.torch._ops.start import (
-    Finish, WAIT, all_outputs, begin, dense, first_output, needs_grad, register, wait,
+    Finishing, Operation, WAIT, all_outputs, begin, dense, first_output, needs_grad, register,
 )  # fmt: skip
 
 
 def _allgather(
     tensor: torch.Tensor, name: str | None, process_set: ProcessSet, flags: int
-) -> tuple[Any, Finish]:
+) -> Operation:
     work = dense(tensor)
     handle = begin(_core.ALLGATHER, "allgather", name, work, None, process_set, flags=flags)
-    return handle, first_output
+    return Finishing(handle, first_output)
 
 
 def _grouped_allgather(
     tensors: Sequence[torch.Tensor], name: str | None, process_set: ProcessSet, flags: int
-) -> tuple[Any, Finish]:
+) -> Operation:
     work = tuple(map(dense, tensors))
     handle = begin(
         _core.ALLGATHER, "grouped_allgather", name, work, None, process_set, flags=flags
     )
-    return handle, all_outputs(len(work))
+    return Finishing(handle, all_outputs(len(work)))
 
 
 def _gathered_grads(
@@ -47,7 +47,7 @@ class _Allgather(torch.autograd.Function):
     def forward(
         ctx: Any, tensor: torch.Tensor, name: str | None, process_set: ProcessSet
     ) -> torch.Tensor:
-        result = wait(*_allgather(tensor, name, process_set, WAIT))
+        result = _allgather(tensor, name, process_set, WAIT).wait()
         ctx.rows = tensor.shape[0]
         ctx.process_set = process_set
         return result
@@ -62,7 +62,7 @@ class _GroupedAllgather(torch.autograd.Function):
     def forward(
         ctx: Any, name: str | None, process_set: ProcessSet, *tensors: torch.Tensor
     ) -> Any:
-        results = wait(*_grouped_allgather(tensors, name, process_set, WAIT))
+        results = _grouped_allgather(tensors, name, process_set, WAIT).wait()
         ctx.rows = [tensor.shape[0] for tensor in tensors]
         ctx.process_set = process_set
         return results
@@ -79,14 +79,14 @@ def allgather(
     the gradient is the average of the ranks' gradients for this rank's rows, as in Horovod."""
     if needs_grad(tensor):
         return _Allgather.apply(tensor, name, process_set)
-    return wait(*_allgather(tensor, name, process_set, WAIT))
+    return _allgather(tensor, name, process_set, WAIT).wait()
 
 
 def allgather_async(
     tensor: torch.Tensor, name: str | None = None, process_set: ProcessSet = global_process_set
 ) -> int:
     """Starts an allgather; returns a handle."""
-    return register(*_allgather(tensor, name, process_set, 0))
+    return register(_allgather(tensor, name, process_set, 0))
 
 
 def grouped_allgather(
@@ -97,7 +97,7 @@ def grouped_allgather(
     """As :func:`allgather` for a list of tensors, which are gathered together."""
     if needs_grad(*tensors):
         return _GroupedAllgather.apply(name, process_set, *tensors)
-    return wait(*_grouped_allgather(tensors, name, process_set, WAIT))
+    return _grouped_allgather(tensors, name, process_set, WAIT).wait()
 
 
 def grouped_allgather_async(
@@ -106,4 +106,4 @@ def grouped_allgather_async(
     process_set: ProcessSet = global_process_set,
 ) -> int:
     """As :func:`allgather_async` for a list of tensors; one handle for all."""
-    return register(*_grouped_allgather(tensors, name, process_set, 0))
+    return register(_grouped_allgather(tensors, name, process_set, 0))

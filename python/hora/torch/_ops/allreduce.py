@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any, Sequence
 
 import torch
@@ -9,30 +10,32 @@ import torch
 from hora import _core
 from hora.common.process_sets import ProcessSet, global_process_set
 from hora.common.util import choose_op
-from hora.torch._ops.start import Finish, WAIT, begin, copy_back, dense, needs_grad, register, wait
+from hora.torch._ops.start import (
+    Finishing, Operation, WAIT, begin, copy_back, dense, needs_grad, register,
+)  # fmt: skip
 from hora.torch.compression import Compression, Compressor
 
 
 def _allreduce(
     tensor: torch.Tensor, in_place: bool, name: str | None, op: int, prescale: float,
     postscale: float, process_set: ProcessSet, flags: int,
-) -> tuple[Any, Finish]:  # fmt: skip
+) -> Operation:  # fmt: skip
     work = dense(tensor)
     output = work if in_place else torch.empty_like(work)
     handle = begin(
         _core.ALLREDUCE, "allreduce", name, work, output, process_set, op, prescale, postscale,
         flags=flags,
     )  # fmt: skip
-    if in_place:
-        return handle, lambda _: copy_back(tensor, work)
-    return handle, lambda _: output
+    if in_place and work is not tensor:
+        return Finishing(handle, lambda _: copy_back(tensor, work))
+    return handle
 
 
 class _Allreduce(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tensor: torch.Tensor, name: str | None, *how: Any) -> torch.Tensor:
         ctx.how = how
-        return wait(*_allreduce(tensor, False, name, *how, WAIT))
+        return _allreduce(tensor, False, name, *how, WAIT).wait()
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> Any:
@@ -62,7 +65,7 @@ def allreduce(
     if needs_grad(small):
         result = _Allreduce.apply(small, name, *how)
     else:
-        result = wait(*_allreduce(small, False, name, *how, WAIT))
+        result = _allreduce(small, False, name, *how, WAIT).wait()
     return compression.decompress(result, context)
 
 
@@ -79,7 +82,7 @@ def allreduce_async(
     must not change until then."""
     op = choose_op(op, average)
     how = op, prescale_factor, postscale_factor, process_set
-    return register(*_allreduce(tensor, False, name, *how, 0))
+    return register(_allreduce(tensor, False, name, *how, 0))
 
 
 def allreduce_(
@@ -94,7 +97,7 @@ def allreduce_(
     """As :func:`allreduce`, into the tensor itself. Not differentiable."""
     op = choose_op(op, average)
     how = op, prescale_factor, postscale_factor, process_set
-    return wait(*_allreduce(tensor, True, name, *how, WAIT))
+    return _allreduce(tensor, True, name, *how, WAIT).wait()
 
 
 def allreduce_async_(
@@ -109,7 +112,7 @@ def allreduce_async_(
     """Starts an in-place allreduce; returns a handle. The tensor must not be touched until then."""
     op = choose_op(op, average)
     how = op, prescale_factor, postscale_factor, process_set
-    return register(*_allreduce(tensor, True, name, *how, 0))
+    return register(_allreduce(tensor, True, name, *how, 0))
 
 
 # ---- Groups --------------------------------------------------------------------------------------
@@ -118,7 +121,7 @@ def allreduce_async_(
 def _grouped_allreduce(
     tensors: Sequence[torch.Tensor], in_place: bool, name: str | None, op: int, prescale: float,
     postscale: float, process_set: ProcessSet, flags: int,
-) -> tuple[Any, Finish]:  # fmt: skip
+) -> Operation:  # fmt: skip
     tensors = tuple(tensors)
     work = tuple(map(dense, tensors))
     outputs = work if in_place else tuple(map(torch.empty_like, work))
@@ -126,9 +129,9 @@ def _grouped_allreduce(
         _core.ALLREDUCE, "grouped_allreduce", name, work, outputs, process_set, op, prescale,
         postscale, flags=flags,
     )  # fmt: skip
-    if in_place:
-        return handle, lambda _: tuple(map(copy_back, tensors, work))
-    return handle, lambda _: outputs
+    if in_place and any(map(operator.is_not, tensors, work)):
+        return Finishing(handle, lambda _: tuple(map(copy_back, tensors, work)))
+    return handle
 
 
 class _GroupedAllreduce(torch.autograd.Function):
@@ -136,7 +139,7 @@ class _GroupedAllreduce(torch.autograd.Function):
     def forward(ctx: Any, name: str | None, op: int, prescale: float, postscale: float,
                 process_set: ProcessSet, *tensors: torch.Tensor) -> Any:  # fmt: skip
         ctx.how = how = op, prescale, postscale, process_set
-        return wait(*_grouped_allreduce(tensors, False, name, *how, WAIT))
+        return _grouped_allreduce(tensors, False, name, *how, WAIT).wait()
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
@@ -166,7 +169,7 @@ def grouped_allreduce(
     if needs_grad(*small):
         results = _GroupedAllreduce.apply(name, *how, *small)
     else:
-        results = wait(*_grouped_allreduce(small, False, name, *how, WAIT))
+        results = _grouped_allreduce(small, False, name, *how, WAIT).wait()
     return [compression.decompress(out, context) for out, (_, context) in zip(results, pairs)]
 
 
@@ -182,7 +185,7 @@ def grouped_allreduce_async(
     """As :func:`allreduce_async` for a list of tensors; one handle for all."""
     op = choose_op(op, average)
     how = op, prescale_factor, postscale_factor, process_set
-    return register(*_grouped_allreduce(tensors, False, name, *how, 0))
+    return register(_grouped_allreduce(tensors, False, name, *how, 0))
 
 
 def grouped_allreduce_(
@@ -197,7 +200,7 @@ def grouped_allreduce_(
     """As :func:`allreduce_` for a list of tensors."""
     op = choose_op(op, average)
     how = op, prescale_factor, postscale_factor, process_set
-    return wait(*_grouped_allreduce(tensors, True, name, *how, WAIT))
+    return _grouped_allreduce(tensors, True, name, *how, WAIT).wait()
 
 
 def grouped_allreduce_async_(
@@ -212,4 +215,4 @@ def grouped_allreduce_async_(
     """As :func:`allreduce_async_` for a list of tensors; one handle for all."""
     op = choose_op(op, average)
     how = op, prescale_factor, postscale_factor, process_set
-    return register(*_grouped_allreduce(tensors, True, name, *how, 0))
+    return register(_grouped_allreduce(tensors, True, name, *how, 0))

@@ -9,7 +9,9 @@ import torch
 
 from hora import _core
 from hora.common.process_sets import ProcessSet, global_process_set, set_id
-from hora.torch._ops.start import Finish, WAIT, begin, dense, needs_grad, register, wait
+from hora.torch._ops.start import (
+    Finishing, Operation, WAIT, begin, dense, needs_grad, register,
+)  # fmt: skip
 
 
 def _check_splits(tensor: torch.Tensor, splits: Any, process_set: ProcessSet) -> list[int]:
@@ -36,7 +38,7 @@ def _check_splits(tensor: torch.Tensor, splits: Any, process_set: ProcessSet) ->
 
 def _alltoall(
     tensor: torch.Tensor, splits: Any, name: str | None, process_set: ProcessSet, flags: int
-) -> tuple[Any, Finish]:
+) -> Operation:
     dtype = splits.dtype if isinstance(splits, torch.Tensor) else torch.int32
     work = dense(tensor)
     if splits is not None:
@@ -51,7 +53,7 @@ def _alltoall(
         output, received = handle.tensor(0)
         return output, torch.tensor(received, dtype=dtype)
 
-    return handle, finish
+    return Finishing(handle, finish)
 
 
 class _Alltoall(torch.autograd.Function):
@@ -59,7 +61,7 @@ class _Alltoall(torch.autograd.Function):
     def forward(
         ctx: Any, tensor: torch.Tensor, splits: Any, name: str | None, process_set: ProcessSet
     ) -> Any:
-        output, received = wait(*_alltoall(tensor, splits, name, process_set, WAIT))
+        output, received = _alltoall(tensor, splits, name, process_set, WAIT).wait()
         ctx.received = received
         ctx.shape = tensor.shape
         ctx.process_set = process_set
@@ -88,7 +90,7 @@ def alltoall(
     if needs_grad(tensor):
         output, received = _Alltoall.apply(tensor, splits, name, process_set)
     else:
-        output, received = wait(*_alltoall(tensor, splits, name, process_set, WAIT))
+        output, received = _alltoall(tensor, splits, name, process_set, WAIT).wait()
     return output if splits is None else (output, received)
 
 
@@ -99,4 +101,4 @@ def alltoall_async(
     process_set: ProcessSet = global_process_set,
 ) -> int:
     """Starts an alltoall; returns a handle, whose result is always (tensor, received splits)."""
-    return register(*_alltoall(tensor, splits, name, process_set, 0))
+    return register(_alltoall(tensor, splits, name, process_set, 0))

@@ -9,21 +9,23 @@ import torch
 from hora import _core
 from hora.common.process_sets import ProcessSet, global_process_set
 from hora.torch._ops.allreduce import allreduce
-from hora.torch._ops.start import Finish, WAIT, begin, copy_back, dense, needs_grad, register, wait
+from hora.torch._ops.start import (
+    Finishing, Operation, WAIT, begin, copy_back, dense, needs_grad, register,
+)  # fmt: skip
 
 
 def _broadcast(
     tensor: torch.Tensor, in_place: bool, root_rank: int, name: str | None,
     process_set: ProcessSet, flags: int,
-) -> tuple[Any, Finish]:  # fmt: skip
+) -> Operation:  # fmt: skip
     work = dense(tensor)
     output = work if in_place else torch.empty_like(work)
     handle = begin(
         _core.BROADCAST, "broadcast", name, work, output, process_set, root=root_rank, flags=flags
     )
-    if in_place:
-        return handle, lambda _: copy_back(tensor, work)
-    return handle, lambda _: output
+    if in_place and work is not tensor:
+        return Finishing(handle, lambda _: copy_back(tensor, work))
+    return handle
 
 
 class _Broadcast(torch.autograd.Function):
@@ -33,7 +35,7 @@ class _Broadcast(torch.autograd.Function):
     ) -> torch.Tensor:
         ctx.root_rank = root_rank
         ctx.process_set = process_set
-        return wait(*_broadcast(tensor, False, root_rank, name, process_set, WAIT))
+        return _broadcast(tensor, False, root_rank, name, process_set, WAIT).wait()
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> Any:
@@ -53,7 +55,7 @@ def broadcast(
     ranks' gradients and the others' is zero, as in Horovod."""
     if needs_grad(tensor):
         return _Broadcast.apply(tensor, root_rank, name, process_set)
-    return wait(*_broadcast(tensor, False, root_rank, name, process_set, WAIT))
+    return _broadcast(tensor, False, root_rank, name, process_set, WAIT).wait()
 
 
 def broadcast_async(
@@ -63,7 +65,7 @@ def broadcast_async(
     process_set: ProcessSet = global_process_set,
 ) -> int:
     """Starts a broadcast; returns a handle."""
-    return register(*_broadcast(tensor, False, root_rank, name, process_set, 0))
+    return register(_broadcast(tensor, False, root_rank, name, process_set, 0))
 
 
 def broadcast_(
@@ -73,7 +75,7 @@ def broadcast_(
     process_set: ProcessSet = global_process_set,
 ) -> torch.Tensor:
     """As :func:`broadcast`, into the tensor itself. Not differentiable."""
-    return wait(*_broadcast(tensor, True, root_rank, name, process_set, WAIT))
+    return _broadcast(tensor, True, root_rank, name, process_set, WAIT).wait()
 
 
 def broadcast_async_(
@@ -83,4 +85,4 @@ def broadcast_async_(
     process_set: ProcessSet = global_process_set,
 ) -> int:
     """Starts an in-place broadcast; returns a handle."""
-    return register(*_broadcast(tensor, True, root_rank, name, process_set, 0))
+    return register(_broadcast(tensor, True, root_rank, name, process_set, 0))

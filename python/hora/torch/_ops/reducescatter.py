@@ -10,7 +10,7 @@ from hora import _core
 from hora.common.process_sets import ProcessSet, global_process_set
 from hora.torch._ops.allgather import grouped_allgather
 from hora.torch._ops.start import (
-    Finish, WAIT, all_outputs, begin, dense, first_output, needs_grad, register, wait,
+    Finishing, Operation, WAIT, all_outputs, begin, dense, first_output, needs_grad, register,
 )  # fmt: skip
 from hora.torch.compression import Compression, Compressor
 
@@ -18,25 +18,25 @@ from hora.torch.compression import Compression, Compressor
 def _reducescatter(
     tensor: torch.Tensor, name: str | None, op: int, prescale: float, postscale: float,
     process_set: ProcessSet, flags: int,
-) -> tuple[Any, Finish]:  # fmt: skip
+) -> Operation:  # fmt: skip
     work = dense(tensor)
     handle = begin(
         _core.REDUCESCATTER, "reducescatter", name, work, None, process_set, op, prescale,
         postscale, flags=flags,
     )  # fmt: skip
-    return handle, first_output
+    return Finishing(handle, first_output)
 
 
 def _grouped_reducescatter(
     tensors: Sequence[torch.Tensor], name: str | None, op: int, prescale: float,
     postscale: float, process_set: ProcessSet, flags: int,
-) -> tuple[Any, Finish]:  # fmt: skip
+) -> Operation:  # fmt: skip
     work = tuple(map(dense, tensors))
     handle = begin(
         _core.REDUCESCATTER, "grouped_reducescatter", name, work, None, process_set, op, prescale,
         postscale, flags=flags,
     )  # fmt: skip
-    return handle, all_outputs(len(work))
+    return Finishing(handle, all_outputs(len(work)))
 
 
 def _scattered_grads(
@@ -54,7 +54,7 @@ class _Reducescatter(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tensor: torch.Tensor, name: str | None, *how: Any) -> torch.Tensor:
         ctx.how = how
-        return wait(*_reducescatter(tensor, name, *how, WAIT))
+        return _reducescatter(tensor, name, *how, WAIT).wait()
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> Any:
@@ -66,7 +66,7 @@ class _GroupedReducescatter(torch.autograd.Function):
     def forward(ctx: Any, name: str | None, op: int, prescale: float, postscale: float,
                 process_set: ProcessSet, *tensors: torch.Tensor) -> Any:  # fmt: skip
         ctx.how = how = op, prescale, postscale, process_set
-        return wait(*_grouped_reducescatter(tensors, name, *how, WAIT))
+        return _grouped_reducescatter(tensors, name, *how, WAIT).wait()
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
@@ -90,7 +90,7 @@ def reducescatter(
     if needs_grad(small):
         result = _Reducescatter.apply(small, name, *how)
     else:
-        result = wait(*_reducescatter(small, name, *how, WAIT))
+        result = _reducescatter(small, name, *how, WAIT).wait()
     return compression.decompress(result, context)
 
 
@@ -104,7 +104,7 @@ def reducescatter_async(
 ) -> int:
     """Starts a reducescatter; returns a handle."""
     how = op, prescale_factor, postscale_factor, process_set
-    return register(*_reducescatter(tensor, name, *how, 0))
+    return register(_reducescatter(tensor, name, *how, 0))
 
 
 def grouped_reducescatter(
@@ -123,7 +123,7 @@ def grouped_reducescatter(
     if needs_grad(*small):
         results = _GroupedReducescatter.apply(name, *how, *small)
     else:
-        results = wait(*_grouped_reducescatter(small, name, *how, WAIT))
+        results = _grouped_reducescatter(small, name, *how, WAIT).wait()
     return [compression.decompress(out, context) for out, (_, context) in zip(results, pairs)]
 
 
@@ -137,4 +137,4 @@ def grouped_reducescatter_async(
 ) -> int:
     """As :func:`reducescatter_async` for a list of tensors; one handle for all."""
     how = op, prescale_factor, postscale_factor, process_set
-    return register(*_grouped_reducescatter(tensors, name, *how, 0))
+    return register(_grouped_reducescatter(tensors, name, *how, 0))

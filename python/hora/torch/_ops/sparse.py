@@ -13,7 +13,7 @@ import torch
 from hora import _core
 from hora.common.process_sets import ProcessSet, global_process_set
 from hora.torch._ops.allgather import allgather_async
-from hora.torch._ops.start import begin, first_output, register, synchronize
+from hora.torch._ops.start import Finishing, begin, first_output, register, synchronize
 
 
 def sparse_allreduce_async(
@@ -32,9 +32,8 @@ def sparse_allreduce_async(
     tensor = tensor.coalesce()
     rows = tensor.indices().t().contiguous()
     prefix = "allgather" if name is None else "allreduce"
-    indices = register(
-        begin(_core.ALLGATHER, prefix, name, rows, None, process_set), first_output
-    )
+    gathering = begin(_core.ALLGATHER, prefix, name, rows, None, process_set)
+    indices = register(Finishing(gathering, first_output))
     values_name = None if name is None else f"{name}.values"
     values = allgather_async(tensor.values(), name=values_name, process_set=process_set)
 

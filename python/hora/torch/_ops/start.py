@@ -27,12 +27,29 @@ from hora.common import basics, process_sets
 from hora.common.process_sets import ProcessSet, global_process_set, set_id
 
 WAIT = _core.WILL_WAIT
+_enqueue = _core.enqueue
+_is_dense = _core.is_dense
 
-# What synchronize() makes of a finished operation.
-Finish = Callable[["_core.Handle"], Any]
+# What has poll() and wait(), which returns the result: the engine's handle, if the result is the
+# output that it was given, or Finishing.
+Operation = Any
 
-# Handle number -> the engine's handle and what to do when it is done.
-operations: dict[int, tuple[Any, Finish]] = {}
+
+class Finishing:
+    """An operation whose result is made when it is done: ``finish(handle)``."""
+
+    __slots__ = "handle", "finish", "poll"
+
+    def __init__(self, handle: Any, finish: Callable[[Any], Any]) -> None:
+        self.handle, self.finish, self.poll = handle, finish, handle.poll
+
+    def wait(self) -> Any:
+        self.handle.wait()
+        return self.finish(self.handle)
+
+
+# Handle number -> the operation.
+operations: dict[int, Operation] = {}
 _next_handle = itertools.count(1).__next__
 # (set, kind) -> how many unnamed operations have been started.
 _unnamed: dict[tuple[int, str], int] = {}
@@ -94,36 +111,34 @@ def begin(
 ) -> Any:
     """Starts an operation on a tensor, or on a tuple of tensors, which form a group."""
     number = 0 if process_set is global_process_set else set_id(process_set)
+    how = tensor, output, op, prescale, postscale, root, splits, flags, number
     if name is None:
-        count = _take_number((number, prefix))
-        name = f"noname.{count % _UNNAMED_MAX}"
-    else:
-        count = -1
-    names: Any = f"{prefix}.{name}"
-    if type(tensor) is tuple:
-        names = _group_names(names, len(tensor))
-    how = names, tensor, output, op, prescale, postscale, root, splits, flags, number
-    try:
-        if count < 0:
-            return _core.enqueue(kind, *how)
-        return _begin_unnamed(kind, how)
-    except BaseException:
-        if count >= 0:
-            _give_back_number((number, prefix), count)
-        raise
+        return _begin_unnamed(kind, prefix, how)
+    return _enqueue(kind, _names(f"{prefix}.{name}", tensor), *how)
 
 
-def _begin_unnamed(kind: int, how: tuple[Any, ...]) -> Any:
+def _names(name: str, tensor: Any) -> Any:
+    return _group_names(name, len(tensor)) if type(tensor) is tuple else name
+
+
+def _begin_unnamed(kind: int, prefix: str, how: tuple[Any, ...]) -> Any:
     """Starts it; while another operation has its name, it waits."""
+    key = how[-1], prefix
+    count = _take_number(key)
+    names = _names(f"{prefix}.noname.{count % _UNNAMED_MAX}", how[0])
     pause = 20e-6
-    while True:
-        try:
-            return _core.enqueue(kind, *how)
-        except ValueError as error:
-            if getattr(error, "status", None) != _core.DUPLICATE_NAME:
-                raise
-        time.sleep(pause)
-        pause = min(pause * 1.5, 1e-3)
+    try:
+        while True:
+            try:
+                return _enqueue(kind, names, *how)
+            except ValueError as error:
+                if getattr(error, "status", None) != _core.DUPLICATE_NAME:
+                    raise
+            time.sleep(pause)
+            pause = min(pause * 1.5, 1e-3)
+    except BaseException:
+        _give_back_number(key, count)
+        raise
 
 
 def _check_type(tensor: Any) -> None:
@@ -133,13 +148,13 @@ def _check_type(tensor: Any) -> None:
 
 def dense(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor's values in contiguous memory: itself, if they lie so."""
+    if _is_dense(tensor) and isinstance(tensor, torch.Tensor) and not tensor.is_neg():
+        return tensor
     _check_type(tensor)
     if tensor.layout is not torch.strided:
         if tensor.is_sparse:
             raise ValueError("sparse tensors: use sparse_allreduce_async")
         raise ValueError(f"tensor must be a dense one, not one of layout {tensor.layout}")
-    if tensor.is_contiguous() and not tensor.is_neg():
-        return tensor
     return tensor.detach().resolve_neg().contiguous()
 
 
@@ -155,22 +170,17 @@ def needs_grad(*tensors: torch.Tensor) -> bool:
 # ---- Finishing -----------------------------------------------------------------------------------
 
 
-def register(handle: Any, finish: Finish) -> int:
+def register(operation: Operation) -> int:
     number = _next_handle()
-    operations[number] = handle, finish
+    operations[number] = operation
     return number
-
-
-def wait(handle: Any, finish: Finish) -> Any:
-    handle.wait()
-    return finish(handle)
 
 
 def poll(handle: int) -> bool:
     """True when the operation is done, well or not: :func:`synchronize` will not block."""
     if handle not in operations:
         raise ValueError(f"there is no operation with handle {handle!r}")
-    return operations[handle][0].poll()
+    return operations[handle].poll()
 
 
 def synchronize(handle: int) -> Any:
@@ -178,9 +188,7 @@ def synchronize(handle: int) -> Any:
     tensors for a group, or (tensor, received splits) for alltoall. None for an unknown handle.
     Raises HorovodInternalError if the operation failed."""
     operation = operations.pop(handle, None)
-    if operation is None:
-        return None
-    return wait(*operation)
+    return None if operation is None else operation.wait()
 
 
 def copy_back(target: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
@@ -194,7 +202,7 @@ def first_output(handle: Any) -> torch.Tensor:
     return handle.tensor(0)[0]
 
 
-def all_outputs(count: int) -> Finish:
+def all_outputs(count: int) -> Callable[[Any], Any]:
     return lambda handle: tuple(handle.tensor(i)[0] for i in range(count))
 
 
