@@ -319,7 +319,8 @@ HORA_API hora_status_t hora_request_wait(hora_request_t *request);
 
 /* Memory that all ranks of this host have mapped: collectives on it need no copy. 64-byte aligned,
  * uninitialised. Falls back to ordinary memory where there is no shared-memory arena. Free it
- * with hora_free before hora_comm_free of the last communicator. After a collective on it has failed,
+ * with hora_free before hora_comm_free of the last communicator; what was not freed by then can be
+ * used, but not freed, until the process ends. After a collective on it has failed,
  * other ranks may still write into it for a moment: do not use it again. Any thread. */
 HORA_API hora_status_t hora_alloc(hora_comm_t *comm, size_t bytes, void **ptr_p);
 HORA_API hora_status_t hora_free(hora_comm_t *comm, void *ptr);

@@ -8,6 +8,7 @@
  */
 #include "_comm.h"
 
+#include <pthread.h>
 #include <stdlib.h>
 
 static PyTypeObject *comm_type;
@@ -200,6 +201,43 @@ static PyObject *comm_alloc(PyObject *self, PyObject *const *args, Py_ssize_t na
     return core_array_new(&memory, dtype, ndim, shape);
 }
 
+/* The job of init(): memory of an earlier one is not given back, as there is nobody to take it. */
+static pthread_mutex_t job_lock = PTHREAD_MUTEX_INITIALIZER;
+static hora_comm_t    *job;
+static uintptr_t       job_number;
+
+void core_memory_job(hora_comm_t *world) {
+    pthread_mutex_lock(&job_lock);
+    job = world;
+    job_number++;
+    pthread_mutex_unlock(&job_lock);
+}
+
+static void release_of_job(void *owner, void *data) {
+    pthread_mutex_lock(&job_lock);
+    if (job && (uintptr_t)owner == job_number)
+        hora_free(job, data);
+    pthread_mutex_unlock(&job_lock);
+}
+
+/* alloc(shape, dtype name): as Comm.alloc, for the job of init() */
+static PyObject *core_alloc(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
+    int64_t shape[HORA_MAX_DIMS];
+    int ndim;
+    size_t bytes;
+    hora_dtype_t dtype;
+    core_memory_t memory = {NULL, (void *)job_number, release_of_job};
+    (void)module;
+    if (!core_check_count(nargs, 2, "alloc") || !core_check_process())
+        return NULL;
+    if (!job)
+        return core_raise_not_initialized();
+    if (!read_request(args, &ndim, shape, &dtype, &bytes))
+        return NULL;
+    hora_status_t status = hora_alloc(job, bytes ? bytes : 1, &memory.data);
+    return status == HORA_OK ? core_array_new(&memory, dtype, ndim, shape) : core_raise(status);
+}
+
 static void release_empty(void *owner, void *data) {
     (void)owner;
     free(data);
@@ -291,6 +329,9 @@ static PyObject *comm_transport(PyObject *self, PyObject *rank) {
 
 bool core_comm_add_type(PyObject *module) {
     static PyMethodDef functions[] = {
+        {"alloc", FAST(core_alloc),
+         "alloc(shape, dtype) -> Array in memory that the ranks of this host share: allreduces on it "
+         "need no copy. Valid for ever; shared until shutdown()."},
         {"empty", FAST(core_empty), "empty(shape, dtype) -> Array in ordinary memory."},
         {"dtype_of", core_dtype_of, METH_O, "dtype_of(array): name of its element type."},
         {NULL, NULL, 0, NULL},

@@ -142,6 +142,7 @@ static PyObject *begin(hora_comm_t *world, hora_engine_t *engine) {
     }
     core_world = world;
     core_engine = engine;
+    core_memory_job(world);
     Py_RETURN_NONE;
 }
 
@@ -152,6 +153,7 @@ static hora_status_t end(void) {
     hora_status_t status, freed;
     core_engine = NULL;
     core_world = NULL;
+    core_memory_job(NULL);
     Py_BEGIN_ALLOW_THREADS
     status = hora_engine_free(engine);
     Py_END_ALLOW_THREADS

@@ -83,6 +83,10 @@ bool core_check_process(void);
 #define CORE_COMM_OPTIONS 6
 bool core_get_comm_options(PyObject *const *args, hora_comm_options_t *options_p);
 
+/* The job of init() has begun; or, with NULL, it ends: memory from alloc() is not given back any
+ * more. With the GIL. */
+void core_memory_job(hora_comm_t *world);
+
 bool core_array_add_type(PyObject *module);
 bool core_comm_add_type(PyObject *module);
 bool core_handle_add_type(PyObject *module);

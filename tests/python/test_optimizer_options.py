@@ -701,7 +701,9 @@ def join_and_leave() -> list[str]:
         named = [("p", p), ("q", q)]
         return p, hvd.DistributedOptimizer(inner, named, process_set=pair, **options)
 
-    for options in ({}, {"groups": 1}, {"backward_passes_per_step": 2}, {"op": hvd.Adasum}):
+    views = {"gradient_as_bucket_view": True}
+    passes_2 = {"backward_passes_per_step": 2}
+    for options in ({}, {"groups": 1}, views, passes_2, {"op": hvd.Adasum}):
         p, optimizer = wrap(**options)
         for order in ([0, 1, 2], [2, 1, 0], [1, 2, 0], [0, 1, 2]):
             hvd.shutdown()

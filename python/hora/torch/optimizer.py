@@ -13,6 +13,7 @@ import contextlib
 import os
 import warnings
 import weakref
+import zlib
 from typing import Any, Callable, Iterable, Iterator, Sequence
 
 import torch
@@ -21,17 +22,20 @@ from hora.common import basics
 from hora.common.process_sets import ProcessSet, global_process_set, set_id
 from hora.common.util import split_list
 from hora.torch._adasum_optimizer import _DistributedAdasumOptimizer
+from hora.torch._buckets import Buckets, Group, by_type, divide
 from hora.torch._wrapping import Wrapping, check_names, wrap
+from hora.torch._ops.start import copy_back
 from hora.torch.compression import Compression, Compressor
 from hora.torch.functions import broadcast_object
 from hora.torch.mpi_ops import (
     Adasum, Average, HorovodInternalError, allreduce_async_, grouped_allreduce_async_,
-    is_initialized, size,    sparse_allreduce_async, synchronize,
+    is_initialized, size, sparse_allreduce_async, synchronize,
 )  # fmt: skip
 
 __all__ = ["DistributedOptimizer"]
 
-Group = tuple[torch.Tensor, ...]
+# Gradients in one bucket, with gradient_as_bucket_view and without groups; as DDP has it.
+_BUCKET_BYTES = 25 << 20
 
 # So many steps in a row that come too early for backward_passes_per_step are a mistake.
 _EARLY_STEPS = 3
@@ -41,6 +45,8 @@ _living: weakref.WeakSet[_DistributedOptimizer] = weakref.WeakSet()
 
 
 def _begin_again() -> None:
+    for optimizer in list(_living):
+        optimizer._leave_buckets()
     if is_initialized():  # it has begun, and not ended
         for optimizer in list(_living):
             optimizer._begin_again()
@@ -67,6 +73,7 @@ class _DistributedOptimizer(Wrapping):
         gradient_predivide_factor: float,
         groups: int | Sequence[Sequence[torch.Tensor]] | None,
         sparse_as_dense: bool,
+        gradient_as_bucket_view: bool,
         process_set: ProcessSet,
     ) -> None:
         self._compression = compression
@@ -76,6 +83,7 @@ class _DistributedOptimizer(Wrapping):
         self.op = op
         self.gradient_predivide_factor = gradient_predivide_factor
         self.sparse_as_dense = sparse_as_dense
+        self.gradient_as_bucket_view = gradient_as_bucket_view
         self.process_set = process_set
         # Parameter or group -> (what to wait for, compression context(s)); (None, None) for a
         # parameter that waits for more backward passes or for the rest of its group.
@@ -87,12 +95,15 @@ class _DistributedOptimizer(Wrapping):
         self._synchronized = False
         self._should_synchronize = True
         self._groups: dict[torch.Tensor, Group] = {}
+        self._bucketed: dict[Group, None] = {}  # groups whose gradients are to lie in a bucket
+        self._buckets = Buckets(())  # made when the first gradient is there
         self._hooks: list[Any] = []
         self._active = self._has_work()
         self._group_count = 0  # groups that are to be made when this rank becomes a member
         if groups is not None:
             # In an elastic job those who came earlier have wrapped theirs: nobody would answer.
             self._make_groups(groups, ask=not _is_elastic())
+        self._choose_buckets(ask=not _is_elastic())
         for group in self.param_groups:
             self._register_hooks(group["params"])
         _living.add(self)
@@ -110,6 +121,7 @@ class _DistributedOptimizer(Wrapping):
         self._forget_progress()
         if self._active and self._group_count:
             self._make_groups(self._group_count)
+        self._choose_buckets()
         for group in self.param_groups:
             self._register_hooks(group["params"])
 
@@ -120,6 +132,7 @@ class _DistributedOptimizer(Wrapping):
             "gradient_predivide_factor": self.gradient_predivide_factor,
             "groups": groups or self._group_count or None,
             "sparse_as_dense": self.sparse_as_dense,
+            "gradient_as_bucket_view": self.gradient_as_bucket_view,
         }
 
     def _make_groups(
@@ -141,6 +154,24 @@ class _DistributedOptimizer(Wrapping):
         for members in lists:
             group = tuple(p for p in members if p in known)
             self._groups.update(dict.fromkeys(group, group))
+
+    def _choose_buckets(self, ask: bool = False) -> None:
+        """Groups become buckets, apart by type; without groups, all gradients are divided. In a
+        bucket they lie in the order of their names, which is the same on all ranks."""
+        if not self.gradient_as_bucket_view or not self._active or self._bucketed:
+            return
+        groups: Iterable[Sequence[torch.Tensor]] = list(dict.fromkeys(self._groups.values()))
+        if not groups:
+            mine = [p for group in self.param_groups for p in group["params"] if p.requires_grad]
+            groups = divide(self._in_roots_order(mine) if ask else mine, _BUCKET_BYTES)
+        for members in groups:
+            ordered = sorted(members, key=self._parameter_names.__getitem__)
+            self._bucketed.update(dict.fromkeys(by_type(ordered)))
+        for group in self._bucketed:
+            self._groups.update(dict.fromkeys(group, group))
+
+    def _leave_buckets(self) -> None:
+        self._buckets.let_go()
 
     def _in_roots_order(self, parameters: list[torch.Tensor]) -> list[torch.Tensor]:
         """The first rank's order holds, in case the ranks list their parameters differently."""
@@ -221,6 +252,8 @@ class _DistributedOptimizer(Wrapping):
         if delay < 0:
             self._fail_too_many_passes(p)
         assert not p.grad.requires_grad, "gradients of gradients cannot be reduced"
+        if self._bucketed:
+            self._put_into_bucket(p)
         self._handles.setdefault(p, (None, None))
         if delay == 0:
             group = self._groups.get(p)
@@ -263,6 +296,26 @@ class _DistributedOptimizer(Wrapping):
                 return gradient.to_dense()
         return gradient
 
+    def _put_into_bucket(self, p: torch.Tensor) -> None:
+        if not self._buckets.flat:
+            self._buckets = Buckets(self._bucketed)
+        if p not in self._buckets.views:
+            return
+        if p.grad is not None and p.grad.is_sparse:
+            if not self.sparse_as_dense:
+                raise ValueError("sparse gradients cannot be in buckets; use sparse_as_dense=True")
+            p.grad = p.grad.to_dense()
+        self._buckets.take_in(p)
+
+    def _start_bucket(self, group: Group) -> tuple[int, Any]:
+        for p in group:
+            self._put_into_bucket(p)
+        small, context = self._compression.compress(self._buckets.flat[group])
+        names = [self._parameter_names[p] for p in group]
+        # Ranks that divided their gradients differently wait for each other, and add nothing up.
+        name = f"{names[0]}.bucket.{zlib.crc32(chr(0).join(names).encode()):08x}"
+        return allreduce_async_(small, *self._how(name)), context
+
     def _start(self, p: torch.Tensor) -> tuple[Any, Any]:
         gradient = self._gradient(p)
         name = self._parameter_names[p]
@@ -272,15 +325,18 @@ class _DistributedOptimizer(Wrapping):
         return allreduce_async_(small, *self._how(name)), context
 
     def _start_group(self, group: Group) -> None:
+        started = self._start_bucket(group) if group in self._bucketed else self._start_all(group)
+        for p in group:
+            self._handles.pop(p, None)
+        self._handles[group] = started
+
+    def _start_all(self, group: Group) -> tuple[int, Any]:
         gradients = [self._gradient(p) for p in group]
         if any(gradient.is_sparse for gradient in gradients):
             raise ValueError("sparse gradients cannot be in a group; use sparse_as_dense=True")
         small, contexts = zip(*map(self._compression.compress, gradients))
         name = self._parameter_names[group[0]]
-        handle = grouped_allreduce_async_(small, *self._how(name))
-        for p in group:
-            self._handles.pop(p, None)
-        self._handles[group] = handle, contexts
+        return grouped_allreduce_async_(small, *self._how(name)), contexts
 
     def _start_missing(self) -> None:
         if any(p.requires_grad for p in self._frozen):
@@ -315,7 +371,9 @@ class _DistributedOptimizer(Wrapping):
             key = next(iter(handles))
             handle, context = handles.pop(key)
             result = handle() if callable(handle) else synchronize(handle)
-            if isinstance(key, tuple):
+            if isinstance(key, tuple) and key in self._buckets.flat:
+                copy_back(self._buckets.flat[key], self._compression.decompress(result, context))
+            elif isinstance(key, tuple):
                 for p, part, part_context in zip(key, result, context):
                     self._finish(p, part, part_context)
             else:
@@ -433,6 +491,7 @@ def DistributedOptimizer(
     groups: int | Sequence[Sequence[torch.Tensor]] | None = None,
     sparse_as_dense: bool = False,
     process_set: ProcessSet = global_process_set,
+    gradient_as_bucket_view: bool = False,
 ) -> Any:
     """Wraps an optimizer so that ``step()`` uses gradients averaged over all ranks.
 
@@ -448,6 +507,12 @@ def DistributedOptimizer(
     sparse_as_dense: reduce sparse gradients as dense ones instead of gathering them. A parameter
         whose first gradient is sparse on some ranks and missing on others needs it.
     process_set: the ranks whose gradients are reduced; on others this is the optimizer as it was.
+    gradient_as_bucket_view: as in torch's DistributedDataParallel: a gradient that is ready moves
+        into a bucket of up to 25 MB (with ``groups``: one bucket for each group and type), which
+        lies in memory that the ranks of this host share, and ``p.grad`` is a view of it. Buckets
+        are reduced where they lie. ``zero_grad(set_to_none=False)`` keeps gradients there, so that
+        nothing moves at all. Not for sparse gradients, unless ``sparse_as_dense``. At the end of
+        the job (``shutdown()``, an elastic reset) gradients move back.
 
     The result is of a subclass of the optimizer's class and shares its parameters and state; the
     optimizer passed in should not be used any more. It can be pickled and copied: a copy reduces
@@ -481,5 +546,6 @@ def DistributedOptimizer(
         gradient_predivide_factor=gradient_predivide_factor,
         groups=groups,
         sparse_as_dense=sparse_as_dense,
+        gradient_as_bucket_view=gradient_as_bucket_view,
         **options,
     )

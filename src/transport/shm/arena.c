@@ -12,6 +12,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -43,6 +44,7 @@ struct hora_arena {
     int           local, local_size, fd;
     size_t        heap_begin; /* equal in all arenas of the host */
     hora_heap_t  *heap;
+    atomic_size_t lent; /* allocations that the user holds */
     mapping_t     maps[]; /* [local_size] */
 };
 
@@ -156,7 +158,7 @@ void hora_arena_destroy(hora_arena_t *arena) {
     if (arena == NULL)
         return;
     for (int i = 0; i < arena->local_size; i++)
-        if (arena->maps[i].base != NULL)
+        if (arena->maps[i].base != NULL && (i != arena->local || atomic_load(&arena->lent) == 0))
             munmap(arena->maps[i].base, arena->maps[i].bytes);
     hora_heap_destroy(arena->heap);
     close(arena->fd);
@@ -178,6 +180,20 @@ hora_status_t hora_arena_alloc(hora_arena_t *arena, size_t bytes, void **ptr_p) 
 
 hora_status_t hora_arena_free(hora_arena_t *arena, void *ptr) {
     return hora_heap_free(arena->heap, ptr);
+}
+
+hora_status_t hora_arena_lend(hora_arena_t *arena, size_t bytes, void **ptr_p) {
+    hora_status_t st = hora_arena_alloc(arena, bytes, ptr_p);
+    if (st == HORA_OK)
+        atomic_fetch_add(&arena->lent, 1);
+    return st;
+}
+
+hora_status_t hora_arena_take_back(hora_arena_t *arena, void *ptr) {
+    hora_status_t st = hora_arena_free(arena, ptr);
+    if (st == HORA_OK)
+        atomic_fetch_sub(&arena->lent, 1);
+    return st;
 }
 
 bool hora_arena_offset(const hora_arena_t *arena, const void *ptr, size_t bytes,

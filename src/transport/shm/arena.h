@@ -19,7 +19,8 @@ hora_status_t hora_arena_create(hora_world_t *world, int local, int local_size, 
 /* Maps the arena of local rank `local` from its memfd (consumed: closed even on error), after
  * checking its size and head. */
 hora_status_t hora_arena_map(hora_arena_t *arena, int local, int fd);
-/* Unmaps everything; NULL is allowed. */
+/* Unmaps everything, but for this rank's own part while the user holds memory in it: that stays valid
+ * until the process ends. NULL is allowed. */
 void hora_arena_destroy(hora_arena_t *arena);
 
 /* My own bell, in my head. */
@@ -31,6 +32,9 @@ void *hora_arena_mailbox(hora_arena_t *arena, int from, int to, size_t *bytes_p)
 hora_status_t hora_arena_alloc(hora_arena_t *arena, size_t bytes, void **ptr_p);
 /* HORA_ERR_INVALID_ARGUMENT for a pointer that hora_arena_alloc did not return. */
 hora_status_t hora_arena_free(hora_arena_t *arena, void *ptr);
+/* The same for memory that the user holds (hora_alloc, hora_free). */
+hora_status_t hora_arena_lend(hora_arena_t *arena, size_t bytes, void **ptr_p);
+hora_status_t hora_arena_take_back(hora_arena_t *arena, void *ptr);
 
 /* Offset of [ptr, ptr+bytes) in my memfd; false if it does not lie in my arena's heap. */
 bool hora_arena_offset(const hora_arena_t *arena, const void *ptr, size_t bytes, uint64_t *offset_p);

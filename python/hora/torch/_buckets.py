@@ -1,0 +1,83 @@
+"""Gradients as views of buckets: a bucket is one tensor in memory that the ranks of a host share,
+and is reduced where it lies, in one operation, without being packed or copied."""
+
+from __future__ import annotations
+
+from typing import Iterable, Sequence
+
+import torch
+
+from hora import _core
+
+__all__ = ["Buckets", "by_type", "divide"]
+
+Group = tuple[torch.Tensor, ...]
+
+_ALIGNMENT = 64  # bytes; a view begins on a cache line of its own
+
+
+def divide(parameters: Iterable[torch.Tensor], most: int) -> list[list[torch.Tensor]]:
+    """Buckets of at most ``most`` bytes, and at least one parameter, in reverse order: as gradients
+    become ready, more or less."""
+    buckets: list[list[torch.Tensor]] = []
+    room = -1
+    for p in reversed(list(parameters)):
+        size = p.numel() * p.element_size()
+        if room < size:
+            buckets.append([])
+            room = most
+        buckets[-1].append(p)
+        room -= size
+    return buckets
+
+
+def _allocate(count: int, dtype: torch.dtype) -> torch.Tensor:
+    return torch.from_dlpack(_core.alloc((count,), str(dtype).removeprefix("torch.")))
+
+
+class Buckets:
+    """The buckets of some groups of parameters. All members of a group are of one type."""
+
+    def __init__(self, groups: Iterable[Group]) -> None:
+        self.flat: dict[Group, torch.Tensor] = {}
+        self.views: dict[torch.Tensor, torch.Tensor] = {}
+        for group in groups:
+            self._add(group)
+
+    def _add(self, group: Group) -> None:
+        step = max(1, _ALIGNMENT // group[0].element_size())
+        counts = [(p.numel() + step - 1) // step * step for p in group]
+        flat = self.flat[group] = _allocate(sum(counts), group[0].dtype).zero_()
+        at = 0
+        for p, count in zip(group, counts):
+            strides = torch.empty_like(p, device="meta").stride()  # the parameter's, if dense
+            self.views[p] = flat.as_strided(p.shape, strides, at)
+            at += count
+
+    def take_in(self, p: torch.Tensor) -> None:
+        """Makes the parameter's gradient a view of its bucket; zero if there is none."""
+        view, gradient = self.views[p], p.grad
+        if gradient is view:
+            return
+        if gradient is not None:
+            view.copy_(gradient)
+        else:
+            view.zero_()
+            if not p.requires_grad:  # it has been frozen since: its optimizer must not see it
+                return
+        p.grad = view
+
+    def let_go(self) -> None:
+        """Gradients go back to memory of their own: the shared one ends with the job."""
+        for p, view in self.views.items():
+            if p.grad is view:
+                p.grad = view.clone()
+        self.flat, self.views = {}, {}
+
+
+def by_type(group: Sequence[torch.Tensor]) -> list[Group]:
+    """The group's members, apart by type."""
+    found: dict[torch.dtype, list[torch.Tensor]] = {}
+    for p in group:
+        found.setdefault(p.dtype, []).append(p)
+    return [tuple(members) for members in found.values()]
