@@ -4,22 +4,29 @@
 
 Each case is timed for both in turn, round by round; every tensor is rewritten before every call; a
 case's time is that of the slowest rank, and the median over rounds is printed, with the quartiles.
+"1 KB, 100 in turn" is the time of one of 100 operations that follow each other, each awaited before the
+next; the others begin with whatever the caches still hold after 2 ms in which the ranks waited for the
+same moment. "in buckets": the gradients as 25 MB buckets, with hora in memory from hora_alloc, as
+DistributedOptimizer(gradient_as_bucket_view=True) has them.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import statistics
 import sys
 import tempfile
 import time
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 
 import hora.torch as hvd
+from hora import _core
 
 
 def resnet50_shapes() -> list[tuple[int, ...]]:
@@ -36,13 +43,32 @@ def resnet50_shapes() -> list[tuple[int, ...]]:
     return shapes + [(1000, 2048), (1000,)]
 
 
+def buckets(shapes: list[tuple[int, ...]], most: int = 25 << 18) -> list[tuple[int, ...]]:
+    """Numbers of elements, at most `most`, of buckets that the tensors fill in reverse order."""
+    counts = [0]
+    for count in (math.prod(shape) for shape in reversed(shapes)):
+        if counts[-1] and counts[-1] + count > most:
+            counts.append(0)
+        counts[-1] += count
+    return [(count,) for count in counts]
+
+
+class Case(NamedTuple):
+    shapes: list[tuple[int, ...]]
+    gap: float = 0.0  # seconds of sleep before it
+    repeats: int = 1  # the same tensor, one after another
+    shared: bool = False  # hora's tensors are in memory from hora_alloc
+
+
 CASES = {
-    "1 KB after 5 ms": ([(256,)], 0.005),
-    "1 KB": ([(256,)], 0.0),
-    "4 MB": ([(1 << 20,)], 0.0),
-    "64 MB": ([(16 << 20,)], 0.0),
-    "500 x 1 KB": ([(256,)] * 500, 0.0),
-    "ResNet-50, 161 gradients": (resnet50_shapes(), 0.0),
+    "1 KB after 5 ms": Case([(256,)], gap=0.005),
+    "1 KB": Case([(256,)]),
+    "1 KB, 100 in turn": Case([(256,)], repeats=100),
+    "4 MB": Case([(1 << 20,)]),
+    "64 MB": Case([(16 << 20,)]),
+    "500 x 1 KB": Case([(256,)] * 500),
+    "ResNet-50, 161 gradients": Case(resnet50_shapes()),
+    "ResNet-50, in buckets": Case(buckets(resnet50_shapes()), shared=True),
 }
 
 
@@ -63,16 +89,20 @@ def run_gloo(tensors: list[torch.Tensor]) -> None:
         work.wait()
 
 
-def time_once(run, tensors: list[torch.Tensor], value: float, gap: float) -> float:
+def time_once(run, tensors: list[torch.Tensor], value: float, case: Case) -> float:
     for t in tensors:
         t.fill_(value + hvd.rank())
     hvd.barrier()
-    if gap:
-        time.sleep(gap)
+    if case.gap:
+        time.sleep(case.gap)
     begin_together()
     start = time.perf_counter()
-    run(tensors)
-    elapsed = time.perf_counter() - start
+    for _ in range(case.repeats):
+        run(tensors)
+    elapsed = (time.perf_counter() - start) / case.repeats
+    if case.repeats > 1:
+        tensors[0].fill_(value + hvd.rank())
+        run(tensors)
     expected = value * hvd.size() + sum(range(hvd.size()))
     for t in (tensors[0], tensors[-1]):
         if t.flatten()[0].item() != expected or t.flatten()[-1].item() != expected:
@@ -91,16 +121,18 @@ def begin_together() -> None:
 
 
 def measure(name: str, rounds: int) -> dict:
-    shapes, gap = CASES[name]
-    tensors = [torch.empty(shape) for shape in shapes]
-    runs = {"hora": run_hora_blocking if len(shapes) == 1 else run_hora, "gloo": run_gloo}
+    case = CASES[name]
+    private = [torch.empty(shape) for shape in case.shapes]
+    shared = [torch.from_dlpack(_core.alloc(shape, "float32")) for shape in case.shapes if case.shared]
+    tensors = {"hora": shared or private, "gloo": private}
+    runs = {"hora": run_hora_blocking if len(private) == 1 else run_hora, "gloo": run_gloo}
     times: dict[str, list[float]] = {key: [] for key in runs}
     for n in range(rounds + 2):
         for key, run in runs.items():
-            t = time_once(run, tensors, float(n % 7), gap)
+            t = time_once(run, tensors[key], float(n % 7), case)
             if n >= 2:
                 times[key].append(t * 1e6)
-    row: dict = {"case": name, "bytes": sum(t.numel() * 4 for t in tensors), "rounds": rounds}
+    row: dict = {"case": name, "bytes": sum(t.nbytes for t in private), "rounds": rounds}
     for key, values in times.items():
         low, mid, high = statistics.quantiles(values, n=4)
         row[key] = {"median_us": statistics.median(values), "quartiles_us": [low, high]}
