@@ -97,7 +97,11 @@ typedef struct hora_frozen {
     size_t    threshold; /* of fusion: rank 0's */
     uint64_t  reported;  /* position up to which this rank has reported */
     bool      reports;   /* by position; else one by one */
-    uint32_t *batch, *order, *begins; /* [n], [n], [n + 1] scratch */
+    uint32_t *batch; /* [n] scratch */
+    /* The batches of laid_n tasks from place laid_from on, which are the same in the next period. */
+    uint32_t *order, *begins; /* [n], [n + 1] */
+    size_t    laid_from, laid_n;
+    uint32_t  laid_batches;
 } hora_frozen_t;
 
 typedef enum hora_thread_state {

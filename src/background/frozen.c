@@ -15,9 +15,11 @@ static hora_status_t malformed(const hora_engine_t *engine) {
                      hora_comm_peer(engine->comm, 0)->host);
 }
 
-static hora_record_t *record_at(const hora_engine_t *engine, uint64_t position) {
+/* The record of the task `i` places after `place`, which is below n; i is at most n. */
+static hora_record_t *record_at(const hora_engine_t *engine, size_t place, size_t i) {
     const hora_frozen_t *f = &engine->frozen;
-    return hora_response_find_id(engine, f->ids[position % f->n]);
+    size_t               at = place + i;
+    return hora_response_find_id(engine, f->ids[at < f->n ? at : at - f->n]);
 }
 
 /* ---- Reporting ------------------------------------------------------------------------------ */
@@ -32,26 +34,26 @@ static bool is_near(const hora_engine_t *engine, const hora_work_t *work) {
 
 bool hora_frozen_report(hora_engine_t *engine, hora_work_t *first) {
     hora_frozen_t *f = &engine->frozen;
-    size_t         n = 0;
-    uint64_t       upto = f->reported;
+    size_t         n = 0, done = 0, place;
     bool           fits = true;
     if (!f->reports)
         return false;
+    place = f->reported % f->n;
     for (hora_work_t *work = first; work != NULL; work = work->next, n++) {
         fits = fits && is_near(engine, work);
         work->record->sent = work;
     }
-    while (fits && upto < f->reported + n) {
-        hora_record_t *record = record_at(engine, upto);
+    while (fits && done < n && n <= f->n) {
+        hora_record_t *record = record_at(engine, place, done);
         if (record == NULL || record->sent == NULL || record->sent->by_position)
             break;
         record->sent->by_position = true; /* so that it is not found a second time */
-        upto++;
+        done++;
     }
-    if (fits && upto == f->reported + n) {
+    if (fits && done == n) {
         for (hora_work_t *work = first; work != NULL; work = work->next)
             work->sent_id = work->record->id;
-        f->reported = upto;
+        f->reported += n;
         return true;
     }
     for (hora_work_t *work = first; work != NULL; work = work->next) {
@@ -85,20 +87,19 @@ static hora_status_t reserve(hora_frozen_t *f, size_t n) {
 /* How far this rank has come: what it has reported must be just the next tasks. */
 static uint64_t find_start(const hora_engine_t *engine, uint64_t from) {
     const hora_frozen_t *f = &engine->frozen;
-    uint64_t             upto = from;
-    size_t               n = 0;
+    size_t               n = 0, next = 0, place = from % f->n;
     for (size_t i = 0; i < f->n; i++) {
-        const hora_record_t *record = record_at(engine, i);
+        const hora_record_t *record = record_at(engine, 0, i);
         n += record != NULL && record->sent != NULL;
     }
-    while (upto < from + f->n) {
-        const hora_record_t *record = record_at(engine, upto);
+    while (next < f->n) {
+        const hora_record_t *record = record_at(engine, place, next);
         if (record == NULL || record->sent == NULL ||
             !hora_signature_equal(&record->sig, &record->sent->sig))
             break;
-        upto++;
+        next++;
     }
-    return upto - from == n && !engine->has_joined ? upto : HORA_FREEZE_DECLINED;
+    return next == n && !engine->has_joined ? from + next : HORA_FREEZE_DECLINED;
 }
 
 hora_status_t hora_frozen_begin(hora_engine_t *engine, const hora_item_t *item) {
@@ -109,6 +110,7 @@ hora_status_t hora_frozen_begin(hora_engine_t *engine, const hora_item_t *item) 
     f->n = item->count;
     f->epoch = item->epoch;
     f->threshold = item->threshold;
+    f->laid_n = 0;
     for (uint32_t i = 0; i < item->count; i++) {
         hora_record_t *record;
         f->ids[i] = hora_item_id(item, i);
@@ -127,14 +129,14 @@ void hora_frozen_end(hora_engine_t *engine) {
     engine->frozen.n = 0;
 }
 
-/* batch[i]: which batch position from + i is in. Returns the number of batches. */
-static uint32_t find_batches(hora_engine_t *engine, uint64_t from, size_t n) {
+/* batch[i]: which batch the task i places after `place` is in. Returns the number of batches. */
+static uint32_t find_batches(hora_engine_t *engine, size_t place, size_t n) {
     hora_frozen_t *f = &engine->frozen;
     hora_fuser_t   fuser;
     uint32_t       nbatches = 0;
     hora_fuser_init(&fuser, f->threshold);
     for (size_t i = 0; i < n; i++) {
-        const hora_record_t *record = record_at(engine, from + i);
+        const hora_record_t *record = record_at(engine, place, i);
         hora_fuse_batch_t   *batch;
         bool                 is_new;
         batch = hora_fuser_add(&fuser, &record->sig, hora_signature_bytes(&record->sig),
@@ -164,12 +166,22 @@ static void sort_by_batch(hora_frozen_t *f, size_t n, uint32_t nbatches) {
     begins[0] = 0;
 }
 
-static hora_status_t execute_batch(hora_engine_t *engine, uint64_t from, uint32_t first,
+static void lay_out(hora_engine_t *engine, size_t place, size_t n) {
+    hora_frozen_t *f = &engine->frozen;
+    if (f->laid_n == n && f->laid_from == place)
+        return;
+    f->laid_batches = find_batches(engine, place, n);
+    sort_by_batch(f, n, f->laid_batches);
+    f->laid_n = n;
+    f->laid_from = place;
+}
+
+static hora_status_t execute_batch(hora_engine_t *engine, size_t place, uint32_t first,
                                    uint32_t last) {
     const hora_frozen_t *f = &engine->frozen;
     hora_status_t        st = HORA_OK;
     for (uint32_t i = first; i < last && st == HORA_OK; i++) {
-        hora_record_t *record = record_at(engine, from + f->order[i]);
+        hora_record_t *record = record_at(engine, place, f->order[i]);
         if (record->sent == NULL) /* twice in the schedule */
             return malformed(engine);
         st = hora_batch_add(engine, record->sent);
@@ -181,20 +193,19 @@ static hora_status_t execute_batch(hora_engine_t *engine, uint64_t from, uint32_
 
 hora_status_t hora_frozen_advance(hora_engine_t *engine, const hora_item_t *item) {
     hora_frozen_t *f = &engine->frozen;
-    size_t         n = (size_t)(item->upto - item->from);
-    uint32_t       nbatches;
+    size_t         n = (size_t)(item->upto - item->from), place;
     hora_status_t  st = HORA_OK;
     if (f->n == 0 || item->epoch != f->epoch || item->upto - item->from > f->n)
         return malformed(engine);
-    for (uint64_t p = item->from; p < item->upto; p++) {
-        const hora_record_t *record = record_at(engine, p);
+    place = item->from % f->n;
+    for (size_t i = 0; i < n; i++) {
+        const hora_record_t *record = record_at(engine, place, i);
         if (record == NULL || record->sent == NULL)
             return malformed(engine);
     }
-    nbatches = find_batches(engine, item->from, n);
-    sort_by_batch(f, n, nbatches);
-    for (uint32_t b = 0; b < nbatches && st == HORA_OK; b++)
-        st = execute_batch(engine, item->from, f->begins[b], f->begins[b + 1]);
+    lay_out(engine, place, n);
+    for (uint32_t b = 0; b < f->laid_batches && st == HORA_OK; b++)
+        st = execute_batch(engine, place, f->begins[b], f->begins[b + 1]);
     return st;
 }
 
