@@ -56,29 +56,35 @@ static hora_comm_t *comm_new(hora_world_t *world, int size) {
 static void comm_delete(hora_comm_t *comm) {
     hora_offload_forget(comm);
     hora_exec_forget(comm);
+    hora_hosts_destroy(comm->hosts);
     free(comm->world_ranks);
     free(comm);
 }
 
-/* Local and cross ranks among the members: a host is its index in the world. */
-static hora_status_t place(hora_comm_t *comm) {
-    int  host = hora_comm_peer(comm, comm->rank)->cross_rank;
-    int *members = calloc((size_t)comm->world->size, sizeof(*members)); /* of each host, so far */
-    if (members == NULL)
+/* Who is on which host: a host is its index in the world. */
+static hora_status_t find_hosts(hora_comm_t *comm) {
+    int          *ids = calloc((size_t)comm->size, sizeof(*ids));
+    hora_status_t st;
+    if (ids == NULL)
         return hora_fail(HORA_ERR_NO_MEMORY, "a communicator of %d ranks", comm->size);
-    comm->local_rank = comm->local_size = comm->cross_rank = comm->cross_size = 0;
     for (int i = 0; i < comm->size; i++)
-        if (hora_comm_peer(comm, i)->cross_rank == host) {
-            comm->local_rank += i < comm->rank;
-            comm->local_size++;
-        }
-    for (int i = 0; i < comm->size; i++) /* members that are the local_rank-th on their host */
-        if (members[hora_comm_peer(comm, i)->cross_rank]++ == comm->local_rank) {
+        ids[i] = hora_comm_peer(comm, i)->cross_rank;
+    st = hora_hosts_create(comm->size, ids, comm->world->size, &comm->hosts);
+    free(ids);
+    return st;
+}
+
+/* Local and cross ranks among the members. */
+static void place(hora_comm_t *comm) {
+    const hora_hosts_t *hosts = comm->hosts;
+    comm->local_rank = hosts->number[comm->rank];
+    comm->local_size = hora_hosts_size(hosts, hosts->host[comm->rank]);
+    comm->cross_rank = comm->cross_size = 0;
+    for (int i = 0; i < comm->size; i++)
+        if (hosts->number[i] == comm->local_rank) {
             comm->cross_rank += i < comm->rank;
             comm->cross_size++;
         }
-    free(members);
-    return HORA_OK;
 }
 
 static bool shares_arena(const hora_comm_t *comm) {
@@ -90,9 +96,40 @@ static bool shares_arena(const hora_comm_t *comm) {
     return true;
 }
 
+/* Two levels need pads on each host that has several members, and slots of one size. */
+static hora_status_t open_host_pads(hora_comm_t *comm) {
+    uint64_t      slot = UINT64_MAX;
+    hora_status_t st = HORA_OK;
+    hora_coll_t   least = {.kind = HORA_COLL_ALLREDUCE, .dtype = HORA_UINT64, .op = HORA_MIN,
+                           .rank = comm->rank, .size = comm->size, .count = 1, .in = &slot,
+                           .out = &slot, .prescale = 1.0, .postscale = 1.0,
+                           .name = "have all hosts shared memory"};
+    if (comm->local_size > 1 && comm->world->arena != NULL)
+        st = hora_pads_create(comm, hora_twolevel_slot_bytes(comm->hosts));
+    if (comm->local_size > 1 && st == HORA_OK)
+        slot = comm->host_pads != NULL ? comm->host_pads->slot_bytes : 0;
+    if (st == HORA_OK)
+        st = hora_coll_run(comm, &least);
+    if (st == HORA_OK)
+        comm->host_slot = (size_t)slot;
+    if (comm->host_pads == NULL)
+        return st;
+    comm->host_pads->slot_bytes = comm->host_slot;
+    if (comm->host_slot == 0) {
+        hora_pads_give_up(comm->host_pads);
+        comm->host_pads = NULL;
+    }
+    return st;
+}
+
 static hora_status_t comm_open(hora_comm_t *comm) {
-    hora_status_t st = place(comm);
-    return st == HORA_OK && shares_arena(comm) ? hora_pads_create(comm) : st;
+    hora_status_t st = find_hosts(comm);
+    if (st != HORA_OK)
+        return st;
+    place(comm);
+    if (comm->hosts->count > 1 && comm->hosts->most > 1)
+        return open_host_pads(comm);
+    return shares_arena(comm) ? hora_pads_create(comm, 0) : HORA_OK;
 }
 
 static hora_status_t read_options(const hora_comm_options_t *options, hora_comm_options_t *own) {
@@ -272,6 +309,7 @@ hora_status_t hora_comm_free(hora_comm_t *comm) {
         return hora_fail(HORA_ERR_UNSUPPORTED, "comm_free: called in the child of a fork");
     world = comm->world;
     hora_pads_give_up(comm->pads);
+    hora_pads_give_up(comm->host_pads);
     bool last = unlink_comm(comm);
     comm_delete(comm);
     if (last)

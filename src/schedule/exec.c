@@ -112,6 +112,7 @@ static const size_t *keep_array(hora_exec_t *exec, int i, const size_t *array) {
 
 static void copy_call(hora_exec_t *exec, const hora_coll_t *coll) {
     exec->coll = *coll;
+    exec->coll.hosts = exec->comm->host_slot > 0 ? exec->comm->hosts : NULL;
     exec->coll.counts = keep_array(exec, 0, coll->counts);
     exec->coll.displs = keep_array(exec, 1, coll->displs);
     exec->coll.other_counts = keep_array(exec, 2, coll->other_counts);
@@ -203,8 +204,8 @@ static hora_status_t block(hora_exec_t *exec) {
     unsigned      stale = 0, turns = 0;
     hora_waiter_begin(&w, exec->comm, exec->coll.timeout, exec->what);
     while (st == HORA_OK && !hora_run_ready(exec)) {
-        /* Who waits for a phase leaves the links to the waiter's slow turns. */
-        bool moves = exec->blocked_xfer != NULL;
+        /* Who waits for a phase leaves the links to the waiter's slow turns, unless they have work. */
+        bool moves = exec->blocked_xfer != NULL || exec->drained < exec->started;
         if (moves && hora_p2p_progress(world) > 0 && ++stale % STALE_EVENTS != 0)
             continue;
         if (moves || w.announced || turns++ % POLL_TURNS == 0)
@@ -250,11 +251,11 @@ static hora_status_t check_stuck(hora_exec_t *exec) {
 static hora_status_t nudge(hora_exec_t *head) {
     size_t        pc = head->pc;
     uint32_t      drained = head->drained;
-    int           next_rank = head->next_rank;
+    int           next_member = head->next_member;
     hora_status_t st = advance(head);
     if (st != HORA_IN_PROGRESS)
         return st;
-    if (head->pc != pc || head->next_rank != next_rank || head->drained != drained) {
+    if (head->pc != pc || head->next_member != next_member || head->drained != drained) {
         head->blocked_since = 0;
         head->blocked_gone = 0;
     }

@@ -29,6 +29,9 @@ void hora_exec_free(hora_exec_t *exec);
  * no operation may be in flight. */
 void hora_exec_forget(hora_comm_t *comm);
 
+/* What a half-slot of the pads should hold for two levels. */
+size_t hora_twolevel_slot_bytes(const hora_hosts_t *hosts);
+
 /* Name of the algorithm that would be chosen, for info and perf. Static storage. */
 const char *hora_select_name(hora_comm_t *comm, const hora_coll_t *coll);
 

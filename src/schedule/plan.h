@@ -7,14 +7,14 @@
  * for one; what is still in flight at the end is waited for. So pipelining is a matter of the
  * order in which steps are emitted: post the next receive before waiting for the last.
  * SIGNAL and AWAIT order accesses to memory that other ranks see (the arena): SIGNAL k publishes
- * that everything up to here is done, AWAIT k waits until every member, or one, has reached its
- * SIGNAL k; AWAIT 0 until every member has reached the last SIGNAL of the call before. A plan does
+ * that everything up to here is done, AWAIT k waits until every member of this host, or one, has reached
+ * its SIGNAL k; AWAIT 0 until every member has reached the last SIGNAL of the call before. A plan does
  * that before it first writes to its slot (pads.h).
  */
 #ifndef HORA_SCHEDULE_PLAN_H
 #define HORA_SCHEDULE_PLAN_H
 
-#include "util/status.h"
+#include "transport/hosts.h"
 
 #include <stdint.h>
 
@@ -46,6 +46,7 @@ typedef struct hora_coll {
     const size_t    *other_counts, *other_displs; /* alltoall: receive side */
     double           prescale, postscale, timeout;
     uint32_t         divisor; /* of AVERAGE; 0: the number of ranks */
+    const hora_hosts_t *hosts; /* where two levels are possible, else NULL; exec.c sets it */
     const char      *name;    /* for messages; may be NULL */
 } hora_coll_t;
 
@@ -53,7 +54,7 @@ typedef enum hora_buf {
     HORA_BUF_IN = 0,  /* coll->in, read only */
     HORA_BUF_OUT = 1, /* coll->out */
     HORA_BUF_TMP = 2, /* private, plan->tmp elements */
-    HORA_BUF_SLOT = 3 /* mine in the arena, visible to the others, plan->slot elements */
+    HORA_BUF_SLOT = 3 /* mine in the arena, visible to others on my host, plan->slot elements */
 } hora_buf_t;
 
 /* A place: elements from `off` in buffer `buf` of member `rank` (-1: myself; else arena only). */
@@ -111,10 +112,11 @@ typedef struct hora_plan {
 typedef struct hora_plan_hint {
     size_t elem_size; /* bytes of an element on the wire */
     size_t chunk;     /* elements per pipelined chunk, >= 1 */
-    size_t slot;      /* elements that one half-slot of the pads holds; 0: there are no pads */
+    size_t slot;      /* elements that one half-slot of the pads holds; 0: there are no pads. Equal on
+                         all members */
     size_t longest;   /* alltoall with needs_arena: elements of the longest block of any member */
     bool   shared_in_out; /* what others may read or write of every member's in and out lies in the
-                             arena (hora_coll_shown) */
+                             arena (hora_coll_shown); of the members on this host */
 } hora_plan_hint_t;
 
 /*
@@ -137,7 +139,8 @@ struct hora_algo {
     const char *name; /* HORA_ALGO value */
     uint32_t    colls;      /* bit 1 << hora_coll_kind_t for each that it can do */
     bool        rank_order; /* sums in rank order: bits do not depend on size, chunk or transport */
-    bool        needs_arena;
+    bool        needs_arena; /* all members on one host, with pads */
+    bool        two_level;   /* several hosts, with pads on each (coll->hosts is set) */
     bool        small_only; /* only up to settings.oneshot_limit and to what a half-slot holds */
     /* Beyond colls; by kind, type, operation, scales, size and bytes only. Never NULL. */
     bool      (*applies)(const hora_coll_t *coll);

@@ -36,8 +36,9 @@ static size_t algo_index(const hora_algo_t *algo) {
 
 static void make_key(const hora_exec_t *exec, hora_plan_key_t *key) {
     const hora_coll_t *coll = &exec->inner;
-    const hora_pads_t *pads = exec->comm->pads;
+    const hora_comm_t *comm = exec->comm;
     size_t             elem = hora_dtype_size(coll->dtype);
+    size_t             slot_bytes = comm->pads != NULL ? comm->pads->slot_bytes : comm->host_slot;
     *key = (hora_plan_key_t){.algo = exec->algo,
                              .kind = coll->kind,
                              .dtype = coll->dtype,
@@ -47,7 +48,7 @@ static void make_key(const hora_exec_t *exec, hora_plan_key_t *key) {
                              .count = coll->count,
                              .elem_size = elem,
                              .chunk = chunk_elements(exec->comm, elem),
-                             .slot = pads != NULL ? pads->slot_bytes / elem : 0,
+                             .slot = slot_bytes / elem,
                              .longest = exec->longest,
                              .shared = exec->shared};
 }
@@ -95,18 +96,22 @@ static hora_status_t begin_steps(hora_exec_t *exec) {
         st = hora_stage_reserve(&exec->tmp, &exec->tmp_room, exec->plan.tmp * key.elem_size);
     exec->pc = 0;
     exec->started = exec->drained = 0;
-    exec->next_rank = 0;
+    exec->next_member = 0;
     exec->state = HORA_EXEC_STEPS;
     return st;
 }
 
 /* ---- meeting ---- */
 
+static bool uses_pads(const hora_algo_t *algo) {
+    return algo->needs_arena || algo->two_level;
+}
+
 /* Of `count` elements at ptr. */
 static uint64_t offset_in_arena(const hora_exec_t *exec, const void *ptr, size_t count) {
     uint64_t offset;
     size_t   bytes = count * hora_dtype_size(exec->coll.dtype);
-    if (exec->algo->needs_arena && !exec->algo->small_only && bytes > 0 &&
+    if (uses_pads(exec->algo) && !exec->algo->small_only && bytes > 0 && !hora_stage_copies(exec) &&
         hora_arena_offset(exec->comm->world->arena, ptr, bytes, &offset))
         return offset;
     return HORA_PADS_NONE;
@@ -139,13 +144,14 @@ static size_t longest_block(const hora_coll_t *coll) {
 }
 
 /* Do the members meet before the plan? Where they might use each other's buffers, where the plan has no
- * phase that would show the signature, and where it depends on what no member knows alone. */
+ * phase that would show the signature, and where it depends on what no member knows alone. The same on
+ * all members, even where the one of a host would only meet itself. */
 static bool must_meet(const hora_exec_t *exec) {
     const hora_comm_t *comm = exec->comm;
     size_t             bytes = hora_coll_extent(&exec->coll) * hora_dtype_size(exec->coll.dtype);
-    if (comm->pads == NULL)
+    if (comm->pads == NULL && comm->host_slot == 0)
         return false;
-    return !exec->algo->needs_arena || bytes == 0 || is_uneven_alltoall(&exec->coll) ||
+    return !uses_pads(exec->algo) || bytes == 0 || is_uneven_alltoall(&exec->coll) ||
            (!exec->algo->small_only && bytes > hora_comm_oneshot_limit(comm));
 }
 
@@ -161,8 +167,8 @@ static bool signal_meeting(hora_exec_t *exec) {
         note.out = offset_in_arena(exec, coll->out, coll->count);
     if (is_uneven_alltoall(coll))
         note.longest = exec->longest = longest_block(coll);
-    hora_pads_signal(exec->comm->pads, exec->comm->pads->base + 1, &note);
-    if (!exec->algo->needs_arena || hora_coll_extent(coll) == 0)
+    hora_pads_signal(exec->pads, exec->pads->base + 1, &note);
+    if (!uses_pads(exec->algo) || hora_coll_extent(coll) == 0)
         return true;
     return (shown == 0 || note.in != HORA_PADS_NONE) &&
            (coll->kind != HORA_COLL_ALLREDUCE || note.out != HORA_PADS_NONE);
@@ -176,7 +182,9 @@ hora_status_t hora_run_begin(hora_exec_t *exec) {
         return HORA_OK;
     }
     exec->algo = hora_select(comm, &exec->coll);
+    exec->pads = comm->pads != NULL ? comm->pads : comm->host_pads;
     exec->meets = must_meet(exec);
+    exec->started = exec->drained = 0;
     exec->sig = hora_coll_sig_with(hora_coll_sig(&exec->coll),
                                    algo_index(exec->algo) << 48 | (uint64_t)exec->meets << 47 |
                                        comm->world->settings.chunk_size);
@@ -187,9 +195,9 @@ hora_status_t hora_run_begin(hora_exec_t *exec) {
         snprintf(exec->what, sizeof(exec->what), "%s%s%s%s (%s)", hora_coll_name(exec->coll.kind),
                  exec->name[0] ? " '" : "", exec->name, exec->name[0] ? "'" : "",
                  exec->algo->name);
-    if (!exec->meets)
+    if (!exec->meets || exec->pads == NULL)
         return begin_steps(exec);
-    exec->next_rank = 0;
+    exec->next_member = 0;
     exec->state = HORA_EXEC_MEET;
     return signal_meeting(exec) ? HORA_OK : begin_steps(exec);
 }
@@ -206,7 +214,7 @@ static hora_status_t blocked_on_phase(hora_exec_t *exec, uint64_t phase, int ran
 /* Waits until member r has signalled `phase`, and compares signatures: those of this call, or, with
  * its last phase, of the call before, in which I may have waited for nobody. */
 static hora_status_t await_rank(hora_exec_t *exec, uint64_t phase, int r) {
-    hora_pads_t            *pads = exec->comm->pads;
+    hora_pads_t            *pads = exec->pads;
     const hora_pads_note_t *note = hora_pads_note(pads, r, phase);
     uint32_t                sig = phase > pads->base ? exec->sig : pads->last_sig;
     if (!hora_pads_reached(pads, r, phase))
@@ -216,25 +224,26 @@ static hora_status_t await_rank(hora_exec_t *exec, uint64_t phase, int r) {
     return HORA_OK;
 }
 
-/* The same for all members. */
+/* The same for all members on my host. */
 static hora_status_t await_phase(hora_exec_t *exec, uint64_t phase) {
-    hora_pads_t  *pads = exec->comm->pads;
+    hora_pads_t  *pads = exec->pads;
     hora_status_t st = HORA_OK;
     if (phase <= pads->known)
         return HORA_OK;
-    for (; st == HORA_OK && exec->next_rank < exec->comm->size; exec->next_rank += st == HORA_OK)
-        st = await_rank(exec, phase, exec->next_rank);
+    for (; st == HORA_OK && exec->next_member < pads->size; exec->next_member += st == HORA_OK)
+        st = await_rank(exec, phase, pads->members[exec->next_member]);
     if (st != HORA_OK)
         return st;
-    exec->next_rank = 0;
+    exec->next_member = 0;
     pads->known = phase;
     return HORA_OK;
 }
 
 static hora_status_t read_notes(hora_exec_t *exec) {
-    const hora_pads_t *pads = exec->comm->pads;
+    const hora_pads_t *pads = exec->pads;
     const size_t       most = PTRDIFF_MAX / hora_dtype_size(exec->coll.dtype);
-    for (int r = 0; r < exec->comm->size; r++) {
+    for (int i = 0; i < pads->size; i++) {
+        int                     r = pads->members[i];
         const hora_pads_note_t *note = hora_pads_note(pads, r, pads->base + 1);
         exec->peers[r].in_at = note->in;
         exec->peers[r].out_at = note->out;
@@ -248,21 +257,25 @@ static hora_status_t read_notes(hora_exec_t *exec) {
     return HORA_OK;
 }
 
-/* After a meeting: can everybody use the others' buffers? All members come to the same answer, because
- * they look at the same notes. */
+/* After a meeting: can everybody use the others' buffers? All members of a host come to the same answer,
+ * because they look at the same notes. */
 static hora_status_t find_buffers(hora_exec_t *exec) {
     const hora_comm_t *comm = exec->comm;
+    const hora_pads_t *pads = exec->pads;
     const hora_coll_t *coll = &exec->coll;
     size_t             elem = hora_dtype_size(coll->dtype);
     bool               pushes = coll->kind == HORA_COLL_ALLREDUCE;
-    for (int r = 0; r < comm->size; r++)
+    for (int i = 0; i < pads->size; i++) {
+        int r = pads->members[i];
         if ((hora_coll_shown(coll, r) > 0 && exec->peers[r].in_at == HORA_PADS_NONE) ||
             (pushes && exec->peers[r].out_at == HORA_PADS_NONE) || is_uneven_alltoall(coll))
             return HORA_OK;
-    for (int r = 0; r < comm->size; r++) {
+    }
+    for (int i = 0; i < pads->size; i++) {
+        int               r = pads->members[i];
         hora_exec_peer_t *peer = &exec->peers[r];
         size_t            bytes = hora_coll_shown(coll, r) * elem;
-        int               local = comm->pads->locals[r];
+        int               local = pads->locals[r];
         peer->in = bytes > 0 ? hora_arena_at(comm->world->arena, local, peer->in_at, bytes) : NULL;
         peer->out = pushes ? hora_arena_at(comm->world->arena, local, peer->out_at, bytes) : NULL;
         if ((bytes > 0 && peer->in == NULL) || (pushes && peer->out == NULL))
@@ -274,17 +287,17 @@ static hora_status_t find_buffers(hora_exec_t *exec) {
 }
 
 static hora_status_t advance_meeting(hora_exec_t *exec) {
-    hora_status_t st = await_phase(exec, exec->comm->pads->base + 1);
+    hora_status_t st = await_phase(exec, exec->pads->base + 1);
     if (st != HORA_OK)
         return st;
     st = read_notes(exec);
-    if (st == HORA_OK && exec->algo->needs_arena)
+    if (st == HORA_OK && uses_pads(exec->algo))
         st = find_buffers(exec);
     return st == HORA_OK ? begin_steps(exec) : st;
 }
 
 hora_status_t hora_run_check_crossing(hora_exec_t *exec) {
-    hora_pads_t            *pads = exec->comm->pads;
+    hora_pads_t            *pads = exec->pads;
     const hora_pads_cell_t *cell;
     uint64_t                next;
     if (exec->blocked_xfer != NULL || pads == NULL)
@@ -309,7 +322,7 @@ static inline uint8_t *place_of(const hora_exec_t *exec, const hora_ref_t *ref) 
     case HORA_BUF_TMP:
         return exec->tmp + at;
     default:
-        return hora_pads_slot(exec->comm->pads, own ? exec->comm->rank : ref->rank) + at;
+        return hora_pads_slot(exec->pads, own ? exec->comm->rank : ref->rank) + at;
     }
 }
 
@@ -410,13 +423,13 @@ static void run_blend(hora_exec_t *exec, const hora_step_t *step, const hora_ref
 /* ---- phases and steps ---- */
 
 static void signal_phase(hora_exec_t *exec, uint32_t phase) {
-    hora_pads_t     *pads = exec->comm->pads;
+    hora_pads_t     *pads = exec->pads;
     hora_pads_note_t note = {.in = HORA_PADS_NONE, .out = HORA_PADS_NONE, .sig = exec->sig};
     hora_pads_signal(pads, pads->base + exec->meets + phase, &note);
 }
 
 static hora_status_t run_await(hora_exec_t *exec, const hora_step_t *step) {
-    uint64_t phase = exec->comm->pads->base + (step->xfer > 0 ? exec->meets + step->xfer : 0);
+    uint64_t phase = exec->pads->base + (step->xfer > 0 ? exec->meets + step->xfer : 0);
     return step->peer == HORA_ALL_RANKS ? await_phase(exec, phase)
                                         : await_rank(exec, phase, step->peer);
 }
@@ -465,10 +478,10 @@ static hora_status_t advance_steps(hora_exec_t *exec) {
     if (st != HORA_OK)
         return st;
     hora_stage_out(exec);
-    if (exec->comm->pads != NULL) {
-        exec->comm->pads->base += (uint64_t)exec->meets + exec->plan.phases;
-        exec->comm->pads->last_sig = exec->sig;
-        exec->comm->pads->calls += exec->algo->needs_arena;
+    if (exec->pads != NULL) {
+        exec->pads->base += (uint64_t)exec->meets + exec->plan.phases;
+        exec->pads->last_sig = exec->sig;
+        exec->pads->calls += uses_pads(exec->algo);
     }
     exec->state = HORA_EXEC_DONE;
     return HORA_OK;
@@ -486,7 +499,7 @@ hora_status_t hora_run_advance(hora_exec_t *exec) {
 bool hora_run_ready(const hora_exec_t *exec) {
     if (exec->blocked_xfer != NULL)
         return hora_xfer_done(exec->blocked_xfer);
-    return hora_pads_reached(exec->comm->pads, exec->blocked_rank, exec->blocked_phase);
+    return hora_pads_reached(exec->pads, exec->blocked_rank, exec->blocked_phase);
 }
 
 void hora_run_cancel(hora_exec_t *exec) {

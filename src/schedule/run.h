@@ -43,6 +43,7 @@ struct hora_exec {
     hora_exec_state_t state;
 
     const hora_algo_t *algo;
+    hora_pads_t       *pads; /* where the members of my host meet; NULL: nowhere */
     hora_plan_t        plan;
     hora_plan_key_t    key; /* of plan; zero: none */
     size_t            *arrays; /* counts, displs, other_counts, other_displs: 4 * size */
@@ -59,7 +60,7 @@ struct hora_exec {
     uint32_t          started; /* transfers [0, started) have been started ... */
     uint32_t          drained; /* ... and [0, drained) are known to be done */
     size_t            longest; /* uneven alltoall: elements of the longest block of all members */
-    int               next_rank; /* of the phase being awaited: ranks before it have come */
+    int               next_member; /* of the phase being awaited: those before it have come */
     hora_exec_xfer_t *xfers;
     size_t            xfers_room;
     hora_exec_peer_t *peers; /* [size] */
@@ -83,6 +84,8 @@ struct hora_exec {
 hora_status_t hora_stage_in(hora_exec_t *exec);
 /* Does the output overlap the input in another way than plans allow (plan.h)? Then it is copied. */
 bool hora_stage_overlaps(const hora_coll_t *coll);
+/* Will hora_stage_in give the plan another input than the caller's? */
+bool hora_stage_copies(const hora_exec_t *exec);
 /* Rounds float32 results to the half type. */
 void hora_stage_out(hora_exec_t *exec);
 /* All of the collective, for one rank. */

@@ -134,9 +134,11 @@ const hora_algo_t *hora_select(hora_comm_t *comm, const hora_coll_t *coll) {
 }
 
 const char *hora_select_name(hora_comm_t *comm, const hora_coll_t *coll) {
+    hora_coll_t placed = *coll;
     if (comm->size == 1)
         return "self";
     if (hora_tiny_applies(comm, coll))
         return "tiny";
-    return hora_select(comm, coll)->name;
+    placed.hosts = comm->host_slot > 0 ? comm->hosts : NULL;
+    return hora_select(comm, &placed)->name;
 }

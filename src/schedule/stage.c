@@ -100,19 +100,28 @@ static void use_staged(hora_exec_t *exec, uint8_t *staged) {
         inner->out = staged + inner->displs[inner->rank] * sizeof(float);
 }
 
+static bool scales_first(const hora_exec_t *exec) {
+    return hora_coll_reduces(exec->coll.kind) && !exec->algo->rank_order &&
+           exec->coll.prescale != 1.0;
+}
+
+bool hora_stage_copies(const hora_exec_t *exec) {
+    return hora_select_widens(exec->algo, &exec->coll) || scales_first(exec) ||
+           hora_stage_overlaps(&exec->coll);
+}
+
 hora_status_t hora_stage_in(hora_exec_t *exec) {
     const hora_coll_t *coll = &exec->coll;
     bool          has_out = coll->kind == HORA_COLL_ALLREDUCE ||
                             (coll->kind == HORA_COLL_REDUCE && coll->rank == coll->root);
-    bool          scales = hora_coll_reduces(coll->kind) && !exec->algo->rank_order &&
-                           coll->prescale != 1.0;
+    bool          scales = scales_first(exec);
     uint8_t      *staged = coll->out;
     hora_status_t st;
     size_t        off, count;
     exec->inner = *coll;
     exec->widened = hora_select_widens(exec->algo, coll);
     hora_coll_how(coll, &exec->how);
-    if (!exec->widened && !scales && !hora_stage_overlaps(coll))
+    if (!hora_stage_copies(exec))
         return HORA_OK;
     if (exec->widened || !has_out) {
         size_t elem = exec->widened ? sizeof(float) : hora_dtype_size(coll->dtype);

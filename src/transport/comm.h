@@ -6,6 +6,7 @@
 #ifndef HORA_TRANSPORT_COMM_H
 #define HORA_TRANSPORT_COMM_H
 
+#include "transport/hosts.h"
 #include "transport/world.h"
 
 #define HORA_CHOICES 32 /* remembered by a communicator */
@@ -40,7 +41,11 @@ struct hora_comm {
     uint64_t           seq;          /* collectives begun; equal on all members between calls */
     double             timeout;      /* seconds */
     hora_failure_t     failure;
+    hora_hosts_t      *hosts;        /* where the members are */
     hora_pads_t       *pads;         /* shared-memory flags and slots; NULL: members not all local */
+    hora_pads_t       *host_pads;    /* those of the members on my host, where there are several hosts */
+    size_t             host_slot;    /* bytes of their half-slots; 0: not every host with several members
+                                        has such pads. Equal on all members */
     struct hora_exec  *first, *last; /* operations in flight, in order (src/schedule) */
     struct hora_exec  *idle;         /* finished executions, kept for the next calls */
     struct hora_offload *offload;    /* what src/offload keeps; NULL: nothing */

@@ -19,8 +19,9 @@ typedef struct offer {
     uint64_t slot_bytes;
 } offer_t;
 
-static size_t slot_bytes(const hora_settings_t *settings) {
-    size_t bytes = 3 * settings->chunk_size; /* regions of the push (schedule/arena.c) */
+static size_t slot_bytes_for(const hora_settings_t *settings, size_t bytes) {
+    if (bytes < 3 * settings->chunk_size)
+        bytes = 3 * settings->chunk_size; /* regions of the push (schedule/arena.c) */
     if (bytes < settings->oneshot_limit)
         bytes = settings->oneshot_limit;
     if (bytes < 65536)
@@ -32,6 +33,7 @@ static void pads_free(hora_pads_t *pads) {
     free(pads->lines);
     free(pads->slots);
     free(pads->locals);
+    free(pads->members);
     free(pads);
 }
 
@@ -44,25 +46,31 @@ static hora_pads_t *pads_new(hora_comm_t *comm) {
     pads->lines = calloc(n, sizeof(*pads->lines));
     pads->slots = calloc(n, sizeof(*pads->slots));
     pads->locals = calloc(n, sizeof(*pads->locals));
-    if (pads->lines == NULL || pads->slots == NULL || pads->locals == NULL) {
+    pads->members = calloc(n, sizeof(*pads->members));
+    if (pads->lines == NULL || pads->slots == NULL || pads->locals == NULL ||
+        pads->members == NULL) {
         pads_free(pads);
         return NULL;
     }
-    for (int i = 0; i < comm->size; i++)
+    for (int i = 0; i < comm->size; i++) {
         pads->locals[i] = hora_comm_peer(comm, i)->local;
+        if (hora_comm_peer(comm, i)->bell != NULL)
+            pads->members[pads->size++] = i;
+    }
     return pads;
 }
 
-/* Every member's offer to every member; offers[comm->rank] is mine. */
-static hora_status_t exchange(hora_comm_t *comm, offer_t *offers) {
-    int           n = comm->size;
+/* Every member's offer to every member; offers[] is by rank in comm. */
+static hora_status_t exchange(const hora_pads_t *pads, offer_t *offers) {
+    hora_comm_t  *comm = pads->comm;
+    int           n = pads->size;
     hora_xfer_t  *xfers = calloc(2 * (size_t)n, sizeof(*xfers));
     hora_status_t st = HORA_OK;
     if (xfers == NULL)
-        return hora_fail(HORA_ERR_NO_MEMORY, "a communicator of %d ranks", n);
+        return hora_fail(HORA_ERR_NO_MEMORY, "a communicator of %d ranks", comm->size);
     for (int i = 0; i < 2 * n; i++) {
         bool sends = i >= n;
-        int  peer = i % n;
+        int  peer = pads->members[i % n];
         xfers[i].buf = sends ? &offers[comm->rank] : &offers[peer];
         xfers[i].len = sizeof(offer_t);
         xfers[i].tag = hora_tag_user(comm->channel, INT_MAX);
@@ -71,9 +79,9 @@ static hora_status_t exchange(hora_comm_t *comm, offer_t *offers) {
         (sends ? hora_p2p_send : hora_p2p_recv)(comm->world, comm->world_ranks[peer], &xfers[i]);
     }
     for (int i = 0; i < 2 * n; i++)
-        if (i % n != comm->rank && st == HORA_OK)
+        if (pads->members[i % n] != comm->rank && st == HORA_OK)
             st = hora_p2p_wait(comm, &xfers[i], 0, "making a communicator");
-        else if (i % n != comm->rank)
+        else if (pads->members[i % n] != comm->rank)
             hora_p2p_cancel(comm->world, &xfers[i]);
     free(xfers);
     return st;
@@ -83,26 +91,28 @@ static hora_status_t exchange(hora_comm_t *comm, offer_t *offers) {
  * does not fit its arena is treated like that too. */
 static bool locate(hora_pads_t *pads, const offer_t *offers) {
     hora_comm_t *comm = pads->comm;
-    pads->slot_bytes = (size_t)offers[0].slot_bytes;
-    for (int i = 0; i < comm->size; i++) {
-        if (offers[i].offset == HORA_PADS_NONE || offers[i].slot_bytes > (1u << 30))
+    pads->slot_bytes = (size_t)offers[pads->members[0]].slot_bytes;
+    for (int i = 0; i < pads->size; i++) {
+        int            r = pads->members[i];
+        const offer_t *offer = &offers[r];
+        if (offer->offset == HORA_PADS_NONE || offer->slot_bytes > (1u << 30))
             return false;
-        if (offers[i].slot_bytes < pads->slot_bytes)
-            pads->slot_bytes = (size_t)offers[i].slot_bytes;
-        uint8_t *block = hora_arena_at(comm->world->arena, pads->locals[i], offers[i].offset,
-                                       sizeof(hora_pads_line_t) + 2 * (size_t)offers[i].slot_bytes);
-        if (block == NULL || offers[i].offset % 64 != 0)
+        if (offer->slot_bytes < pads->slot_bytes)
+            pads->slot_bytes = (size_t)offer->slot_bytes;
+        uint8_t *block = hora_arena_at(comm->world->arena, pads->locals[r], offer->offset,
+                                       sizeof(hora_pads_line_t) + 2 * (size_t)offer->slot_bytes);
+        if (block == NULL || offer->offset % 64 != 0)
             return false;
-        pads->lines[i] = (hora_pads_line_t *)block;
-        pads->slots[i] = block + sizeof(hora_pads_line_t);
+        pads->lines[r] = (hora_pads_line_t *)block;
+        pads->slots[r] = block + sizeof(hora_pads_line_t);
     }
     return true;
 }
 
-static void make_offer(hora_pads_t *pads, offer_t *offer) {
+static void make_offer(hora_pads_t *pads, size_t slot_bytes, offer_t *offer) {
     hora_arena_t *arena = pads->comm->world->arena;
-    *offer = (offer_t){HORA_PADS_NONE, slot_bytes(&pads->comm->world->settings)};
-    size_t bytes = sizeof(hora_pads_line_t) + 2 * (size_t)offer->slot_bytes;
+    size_t        bytes = sizeof(hora_pads_line_t) + 2 * slot_bytes;
+    *offer = (offer_t){HORA_PADS_NONE, slot_bytes};
     if (hora_arena_alloc(arena, bytes, &pads->own) != HORA_OK) {
         pads->own = NULL;
         return;
@@ -118,7 +128,7 @@ static void discard(hora_pads_t *pads) {
     pads_free(pads);
 }
 
-hora_status_t hora_pads_create(hora_comm_t *comm) {
+hora_status_t hora_pads_create(hora_comm_t *comm, size_t slot_bytes) {
     hora_pads_t  *pads = pads_new(comm);
     offer_t      *offers = calloc((size_t)comm->size, sizeof(*offers));
     bool          offers_fit;
@@ -128,16 +138,18 @@ hora_status_t hora_pads_create(hora_comm_t *comm) {
         st = hora_fail(HORA_ERR_NO_MEMORY, "a communicator of %d ranks", comm->size);
         goto err_free;
     }
-    make_offer(pads, &offers[comm->rank]);
-    st = exchange(comm, offers);
+    make_offer(pads, slot_bytes_for(&comm->world->settings, slot_bytes), &offers[comm->rank]);
+    st = exchange(pads, offers);
     if (st != HORA_OK)
         goto err_free;
     offers_fit = locate(pads, offers);
     free(offers);
-    if (offers_fit)
+    if (!offers_fit)
+        discard(pads); /* without pads everything works, over links */
+    else if (pads->size == comm->size)
         comm->pads = pads;
     else
-        discard(pads); /* without pads everything works, over links */
+        comm->host_pads = pads;
     return HORA_OK;
 err_free:
     free(offers);
@@ -150,7 +162,7 @@ void hora_pads_give_up(hora_pads_t *pads) {
     if (pads == NULL)
         return;
     if (pads->own != NULL)
-        hora_retire(pads->comm, pads->own);
+        hora_retire(pads->comm, pads->members, pads->size, pads->own);
     pads_free(pads);
 }
 
@@ -159,9 +171,10 @@ void hora_pads_ring(hora_pads_t *pads) {
     if (comm->world->has_cores)
         hora_apart_note(comm->world);
     atomic_thread_fence(memory_order_seq_cst);
-    for (int i = 0; i < comm->size; i++) {
-        hora_peer_t *peer = hora_comm_peer(comm, i);
-        if (i != comm->rank && atomic_load_explicit(&peer->bell->waiting, memory_order_relaxed))
+    for (int i = 0; i < pads->size; i++) {
+        int          r = pads->members[i];
+        hora_peer_t *peer = hora_comm_peer(comm, r);
+        if (r != comm->rank && atomic_load_explicit(&peer->bell->waiting, memory_order_relaxed))
             hora_bell_wake(peer->bell, peer->eventfd);
     }
 }

@@ -1,6 +1,7 @@
 /*
- * Pads: what the members of one communicator, all on one host, share in their arenas: a line of
- * flags each, that only its owner writes, and slots, that all members read and write.
+ * Pads: what the members of one communicator that are on one host share in their arenas: a line of
+ * flags each, that only its owner writes, and slots, that all of these members read and write. Below,
+ * the members are those of this host; base, phases and calls are equal on them, no more.
  *
  * Phases. Each member's line holds one counter that only grows. A collective uses phases base+1 ..
  * base+n, where base is equal on all members; afterwards base += n. With each phase go a
@@ -51,6 +52,8 @@ typedef struct hora_pads_line {
 
 struct hora_pads {
     hora_comm_t       *comm;
+    int                size;       /* members: those of comm that are on my host */
+    int               *members;    /* [size], ranks in comm, ascending */
     uint64_t           base;       /* phases used up so far */
     uint64_t           calls;      /* collectives with slots so far */
     uint64_t           known;      /* phase that all members are known to have reached */
@@ -58,15 +61,17 @@ struct hora_pads {
     uint64_t           tiny;       /* tiny messages so far */
     uint64_t           tiny_known; /* tiny message that all members are known to have begun */
     size_t             slot_bytes; /* of one half */
-    hora_pads_line_t **lines;      /* [size], of each member, mapped here */
-    uint8_t          **slots;      /* [size], of each member: two halves */
-    int               *locals;     /* [size], index in the arena group */
+    hora_pads_line_t **lines;      /* [comm->size], of each member, mapped here */
+    uint8_t          **slots;      /* [comm->size], of each member: two halves */
+    int               *locals;     /* [comm->size], index in the arena group */
     void              *own;        /* my block in my arena's heap */
 };
 
-/* Makes the pads of a communicator whose members all share the arena. Collective over comm: the
- * members exchange where their blocks lie with hora_p2p. */
-hora_status_t hora_pads_create(hora_comm_t *comm);
+/* Makes the pads of the members that share my arena: comm->pads if they are all members of comm, else
+ * comm->host_pads. A half-slot has `slot_bytes` at least, and what the settings ask for. Collective
+ * over these members, which exchange where their blocks lie with hora_p2p. Without memory for the
+ * blocks there are none, on all of them. */
+hora_status_t hora_pads_create(hora_comm_t *comm, size_t slot_bytes);
 /* Gives them up; NULL is allowed. Other members may go on to read my block (retire.h). */
 void hora_pads_give_up(hora_pads_t *pads);
 

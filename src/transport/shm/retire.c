@@ -41,9 +41,9 @@ void hora_retired_sweep(hora_world_t *world) {
     pthread_mutex_unlock(&world->retired_lock);
 }
 
-static void say_bye(hora_comm_t *comm, hora_retired_t *retired) {
-    for (int i = 0; i < 2 * comm->size; i++) {
-        int          peer = i / 2;
+static void say_bye(hora_comm_t *comm, const int *members, int size, hora_retired_t *retired) {
+    for (int i = 0; i < 2 * size; i++) {
+        int          peer = members[i / 2];
         hora_xfer_t *xfer = &retired->xfers[retired->nxfers];
         if (peer == comm->rank)
             continue;
@@ -55,14 +55,14 @@ static void say_bye(hora_comm_t *comm, hora_retired_t *retired) {
     }
 }
 
-void hora_retire(hora_comm_t *comm, void *block) {
+void hora_retire(hora_comm_t *comm, const int *members, int size, void *block) {
     hora_world_t   *world = comm->world;
-    size_t          n = 2 * (size_t)comm->size;
+    size_t          n = 2 * (size_t)size;
     hora_retired_t *retired = calloc(1, sizeof(*retired) + n * sizeof(retired->xfers[0]));
     if (retired == NULL)
         return; /* then the block goes with the arena */
     retired->own = block;
-    say_bye(comm, retired);
+    say_bye(comm, members, size, retired);
     pthread_mutex_lock(&world->retired_lock);
     retired->next = world->retired;
     world->retired = retired;

@@ -6,8 +6,8 @@
 
 #include "transport/comm.h"
 
-/* Frees my block once every member of comm has retired its own; comm may be freed at once. */
-void hora_retire(hora_comm_t *comm, void *block);
+/* Frees my block once each of `members`, ranks in comm, has retired its own. All may be freed at once. */
+void hora_retire(hora_comm_t *comm, const int *members, int size, void *block);
 /* Frees the blocks that every member has retired. */
 void hora_retired_sweep(hora_world_t *world);
 /* Forgets the rest, when transports and arena are gone. */

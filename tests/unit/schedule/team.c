@@ -103,7 +103,7 @@ static hora_comm_t *make_comm(team_t *team, hora_world_t *world) {
 
 static void *run_member(void *arg) {
     member_t *member = arg;
-    if (member->team->pads && hora_pads_create(member->comm) != HORA_OK)
+    if (member->team->pads && hora_pads_create(member->comm, 0) != HORA_OK)
         team_complain(member, "no pads: %s", hora_last_error());
     else
         current_main(member);
