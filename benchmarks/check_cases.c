@@ -20,8 +20,8 @@ typedef struct round {
     unsigned char *in_memory, *out_memory;
 } round_t;
 
-static const char *const algos[CHECK_ROUNDS] = {"auto", "arena",    "oneshot", "direct",
-                                                "ring", "doubling", "halving", "tree"};
+static const char *const algos[CHECK_ROUNDS] = {"auto",     "arena",   "oneshot", "direct",  "ring",
+                                                "doubling", "halving", "tree",    "twolevel"};
 
 /* The matrix of types and operations runs with few elements, one type runs with more. */
 static const size_t few[] = {1, 37};

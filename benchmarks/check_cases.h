@@ -8,7 +8,7 @@
 
 #define CHECK_TEXTS    8
 #define CHECK_TEXT_MAX 512
-#define CHECK_ROUNDS   8 /* one for each algorithm */
+#define CHECK_ROUNDS   9 /* one for each algorithm */
 
 typedef struct check_round {
     long   calls;

@@ -20,6 +20,7 @@ extern const hora_algo_t hora_algo_ring;
 extern const hora_algo_t hora_algo_doubling;
 extern const hora_algo_t hora_algo_halving;
 extern const hora_algo_t hora_algo_tree;
+extern const hora_algo_t hora_algo_twolevel;
 /* Of the operation HORA_ADASUM; not in hora_algo_list. adasum.c */
 extern const hora_algo_t hora_algo_adasum;
 extern const hora_algo_t hora_algo_adasum_oneshot;

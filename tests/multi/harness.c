@@ -66,9 +66,17 @@ hora_comm_t *harness_join(void) {
     return comm;
 }
 
+/* Half of the ranks, rounded up, say that they are on one host, the others on another. */
+static void pretend_hosts(int rank, int size) {
+    setenv("HORA_TRANSPORT", "auto", 1);
+    setenv("HORA_HOSTNAME", 2 * rank <= size ? "host-a" : "host-b", 1);
+}
+
 static int rank_main(int rank, int size, void *arg) {
     const harness_job_t *job = arg;
     this_rank = rank;
+    if (job->transport != NULL && strcmp(job->transport, "hosts") == 0)
+        pretend_hosts(rank, size);
     int before = harness_open_fds();
     hora_comm_t *comm = job->bare ? NULL : harness_join();
     job->main(comm, rank, size, job->arg);

@@ -21,7 +21,8 @@ typedef struct harness_job {
     int            nranks;
     harness_main_t main;
     void          *arg;
-    const char    *transport; /* HORA_TRANSPORT; NULL: leave it */
+    const char    *transport; /* HORA_TRANSPORT; NULL: leave it; "hosts": shm on each of two hosts, which
+                                 this machine pretends to be, and tcp between */
     const char    *algo;      /* HORA_ALGO; NULL: leave it */
     double         timeout;   /* HORA_TIMEOUT; 0: 20 seconds */
     double         deadline;  /* seconds until ranks that still run are killed; 0: 50 seconds */

@@ -188,5 +188,15 @@ int main(int argc, char **argv) {
         cmocka_unit_test(unaligned_buffers),
         cmocka_unit_test(large_messages),
     };
+    const struct CMUnitTest on_hosts[] = {
+        ALGORITHM("auto"),
+        ALGORITHM("twolevel"),
+        ALGORITHM("ring"),
+        cmocka_unit_test(every_operation),
+        cmocka_unit_test(unaligned_buffers),
+        cmocka_unit_test(large_messages),
+    };
+    if (strcmp(transport, "hosts") == 0)
+        return cmocka_run_group_tests(on_hosts, NULL, NULL);
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

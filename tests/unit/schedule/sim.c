@@ -47,7 +47,7 @@ typedef struct rank_state {
     uint32_t     clock[64];   /* vector clock */
     uint64_t     phase, base; /* signalled last; used by calls before */
     shadow_t     shadow[4];
-    size_t       messages, elements;
+    size_t       messages, elements, between;
 } rank_state_t;
 
 typedef struct queue {
@@ -87,6 +87,12 @@ static void fault(sim_t *sim, int rank, const char *format, ...) {
     va_start(args, format);
     vsnprintf(sim->error + n, sizeof(sim->error) - n, format, args);
     va_end(args);
+}
+
+/* Do two ranks share memory? */
+static bool together(const sim_t *sim, int a, int b) {
+    const hora_hosts_t *hosts = sim->what->hosts;
+    return hosts == NULL || hosts->host[a] == hosts->host[b];
 }
 
 /* ---- memory ---- */
@@ -158,7 +164,7 @@ static uint8_t *touch(sim_t *sim, int rank, hora_ref_t ref, size_t count, bool w
               owner);
         return NULL;
     }
-    if (owner != rank && !is_shared(sim, ref.buf))
+    if (owner != rank && (!is_shared(sim, ref.buf) || !together(sim, rank, owner)))
         fault(sim, rank, "buffer %d of rank %d is private", ref.buf, owner);
     if (ref.buf == HORA_BUF_IN && writes && !sim->what->in_place)
         fault(sim, rank, "writes the input");
@@ -219,6 +225,7 @@ static void start_send(sim_t *sim, int rank, uint32_t number) {
     q->last = &m->next;
     me->messages++;
     me->elements += x->bytes / sim->elem;
+    me->between += together(sim, rank, x->peer) ? 0 : x->bytes / sim->elem;
 }
 
 static void start_recv(sim_t *sim, int rank, uint32_t number) {
@@ -272,7 +279,7 @@ static void signal_phase(sim_t *sim, int rank, uint64_t phase) {
         fault(sim, rank, "signals phase %lu after %lu", (unsigned long)phase,
               (unsigned long)me->phase);
     for (int r = 0; r < sim->what->size; r++)
-        if (phase > sim->ranks[r].phase + PHASES - 2)
+        if (together(sim, r, rank) && phase > sim->ranks[r].phase + PHASES - 2)
             fault(sim, rank, "is too many phases ahead of rank %d", r);
     me->phase = phase;
     memcpy(sim->clocks[(size_t)rank * PHASES + phase % PHASES], me->clock, sizeof(me->clock));
@@ -285,10 +292,10 @@ static bool await_phase(sim_t *sim, int rank, uint64_t phase, int peer) {
     int           first = peer == HORA_ALL_RANKS ? 0 : peer;
     int           end = peer == HORA_ALL_RANKS ? sim->what->size : peer + 1;
     for (int r = first; r < end; r++)
-        if (sim->ranks[r].phase < phase)
+        if (together(sim, r, rank) && sim->ranks[r].phase < phase)
             return false;
     for (int r = first; r < end; r++)
-        for (int i = 0; i < sim->what->size && r != rank; i++) {
+        for (int i = 0; i < sim->what->size && r != rank && together(sim, r, rank); i++) {
             uint32_t seen = sim->clocks[(size_t)r * PHASES + phase % PHASES][i];
             if (seen > me->clock[i])
                 me->clock[i] = seen;
@@ -596,6 +603,7 @@ static void make_rank(sim_t *sim, int rank) {
     me->coll = (hora_coll_t){.kind = what->kind, .dtype = what->dtype, .op = what->op,
                              .rank = rank, .size = what->size, .root = what->root,
                              .count = what->uneven && me->layout.counts ? 0 : what->count,
+                             .hosts = what->hosts,
                              .counts = me->layout.counts,
                              .displs = me->layout.displs,
                              .other_counts = me->layout.other_counts,
@@ -649,6 +657,13 @@ static void gather_stats(const sim_t *sim, sim_stats_t *stats) {
         if (me->elements > stats->most_elements)
             stats->most_elements = me->elements;
     }
+    for (int h = 0; sim->what->hosts != NULL && h < sim->what->hosts->count; h++) {
+        size_t between = 0;
+        for (int i = 0; i < hora_hosts_size(sim->what->hosts, h); i++)
+            between += sim->ranks[hora_hosts_member(sim->what->hosts, h, i)].between;
+        if (between > stats->most_between)
+            stats->most_between = between;
+    }
 }
 
 static void free_all(sim_t *sim) {
@@ -690,8 +705,9 @@ const char *sim_run(const sim_case_t *what, sim_stats_t *stats_p) {
     last_error[0] = 0;
     if (sim.error[0] != 0)
         snprintf(last_error, sizeof(last_error),
-                 "%s %s size %d root %d count %zu chunk %zu %s%s%s seed %u: %s", what->algo->name,
-                 hora_coll_name(what->kind), what->size, what->root, what->count, what->chunk,
+                 "%s %s size %d on %d hosts root %d count %zu chunk %zu %s%s%s seed %u: %s",
+                 what->algo->name, hora_coll_name(what->kind), what->size,
+                 what->hosts != NULL ? what->hosts->count : 1, what->root, what->count, what->chunk,
                  what->in_place ? "in place " : "", what->uneven ? "uneven " : "",
                  what->shared ? "shared" : "", what->seed, sim.error);
     free_all(&sim);

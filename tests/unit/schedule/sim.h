@@ -5,6 +5,7 @@
  *   - deadlock, and messages that nobody received or of another length than expected;
  *   - places outside of their buffer;
  *   - touching what a transfer that was not waited for is using;
+ *   - touching memory of a rank on another host;
  *   - two ranks touching the same shared element without a signal between them, if one writes
  *     (vector clocks: found whatever the interleaving).
  * A message is buffered or handed over late, at random, so a plan may rely on neither.
@@ -20,6 +21,7 @@ typedef struct sim_case {
     hora_dtype_t       dtype;
     hora_op_t          op;
     int                size, root;
+    const hora_hosts_t *hosts;   /* NULL: all on one host, with slots for all */
     size_t             count;
     bool               uneven;   /* v kinds: blocks of different sizes, with gaps, out of order */
     bool               in_place; /* where plan.h has a form for it */
@@ -35,6 +37,7 @@ typedef struct sim_case {
 typedef struct sim_stats {
     size_t messages, elements;           /* all ranks together */
     size_t most_messages, most_elements; /* of the rank that sends most */
+    size_t most_between; /* elements that a host sends to others, at most; with hosts */
 } sim_stats_t;
 
 /* "" if all is well, else what went wrong. Static storage. stats_p may be NULL. */
