@@ -47,11 +47,11 @@ def _barrier() -> None:
 
 
 def test_a_setting_without_meaning_is_named_once_by_rank_0() -> None:
-    env = {"HOROVOD_CYCLE_TIME": "5", "HOROVOD_CONTROLLER": "gloo", "HOROVOD_HIERARCHICAL_ALLREDUCE": "1"}
+    env = {"HOROVOD_CYCLE_TIME": "5", "HOROVOD_CONTROLLER": "gloo", "HOROVOD_HIERARCHICAL_ALLGATHER": "1"}
     outcomes = ranks.start(_barrier, 2, env=env).wait()
     assert [outcome.code for outcome in outcomes] == [0, 0]
     assert outcomes[0].output.count("HOROVOD_CYCLE_TIME=5 has no effect") == 1
-    assert outcomes[0].output.count("HOROVOD_HIERARCHICAL_ALLREDUCE=1 has no effect") == 1
+    assert outcomes[0].output.count("HOROVOD_HIERARCHICAL_ALLGATHER=1 has no effect") == 1
     assert "HOROVOD_CONTROLLER" not in outcomes[0].output
     assert "HOROVOD_" not in outcomes[1].output
 
