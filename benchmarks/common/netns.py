@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Hosts that are only namespaces of this one: a network, a name, /etc/hosts and /dev/shm of their own each.
 
-    benchmarks/common/netns.py [--hosts N] COMMAND [ARGUMENT...]
+    benchmarks/common/netns.py [--hosts N] [--rate 1gbit] COMMAND [ARGUMENT...]
 
 starts the command once on each host, with HOST (its number) and HOST_ADDRESS (0's address) set, and ends
 with the worst exit status. In Python:
@@ -13,7 +13,8 @@ Two hosts are joined by one pair of veth; more by a bridge in a namespace of its
 added to the real host's network. Every namespace is held by a process that reads from a pipe of this one
 and ends with it, however this one ends; with it go the namespace, its interfaces and its mounts. Other
 files, processes and users are shared. Each host's processes are bound to a share of the cores, because a
-host cannot know that it has to share them. Making namespaces takes root.
+host cannot know that it has to share them. With a rate, each host sends no faster than that (tc's tbf).
+Making namespaces takes root.
 """
 
 from __future__ import annotations
@@ -79,10 +80,10 @@ class Hosts:
 
     interface = INTERFACE
 
-    def __init__(self, count: int, name: str = "host") -> None:
+    def __init__(self, count: int, name: str = "host", rate: str | None = None) -> None:
         if os.geteuid() != 0:
             raise Unavailable("network namespaces need root")
-        missing = [tool for tool in TOOLS if shutil.which(tool) is None]
+        missing = [tool for tool in [*TOOLS, *(["tc"] if rate else [])] if shutil.which(tool) is None]
         if missing:
             raise Unavailable(f"not installed: {', '.join(missing)} (util-linux, iproute2)")
         if not 1 <= count <= 200:
@@ -98,6 +99,8 @@ class Hosts:
                 self._namespaces.append(Namespace(host, table))
             if count > 1:
                 self._join(count)
+            for namespace in self._namespaces[:count] if rate else []:
+                namespace.run(f"tc qdisc add dev {INTERFACE} root tbf rate {rate} burst 256kb latency 20ms")
         except BaseException:
             self.close()
             raise
@@ -150,12 +153,13 @@ class Hosts:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--hosts", type=int, default=2, help="how many (2)")
+    parser.add_argument("--rate", help="of each host's interface, as tc takes it (unlimited)")
     parser.add_argument("command", nargs=argparse.REMAINDER)
     args = parser.parse_args()
     if not args.command:
         parser.error("a command is missing")
     try:
-        with Hosts(args.hosts) as hosts:
+        with Hosts(args.hosts, rate=args.rate) as hosts:
             env = {**os.environ, "HOST_ADDRESS": hosts.addresses[0]}
             running = [subprocess.Popen(hosts.command(i, args.command), env={**env, "HOST": str(i)})
                        for i in range(args.hosts)]
