@@ -27,7 +27,8 @@ hora_coll_t hora_choices_call(const hora_comm_t *comm, hora_coll_kind_t kind, si
                               size_t *lists) {
     size_t      n = (size_t)comm->size, count = bytes / sizeof(float) / (has_blocks(kind) ? n : 1);
     hora_coll_t coll = {.kind = kind, .dtype = HORA_FLOAT32, .op = HORA_SUM, .rank = comm->rank,
-                        .size = comm->size, .count = count, .prescale = 1.0, .postscale = 1.0};
+                        .size = comm->size, .count = count, .prescale = 1.0, .postscale = 1.0,
+                        .hosts = hora_comm_levels(comm)};
     for (size_t i = 0; i < n; i++) {
         lists[i] = count;
         lists[n + i] = i * count;

@@ -112,7 +112,7 @@ static const size_t *keep_array(hora_exec_t *exec, int i, const size_t *array) {
 
 static void copy_call(hora_exec_t *exec, const hora_coll_t *coll) {
     exec->coll = *coll;
-    exec->coll.hosts = exec->comm->host_slot > 0 ? exec->comm->hosts : NULL;
+    exec->coll.hosts = hora_comm_levels(exec->comm);
     exec->coll.counts = keep_array(exec, 0, coll->counts);
     exec->coll.displs = keep_array(exec, 1, coll->displs);
     exec->coll.other_counts = keep_array(exec, 2, coll->other_counts);

@@ -46,7 +46,7 @@ typedef struct hora_coll {
     const size_t    *other_counts, *other_displs; /* alltoall: receive side */
     double           prescale, postscale, timeout;
     uint32_t         divisor; /* of AVERAGE; 0: the number of ranks */
-    const hora_hosts_t *hosts; /* where two levels are possible, else NULL; exec.c sets it */
+    const hora_hosts_t *hosts; /* hora_comm_levels; exec.c sets it */
     const char      *name;    /* for messages; may be NULL */
 } hora_coll_t;
 

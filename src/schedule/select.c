@@ -139,6 +139,6 @@ const char *hora_select_name(hora_comm_t *comm, const hora_coll_t *coll) {
         return "self";
     if (hora_tiny_applies(comm, coll))
         return "tiny";
-    placed.hosts = comm->host_slot > 0 ? comm->hosts : NULL;
+    placed.hosts = hora_comm_levels(comm);
     return hora_select(comm, &placed)->name;
 }

@@ -55,6 +55,11 @@ static inline size_t hora_comm_oneshot_limit(const hora_comm_t *comm) {
     return comm->tuned_oneshot > 0 ? comm->tuned_oneshot : comm->world->settings.oneshot_limit;
 }
 
+/* Who is where, if two levels are possible; else NULL. */
+static inline const hora_hosts_t *hora_comm_levels(const hora_comm_t *comm) {
+    return comm->host_slot > 0 ? comm->hosts : NULL;
+}
+
 static inline hora_peer_t *hora_comm_peer(const hora_comm_t *comm, int rank) {
     return &comm->world->peers[comm->world_ranks[rank]];
 }
