@@ -86,6 +86,7 @@ int hora_comm_choices(hora_comm_t *comm, const char *collective, size_t bytes,
 
 const char *hora_comm_costs(const hora_comm_t *comm) {
     const hora_costs_t *costs = comm->world->costs;
-    return costs != NULL && comm->size == comm->world->size ? costs->source
-                                                            : "by the formulas that hora comes with; hora info --calibrate measures them";
+    if (costs != NULL && comm->size == comm->world->size)
+        return costs->source;
+    return "by the formulas that hora comes with; hora info --calibrate measures them";
 }
