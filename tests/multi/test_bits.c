@@ -296,7 +296,8 @@ static void write_times_main(hora_comm_t *comm, int rank, int size, void *arg) {
     static hora_costs_t costs;
     (void)size;
     for (int i = 0; hora_algo_list[i] != NULL; i++)
-        for (int point = 0; point < HORA_COSTS_POINTS; point++)
+        for (int point = 0; point < HORA_COSTS_POINTS &&
+                            (hora_algo_list[i]->colls & 1u << HORA_COLL_ALLREDUCE); point++)
             costs.ns[HORA_COLL_ALLREDUCE][i][point] = 1000 * (1u + (unsigned)point);
     for (int point = 0; point < HORA_COSTS_POINTS; point++)
         costs.ns[HORA_COLL_ALLREDUCE][algo_of(point < 5 ? "tree" : "ring")][point] = 500;
