@@ -143,6 +143,16 @@ static size_t longest_block(const hora_coll_t *coll) {
     return most;
 }
 
+/* From there on a push into all buffers gains more than the meeting costs, if every rank has a core. */
+#define MEET_BYTES 8192u
+
+static size_t meeting_limit(const hora_exec_t *exec) {
+    size_t limit = hora_comm_oneshot_limit(exec->comm);
+    bool   soon = exec->coll.kind == HORA_COLL_ALLREDUCE && exec->algo->needs_arena &&
+                  exec->comm->world->crowd <= 100;
+    return soon && limit > MEET_BYTES ? MEET_BYTES : limit;
+}
+
 /* Do the members meet before the plan? Where they might use each other's buffers, where the plan has no
  * phase that would show the signature, and where it depends on what no member knows alone. The same on
  * all members, even where the one of a host would only meet itself. */
@@ -152,7 +162,7 @@ static bool must_meet(const hora_exec_t *exec) {
     if (comm->pads == NULL && comm->host_slot == 0)
         return false;
     return !uses_pads(exec->algo) || bytes == 0 || is_uneven_alltoall(&exec->coll) ||
-           (!exec->algo->small_only && bytes > hora_comm_oneshot_limit(comm));
+           (!exec->algo->small_only && bytes > meeting_limit(exec));
 }
 
 /* Comes to the meeting. False if there is no need to wait for the others there: my buffers are
