@@ -189,7 +189,7 @@ def stop_with_operations_in_flight() -> str:
     hvd.init()
     if hvd.rank() == 0:
         handle = hvd.allreduce_async(torch.ones(3), name="never")
-        pending, _ = mpi_ops._operations[handle]
+        pending = mpi_ops._operations[handle]
         hvd.shutdown()
         assert hvd.synchronize(handle) is None
         try:
