@@ -198,6 +198,8 @@ hora_status_t hora_run_begin(hora_exec_t *exec) {
     exec->sig = hora_coll_sig_with(hora_coll_sig(&exec->coll),
                                    algo_index(exec->algo) << 48 | (uint64_t)exec->meets << 47 |
                                        comm->world->settings.chunk_size);
+    if (comm->pads != NULL)
+        exec->sig = hora_coll_sig_with(exec->sig, comm->pads->past);
     exec->tag = hora_tag_collective(comm->channel, comm->seq++);
     exec->shared = false;
     exec->longest = 0;
@@ -491,6 +493,7 @@ static hora_status_t advance_steps(hora_exec_t *exec) {
     if (exec->pads != NULL) {
         exec->pads->base += (uint64_t)exec->meets + exec->plan.phases;
         exec->pads->last_sig = exec->sig;
+        hora_pads_remember(exec->pads, exec->sig);
         exec->pads->calls += uses_pads(exec->algo);
     }
     exec->state = HORA_EXEC_DONE;

@@ -89,13 +89,19 @@ static const hora_pads_cell_t *cell_of(const hora_pads_t *pads, int rank, uint64
     return &pads->lines[rank]->cells[number % HORA_PADS_CELLS];
 }
 
-/* Were this member's call and all tiny ones before the same as mine? */
-static hora_status_t compare(hora_comm_t *comm, const hora_coll_t *coll, int rank,
-                             const hora_pads_cell_t *own, const hora_pads_cell_t *theirs) {
-    if (theirs->sig != own->sig)
-        return hora_coll_mismatch(comm, coll, own->sig, rank, theirs->sig);
-    if (theirs->past == own->past)
-        return HORA_OK;
+/* In which call before tiny call `number` did this member and I part? In the last tiny one, or the last
+ * with a plan; else it is not known any more. */
+static hora_status_t parted_before(hora_comm_t *comm, const hora_coll_t *coll, int rank,
+                                   uint64_t number) {
+    hora_pads_t *pads = comm->pads;
+    uint32_t     own = cell_of(pads, comm->rank, number - 1)->sig;
+    uint32_t     theirs = cell_of(pads, rank, number - 1)->sig;
+    if (own == theirs) {
+        own = pads->last_sig;
+        theirs = hora_pads_note(pads, rank, pads->base)->sig;
+    }
+    if (own != theirs)
+        return hora_coll_mismatch(comm, coll, own, rank, theirs);
     return hora_fail(HORA_ERR_MISMATCH,
                      "operations do not match: before this %s, rank %d on host %s and rank %d on "
                      "host %s made different calls, or with different counts or roots",
@@ -106,7 +112,7 @@ static hora_status_t compare(hora_comm_t *comm, const hora_coll_t *coll, int ran
 /* Waits until `rank` has begun call `number`, and compares it with mine of that number. */
 static hora_status_t await_cell(hora_comm_t *comm, const hora_coll_t *coll, int rank,
                                 uint64_t number) {
-    const hora_pads_cell_t *cell = cell_of(comm->pads, rank, number);
+    const hora_pads_cell_t *cell = cell_of(comm->pads, rank, number), *own;
     hora_waiter_t           w;
     hora_status_t           st = HORA_OK;
     if (atomic_load_explicit(&cell->number, memory_order_acquire) < number) {
@@ -115,9 +121,10 @@ static hora_status_t await_cell(hora_comm_t *comm, const hora_coll_t *coll, int 
             st = hora_waiter_turn(&w, rank);
         hora_waiter_end(&w);
     }
-    if (st != HORA_OK)
-        return st;
-    return compare(comm, coll, rank, cell_of(comm->pads, comm->rank, number), cell);
+    own = cell_of(comm->pads, comm->rank, number);
+    if (st == HORA_OK && cell->sig != own->sig)
+        return hora_coll_mismatch(comm, coll, own->sig, rank, cell->sig);
+    return st != HORA_OK || cell->past == own->past ? st : parted_before(comm, coll, rank, number);
 }
 
 static hora_status_t await_all(hora_comm_t *comm, const hora_coll_t *coll, uint64_t number) {
@@ -137,11 +144,10 @@ static hora_status_t await_room(hora_comm_t *comm, const hora_coll_t *coll, uint
 }
 
 static void publish(hora_pads_t *pads, const hora_coll_t *coll, uint64_t number) {
-    hora_pads_line_t       *line = pads->lines[coll->rank];
-    hora_pads_cell_t       *cell = &line->cells[number % HORA_PADS_CELLS];
-    const hora_pads_cell_t *last = cell_of(pads, coll->rank, number - 1);
+    hora_pads_cell_t *cell = &pads->lines[coll->rank]->cells[number % HORA_PADS_CELLS];
     cell->sig = hora_coll_sig(coll);
-    cell->past = (last->past ^ last->sig) * 2654435761u + 1;
+    cell->past = pads->past;
+    hora_pads_remember(pads, cell->sig);
     fill(coll, cell->payload);
     atomic_store_explicit(&cell->number, number, memory_order_release);
     hora_pads_ring(pads);

@@ -39,7 +39,7 @@ typedef struct hora_pads_note {
 typedef struct hora_pads_cell {
     _Alignas(64) _Atomic uint64_t number; /* of the tiny message; written last */
     uint32_t sig;
-    uint32_t past; /* hash of the signatures of all tiny messages before */
+    uint32_t past; /* the member's hora_pads.past when it began the call */
     uint8_t  payload[HORA_PADS_TINY];
 } hora_pads_cell_t;
 
@@ -60,6 +60,7 @@ struct hora_pads {
     uint32_t           last_sig;   /* of the call before, with phase `base`; 0: there was none */
     uint64_t           tiny;       /* tiny messages so far */
     uint64_t           tiny_known; /* tiny message that all members are known to have begun */
+    uint32_t           past;       /* hash of the signatures of all calls so far */
     size_t             slot_bytes; /* of one half */
     hora_pads_line_t **lines;      /* [comm->size], of each member, mapped here */
     uint8_t          **slots;      /* [comm->size], of each member: two halves */
@@ -74,6 +75,10 @@ struct hora_pads {
 hora_status_t hora_pads_create(hora_comm_t *comm, size_t slot_bytes);
 /* Gives them up; NULL is allowed. Other members may go on to read my block (retire.h). */
 void hora_pads_give_up(hora_pads_t *pads);
+
+static inline void hora_pads_remember(hora_pads_t *pads, uint32_t sig) {
+    pads->past = (pads->past ^ sig) * 2654435761u + 1;
+}
 
 /* Publishes that I have reached `phase` (base + k), with a note, and wakes sleeping members. */
 void hora_pads_signal(hora_pads_t *pads, uint64_t phase, const hora_pads_note_t *note);
