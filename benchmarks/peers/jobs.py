@@ -82,7 +82,7 @@ class Absent(Exception):
 def compile_worker(compiler: list[str], source: str, out: Path, *options: str) -> None:
     main = out.parent / "main.o"
     if not main.exists():
-        subprocess.run(["cc", "-std=gnu11", "-O2", "-c", str(HERE / "main.c"), "-o", str(main)], check=True)
+        subprocess.run(["cc", "-std=gnu11", "-O3", "-c", str(HERE / "main.c"), "-o", str(main)], check=True)
     done = subprocess.run([*compiler, "-O2", str(HERE / source), str(main), *options, "-o", str(out)],
                           capture_output=True, text=True)
     if done.returncode:

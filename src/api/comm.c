@@ -50,6 +50,7 @@ static hora_comm_t *comm_new(hora_world_t *world, int size) {
     comm->tiny_allowed = strcmp(world->settings.algo, "auto") == 0 ||
                          strcmp(world->settings.algo, "oneshot") == 0 ||
                          strcmp(world->settings.algo, "arena") == 0;
+    comm->boards_allowed = comm->tiny_allowed && strcmp(world->settings.algo, "arena") != 0;
     return comm;
 }
 

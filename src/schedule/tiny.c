@@ -7,6 +7,10 @@
  * by HORA_PADS_LEAD calls at most (pads.h). That they called something else it learns at the end of
  * the lead, in the next call in which it waits for them, or from their finding out.
  *
+ * Longer allreduces of two ranks, up to HORA_ONESHOT_LIMIT, lie on boards (pads.h), written before the
+ * number. Who waits for the others in this call wakes them only when it begins to wait, or when they
+ * are there: the fence that this takes would otherwise stand between writing and reading.
+ *
  * Source: the idea of payload inside the flag line is Open MPI's coll/xhc (immediate copy).
  */
 #include "schedule/blocks.h"
@@ -14,15 +18,32 @@
 #include "transport/wait.h"
 
 #include <kernels/cpu/kernels.h>
+#include <stdio.h>
 #include <string.h>
 
 #define TINY_RANKS_MAX 64
+#define POLLS          100 /* looks at a cell before it is waited for; some 100 ns */
 
 /* Elements that a rank publishes, the same on all; an uneven alltoall is not asked for. */
 static size_t payload_count(const hora_coll_t *coll) {
     if (coll->kind == HORA_COLL_ALLGATHER)
         return hora_block_longest(coll);
     return coll->kind == HORA_COLL_GATHER ? coll->count : hora_coll_extent(coll);
+}
+
+/* Is it too long for a cell? (Of what this file does.) */
+static bool is_long(const hora_coll_t *coll) {
+    return coll->kind == HORA_COLL_ALLREDUCE &&
+           coll->count * hora_dtype_size(coll->dtype) > HORA_PADS_TINY;
+}
+
+static bool fits_board(const hora_comm_t *comm, const hora_coll_t *coll) {
+    size_t limit = hora_comm_oneshot_limit(comm);
+    if (limit > HORA_PADS_BOARD)
+        limit = HORA_PADS_BOARD;
+    return coll->kind == HORA_COLL_ALLREDUCE && comm->size == HORA_PADS_BOARDS &&
+           comm->boards_allowed && coll->count <= limit &&
+           coll->count * hora_dtype_size(coll->dtype) <= limit;
 }
 
 bool hora_tiny_applies(const hora_comm_t *comm, const hora_coll_t *coll) {
@@ -33,7 +54,8 @@ bool hora_tiny_applies(const hora_comm_t *comm, const hora_coll_t *coll) {
     if (!comm->tiny_allowed || coll->op == HORA_ADASUM ||
         (coll->kind == HORA_COLL_ALLTOALL && !hora_coll_is_even(coll)))
         return false;
-    return payload_count(coll) <= HORA_PADS_TINY / hora_dtype_size(coll->dtype);
+    return fits_board(comm, coll) ||
+           payload_count(coll) <= HORA_PADS_TINY / hora_dtype_size(coll->dtype);
 }
 
 /* ---- what goes into a cell ---- */
@@ -109,18 +131,45 @@ static hora_status_t parted_before(hora_comm_t *comm, const hora_coll_t *coll, i
                      rank, hora_comm_peer(comm, rank)->host);
 }
 
+/* Wakes who sleeps, if that was put off. */
+static void be_heard(hora_pads_t *pads, void (*wake)(hora_pads_t *pads)) {
+    if (!pads->unheard)
+        return;
+    pads->unheard = false;
+    wake(pads);
+}
+
+static bool poll_cell(const hora_comm_t *comm, const hora_pads_cell_t *cell, uint64_t number) {
+    int polls = comm->world->has_cores ? POLLS : 1;
+    while (polls > 0 && atomic_load_explicit(&cell->number, memory_order_acquire) < number)
+        polls--;
+    return polls > 0;
+}
+
+static hora_status_t wait_for_cell(hora_comm_t *comm, const hora_coll_t *coll, int rank,
+                                   const hora_pads_cell_t *cell, uint64_t number) {
+    bool          named = coll->name != NULL && coll->name[0] != 0;
+    const char   *kind = hora_coll_name(coll->kind);
+    hora_waiter_t w;
+    hora_status_t st = HORA_OK;
+    char          what[112];
+    be_heard(comm->pads, hora_pads_ring);
+    if (named)
+        snprintf(what, sizeof(what), "%s '%.64s'", kind, coll->name);
+    hora_waiter_begin(&w, comm, coll->timeout, named ? what : kind);
+    while (st == HORA_OK && atomic_load_explicit(&cell->number, memory_order_acquire) < number)
+        st = hora_waiter_turn(&w, rank);
+    hora_waiter_end(&w);
+    return st;
+}
+
 /* Waits until `rank` has begun call `number`, and compares it with mine of that number. */
 static hora_status_t await_cell(hora_comm_t *comm, const hora_coll_t *coll, int rank,
                                 uint64_t number) {
     const hora_pads_cell_t *cell = cell_of(comm->pads, rank, number), *own;
-    hora_waiter_t           w;
     hora_status_t           st = HORA_OK;
-    if (atomic_load_explicit(&cell->number, memory_order_acquire) < number) {
-        hora_waiter_begin(&w, comm, coll->timeout, hora_coll_name(coll->kind));
-        while (st == HORA_OK && atomic_load_explicit(&cell->number, memory_order_acquire) < number)
-            st = hora_waiter_turn(&w, rank);
-        hora_waiter_end(&w);
-    }
+    if (!poll_cell(comm, cell, number))
+        st = wait_for_cell(comm, coll, rank, cell, number);
     own = cell_of(comm->pads, comm->rank, number);
     if (st == HORA_OK && cell->sig != own->sig)
         return hora_coll_mismatch(comm, coll, own->sig, rank, cell->sig);
@@ -130,7 +179,9 @@ static hora_status_t await_cell(hora_comm_t *comm, const hora_coll_t *coll, int 
 static hora_status_t await_all(hora_comm_t *comm, const hora_coll_t *coll, uint64_t number) {
     hora_status_t st = HORA_OK;
     for (int r = 0; st == HORA_OK && r < comm->size; r++)
-        st = await_cell(comm, coll, r, number);
+        if (r != comm->rank)
+            st = await_cell(comm, coll, r, number);
+    be_heard(comm->pads, hora_pads_wake);
     if (st == HORA_OK)
         comm->pads->tiny_known = number;
     return st;
@@ -148,9 +199,23 @@ static void publish(hora_pads_t *pads, const hora_coll_t *coll, uint64_t number)
     cell->sig = hora_coll_sig(coll);
     cell->past = pads->past;
     hora_pads_remember(pads, cell->sig);
-    fill(coll, cell->payload);
+    if (is_long(coll))
+        memcpy(hora_pads_board(pads, coll->rank), coll->in,
+               coll->count * hora_dtype_size(coll->dtype));
+    else
+        fill(coll, cell->payload);
     atomic_store_explicit(&cell->number, number, memory_order_release);
-    hora_pads_ring(pads);
+    pads->unheard = true;
+    if (hora_blocks_from_root(coll) || hora_blocks_to_root(coll))
+        be_heard(pads, hora_pads_ring); /* some of the ranks wait for nobody */
+}
+
+/* What member `rank` shows in this call. My own vector is read where it is. */
+static const void *payload_of(const hora_pads_t *pads, const hora_coll_t *coll, int rank,
+                              uint64_t number) {
+    if (coll->kind == HORA_COLL_ALLREDUCE && rank == coll->rank)
+        return coll->in;
+    return is_long(coll) ? hora_pads_board(pads, rank) : cell_of(pads, rank, number)->payload;
 }
 
 /* Takes what is for me; payloads that are not awaited here are awaited before. */
@@ -165,7 +230,7 @@ static hora_status_t take(hora_comm_t *comm, const hora_coll_t *coll, uint64_t n
     }
     st = await_all(comm, coll, number);
     for (int r = 0; st == HORA_OK && r < comm->size; r++) {
-        payloads[r] = cell_of(comm->pads, r, number)->payload;
+        payloads[r] = payload_of(comm->pads, coll, r, number);
         if (!hora_coll_reduces(coll->kind) && coll->kind != HORA_COLL_BARRIER)
             copy_out(coll, r, payloads[r]);
     }
@@ -184,6 +249,7 @@ hora_status_t hora_tiny_run(hora_comm_t *comm, const hora_coll_t *coll) {
         st = take(comm, coll, number);
     if (st != HORA_OK)
         return hora_coll_fail(comm, st);
+    comm->pads->turn ^= is_long(coll);
     comm->pads->tiny = number;
     comm->seq++;
     return HORA_OK;

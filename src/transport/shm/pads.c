@@ -29,6 +29,11 @@ static size_t slot_bytes_for(const hora_settings_t *settings, size_t bytes) {
     return (bytes + 4095) & ~(size_t)4095;
 }
 
+/* A member's line, board and slots, one after the other. */
+static size_t block_bytes(size_t slot) {
+    return sizeof(hora_pads_line_t) + HORA_PADS_BOARD + 2 * slot;
+}
+
 static void pads_free(hora_pads_t *pads) {
     free(pads->lines);
     free(pads->slots);
@@ -100,18 +105,20 @@ static bool locate(hora_pads_t *pads, const offer_t *offers) {
         if (offer->slot_bytes < pads->slot_bytes)
             pads->slot_bytes = (size_t)offer->slot_bytes;
         uint8_t *block = hora_arena_at(comm->world->arena, pads->locals[r], offer->offset,
-                                       sizeof(hora_pads_line_t) + 2 * (size_t)offer->slot_bytes);
+                                       block_bytes((size_t)offer->slot_bytes));
         if (block == NULL || offer->offset % 64 != 0)
             return false;
         pads->lines[r] = (hora_pads_line_t *)block;
-        pads->slots[r] = block + sizeof(hora_pads_line_t);
+        if (r < HORA_PADS_BOARDS)
+            pads->boards[r] = block + sizeof(hora_pads_line_t);
+        pads->slots[r] = block + sizeof(hora_pads_line_t) + HORA_PADS_BOARD;
     }
     return true;
 }
 
 static void make_offer(hora_pads_t *pads, size_t slot_bytes, offer_t *offer) {
     hora_arena_t *arena = pads->comm->world->arena;
-    size_t        bytes = sizeof(hora_pads_line_t) + 2 * slot_bytes;
+    size_t        bytes = block_bytes(slot_bytes);
     *offer = (offer_t){HORA_PADS_NONE, slot_bytes};
     if (hora_arena_alloc(arena, bytes, &pads->own) != HORA_OK) {
         pads->own = NULL;
@@ -166,10 +173,8 @@ void hora_pads_give_up(hora_pads_t *pads) {
     pads_free(pads);
 }
 
-void hora_pads_ring(hora_pads_t *pads) {
+void hora_pads_wake(hora_pads_t *pads) {
     hora_comm_t *comm = pads->comm;
-    if (comm->world->has_cores)
-        hora_apart_note(comm->world);
     atomic_thread_fence(memory_order_seq_cst);
     for (int i = 0; i < pads->size; i++) {
         int          r = pads->members[i];
@@ -177,6 +182,12 @@ void hora_pads_ring(hora_pads_t *pads) {
         if (r != comm->rank && atomic_load_explicit(&peer->bell->waiting, memory_order_relaxed))
             hora_bell_wake(peer->bell, peer->eventfd);
     }
+}
+
+void hora_pads_ring(hora_pads_t *pads) {
+    if (pads->comm->world->has_cores)
+        hora_apart_note(pads->comm->world);
+    hora_pads_wake(pads);
 }
 
 void hora_pads_signal(hora_pads_t *pads, uint64_t phase, const hora_pads_note_t *note) {

@@ -14,6 +14,12 @@
  * begun a later message than k - HORA_PADS_CELLS has read all that it needs of that one. And the cells
  * of the last HORA_PADS_LEAD messages of all members can be read.
  *
+ * Boards. A longer payload of an allreduce lies on a board. Two members have one each, and change
+ * places with every message on them, so each writes where it has just read: there nobody else reads.
+ * Why: a core is quick to take a line that another has written and that it has read itself. A line
+ * that it has written and another has read, it gets back slowly and one at a time: on a Zen 4, 30 to
+ * 150 ns a line, instead of 5. More members would all have to give up each line, and have no boards.
+ *
  * Slots. Collective number k (pads->calls) uses slot half k % 2. It is free again: before a member writes
  * to its slot in k + 2, it has awaited the last phase of k + 1 from all, and they signalled that after
  * they had finished k.
@@ -28,6 +34,8 @@
 #define HORA_PADS_CELLS  64         /* tiny messages in turn */
 #define HORA_PADS_LEAD   32         /* of a member before the others, in tiny messages */
 #define HORA_PADS_TINY   48         /* bytes of payload in a cell */
+#define HORA_PADS_BOARD  65536      /* bytes of a board */
+#define HORA_PADS_BOARDS 2          /* members that have boards */
 
 typedef struct hora_pads_note {
     uint64_t in, out; /* offsets of the member's buffers in its arena, or HORA_PADS_NONE */
@@ -61,6 +69,9 @@ struct hora_pads {
     uint64_t           tiny;       /* tiny messages so far */
     uint64_t           tiny_known; /* tiny message that all members are known to have begun */
     uint32_t           past;       /* hash of the signatures of all calls so far */
+    bool               unheard;    /* a message of mine is there, and no sleeper has been woken for it */
+    int                turn;       /* on the next board message member m has board m ^ turn */
+    uint8_t           *boards[HORA_PADS_BOARDS]; /* in the members' blocks */
     size_t             slot_bytes; /* of one half */
     hora_pads_line_t **lines;      /* [comm->size], of each member, mapped here */
     uint8_t          **slots;      /* [comm->size], of each member: two halves */
@@ -83,6 +94,8 @@ static inline void hora_pads_remember(hora_pads_t *pads, uint32_t sig) {
 /* Publishes that I have reached `phase` (base + k), with a note, and wakes sleeping members. */
 void hora_pads_signal(hora_pads_t *pads, uint64_t phase, const hora_pads_note_t *note);
 /* Wakes the members that sleep. Call it after publishing. */
+void hora_pads_wake(hora_pads_t *pads);
+/* The same, and says where this member is (apart.c), before it waits. */
 void hora_pads_ring(hora_pads_t *pads);
 /* Has `rank` reached `phase`? Acquire: what it wrote before is visible if so. */
 static inline bool hora_pads_reached(const hora_pads_t *pads, int rank, uint64_t phase) {
@@ -92,6 +105,10 @@ static inline bool hora_pads_reached(const hora_pads_t *pads, int rank, uint64_t
 static inline const hora_pads_note_t *hora_pads_note(const hora_pads_t *pads, int rank,
                                                      uint64_t phase) {
     return &pads->lines[rank]->notes[phase % HORA_PADS_DEPTH];
+}
+/* Where `rank`, one of two, shows the current board message. */
+static inline uint8_t *hora_pads_board(const hora_pads_t *pads, int rank) {
+    return pads->boards[rank ^ pads->turn];
 }
 /* The half-slot of `rank` for the current call. */
 static inline uint8_t *hora_pads_slot(const hora_pads_t *pads, int rank) {

@@ -95,7 +95,7 @@ static hora_comm_t *make_comm(team_t *team, hora_world_t *world) {
     comm->local_size = team->size;
     comm->cross_size = 1;
     comm->channel = 1;
-    comm->tiny_allowed = team->algo == NULL;
+    comm->tiny_allowed = comm->boards_allowed = team->algo == NULL;
     comm->timeout = team->timeout > 0 ? team->timeout : 20;
     world->comms = comm;
     return comm;

@@ -6,6 +6,7 @@
 
 #include "schedule/run.h"
 #include "transport/shm/arena.h"
+#include "transport/shm/pads.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -238,6 +239,36 @@ static void run__roots_may_run_ahead(void **state) {
     team_run(&team, dawdle);
 }
 
+/* Lengths that use cell, board and slots; the boards must change hands with every call on them. */
+static void small_calls(member_t *m) {
+    static const size_t counts[] = {0, 1, 12, 13, 16, 17, 1000, 8192, 8193, 3};
+    const uint8_t      *before = NULL;
+    for (unsigned turn = 0; turn < 300 && m->error[0] == 0; turn++) {
+        sim_case_t what = basic(&hora_algo_direct, HORA_COLL_ALLREDUCE, m->size, counts[turn % 10]);
+        if (turn % 7 == 6)
+            what = basic(&hora_algo_direct, turn % 2 ? HORA_COLL_BARRIER : HORA_COLL_BROADCAST,
+                         m->size, 3);
+        what.integers = false;
+        what.seed = turn;
+        run_one(m, &what, turn % 2 ? APART : IN_PLACE);
+        if ((turn + (unsigned)m->rank) % 11 == 0)
+            usleep(100); /* somebody is late */
+        if (m->size == HORA_PADS_BOARDS && what.count > 12 && what.count <= 8192) {
+            if (hora_pads_board(m->comm->pads, m->rank) == before)
+                team_complain(m, "turn %u: the boards have not changed hands", turn);
+            before = hora_pads_board(m->comm->pads, m->rank);
+        }
+    }
+}
+
+static void run__small_calls_of_all_lengths_follow_each_other(void **state) {
+    (void)state;
+    for (int size = 2; size <= 4; size++) {
+        team_t team = {.size = size, .pads = true};
+        team_run(&team, small_calls);
+    }
+}
+
 static size_t idle_count(const hora_comm_t *comm) {
     size_t n = 0;
     for (const hora_exec_t *e = comm->idle; e != NULL; e = e->next)
@@ -387,6 +418,12 @@ static void run__a_mismatch_names_both_sides_on_every_rank(void **state) {
         {{.kind = HORA_COLL_ALLREDUCE, .op = HORA_SUM, .dtype = HORA_FLOAT32, .count = 200000},
          {.kind = HORA_COLL_ALLREDUCE, .op = HORA_SUM, .dtype = HORA_FLOAT32, .count = 3},
          {"allreduce(sum, float32)", "different counts"}}, /* tiny against large */
+        {{.kind = HORA_COLL_ALLREDUCE, .op = HORA_SUM, .dtype = HORA_FLOAT32, .count = 12},
+         {.kind = HORA_COLL_ALLREDUCE, .op = HORA_SUM, .dtype = HORA_FLOAT32, .count = 13},
+         {"allreduce(sum, float32)", "different counts"}}, /* in a line against on a board */
+        {{.kind = HORA_COLL_ALLREDUCE, .op = HORA_MIN, .dtype = HORA_FLOAT32, .count = 8192},
+         {.kind = HORA_COLL_ALLREDUCE, .op = HORA_SUM, .dtype = HORA_FLOAT32, .count = 8193},
+         {"allreduce(min, float32)", "allreduce(sum, float32)"}}, /* on a board against large */
         {{.kind = HORA_COLL_ALLREDUCE, .op = HORA_SUM, .dtype = HORA_FLOAT32, .count = 200000},
          {.kind = HORA_COLL_ALLREDUCE, .op = HORA_SUM, .dtype = HORA_FLOAT32, .count = 100000},
          {"allreduce(sum, float32)", "different counts"}},
@@ -514,6 +551,7 @@ int main(void) {
         cmocka_unit_test(run__pushes_into_buffers_in_the_arena),
         cmocka_unit_test(run__calls_of_all_kinds_follow_each_other),
         cmocka_unit_test(run__roots_may_run_ahead),
+        cmocka_unit_test(run__small_calls_of_all_lengths_follow_each_other),
         cmocka_unit_test(run__keeps_few_executions_and_uses_them_again),
         cmocka_unit_test(run__started_calls_complete_in_any_order_of_waits),
         cmocka_unit_test(run__a_blocking_call_finishes_started_ones_first),
