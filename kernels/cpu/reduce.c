@@ -12,6 +12,7 @@
 #include "kernels.h"
 
 #define BLOCK_BYTES 4096 /* of one source, in the type that accumulates */
+#define FEW         32   /* elements; sum would pad them to a chunk of 64, in memory */
 
 typedef struct reduce_job {
     /* Steps on a block; NULL: left out, except that combine is there whenever nsrc > 1. */
@@ -144,10 +145,26 @@ static void reduce_blocks(const reduce_job_t *job, size_t element, size_t count)
     }
 }
 
+/* So little that getting ready would take longer. False: not done. */
+static bool reduce_few(const hora_isa_t *isa, const hora_reduce_t *how, void *const *dst, int ndst,
+                       const void *const *src, int nsrc, size_t count)
+{
+    bool plain = how->prescale == 1.0 && how->divisor == 1 && how->postscale == 1.0;
+    if (count > FEW || !plain || ndst != 1 || nsrc < 2 || nsrc > HORA_COMBINE_MAX ||
+        isa->widen[how->dtype] != NULL) {
+        return false;
+    }
+    isa->combine[how->dtype][how->op](dst[0], src, nsrc, count);
+    return true;
+}
+
 void hora_kernel_reduce(const hora_reduce_t *how, void *const *dst, int ndst,
                         const void *const *src, int nsrc, size_t count)
 {
     const hora_isa_t *isa = hora_isa_current();
+    if (reduce_few(isa, how, dst, ndst, src, nsrc, count)) {
+        return;
+    }
     bool              half = isa->widen[how->dtype] != NULL;
     hora_dtype_t      type = half ? HORA_FLOAT32 : how->dtype; /* that accumulates */
     reduce_job_t      job = {

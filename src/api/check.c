@@ -41,7 +41,8 @@ hora_status_t hora_check_dtype(hora_dtype_t dtype, const char *what) {
 
 hora_status_t hora_check_buffer(const void *ptr, size_t count, hora_dtype_t dtype,
                                 const char *argument, const char *what) {
-    if (count > SIZE_MAX / 2 / hora_dtype_size(dtype))
+    size_t bytes;
+    if (__builtin_mul_overflow(count, hora_dtype_size(dtype), &bytes) || bytes > SIZE_MAX / 2)
         return hora_fail(HORA_ERR_INVALID_ARGUMENT, "%s: %s: %zu elements of %s are more than memory "
                          "can hold", what, argument, count, hora_dtype_name(dtype));
     if (ptr == NULL && count > 0)

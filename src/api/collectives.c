@@ -33,10 +33,13 @@ static hora_status_t begin(call_t *call, hora_comm_t *comm, hora_coll_kind_t kin
         st = hora_check_options(options, call->what, &call->options);
     if (st != HORA_OK)
         return st;
+    /* Every member by name: a struct that is partly left out is cleared as a whole first, slowly. */
     call->coll = (hora_coll_t){
         .kind = kind, .dtype = dtype, .op = HORA_SUM, .rank = comm->rank, .size = comm->size,
-        .prescale = call->options.prescale, .postscale = call->options.postscale,
-        .timeout = call->options.timeout, .name = call->options.name,
+        .root = 0, .count = 0, .in = NULL, .out = NULL, .counts = NULL, .displs = NULL,
+        .other_counts = NULL, .other_displs = NULL, .prescale = call->options.prescale,
+        .postscale = call->options.postscale, .timeout = call->options.timeout, .divisor = 0,
+        .name = call->options.name,
     };
     return HORA_OK;
 }

@@ -8,7 +8,8 @@
 #include <string.h>
 
 bool hora_offload_try(hora_comm_t *comm, const hora_coll_t *coll, hora_status_t *status_p) {
-    return strcmp(comm->world->settings.offload, "mpi") == 0 &&
+    const char *offload = comm->world->settings.offload;
+    return offload[0] == 'm' && strcmp(offload, "mpi") == 0 && /* every call passes here */
            hora_offload_mpi(comm, coll, status_p);
 }
 
