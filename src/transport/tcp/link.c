@@ -71,8 +71,6 @@ static void note(hora_tcp_link_t *link, hora_status_t status, const char *text, 
 void hora_tcp_in_close(hora_tcp_in_t *in) {
     hora_tcp_link_t *link = in->link;
     link->in[in->index] = NULL;
-    if (hora_tcp_of(link)->latest == in)
-        hora_tcp_of(link)->latest = NULL;
     link->in_open--;
     link->stalled -= in->stalled;
     hora_tcp_bury(hora_tcp_of(link), &in->source);

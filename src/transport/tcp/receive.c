@@ -276,13 +276,13 @@ static verdict_t fill(hora_tcp_in_t *in, size_t *budget) {
 
 /* Reads and uses until there is nothing more now, or the budget is spent. `whole`: on to the very
  * end, because nobody will tell when there is more. */
-static verdict_t in_run(hora_tcp_in_t *in, size_t *budget, bool whole) {
+static verdict_t in_run(hora_tcp_in_t *in, size_t budget, bool whole) {
     verdict_t filled = GO_ON;
     for (;;) {
         verdict_t used = use_buffer(in);
-        if (used != EMPTY || *budget == 0 || (filled == SHORT && !whole))
+        if (used != EMPTY || budget == 0 || (filled == SHORT && !whole))
             return used;
-        filled = fill(in, budget);
+        filled = fill(in, &budget);
         if (filled != GO_ON && filled != SHORT)
             return filled;
     }
@@ -317,29 +317,17 @@ static void in_ended(hora_tcp_in_t *in, int err) {
         hora_tcp_link_fail_receives(link, HORA_ERR_PEER_FAILED, text);
 }
 
-/* Runs one connection and does what came out of it. True: bytes were read. */
-static bool service(hora_tcp_in_t *in, size_t budget, bool whole) {
+/* Runs one connection and does what came out of it. */
+static void service(hora_tcp_in_t *in, size_t budget, bool whole) {
     int       err;
-    size_t    left = budget;
-    verdict_t verdict = in_run(in, &left, whole);
+    verdict_t verdict = in_run(in, budget, whole);
     err = errno;
-    if (left < budget)
-        hora_tcp_of(in->link)->latest = verdict == FAILED ? NULL : in;
     if (verdict == STALL)
         set_stalled(in, true);
     else if (verdict == CLOSED)
         in_ended(in, 0);
     else if (verdict == BROKEN)
         in_ended(in, err);
-    return left < budget;
-}
-
-bool hora_tcp_look(hora_tcp_in_t *in) {
-    hora_tcp_link_t *link = in->link;
-    bool             came = service(in, HORA_TCP_BUDGET, false);
-    if (link->resume && link->stalled > 0)
-        hora_tcp_resume(link);
-    return came;
 }
 
 void hora_tcp_resume(hora_tcp_link_t *link) {

@@ -21,7 +21,6 @@
 #include <unistd.h>
 
 #define EVENTS_MAX 64
-#define LOOKS      4 /* turns of which the last one asks epoll */
 #define FLUSH_NS   1000000000u
 /* An idle connection to a host that has vanished ends after IDLE + INTERVAL * PROBES seconds. Busy
  * ones are looked after by hora_tcp_link_tick: TCP_USER_TIMEOUT would also end a connection whose
@@ -125,26 +124,12 @@ static void dispatch(hora_tcp_t *self, hora_tcp_source_t *source, uint32_t event
     }
 }
 
-/* Where the last bytes came from, the next ones often come too, and to read costs no more than to ask
- * epoll whether to read. Not while something waits to be written there. */
-static bool may_look(hora_tcp_t *self) {
-    const hora_tcp_in_t *in = self->latest;
-    if (in == NULL || in->stalled || in->link->sends != NULL)
-        return false;
-    return ++self->looks % LOOKS != 0;
-}
-
 static unsigned tcp_progress(hora_transport_t *base) {
     hora_tcp_t        *self = (hora_tcp_t *)base;
     struct epoll_event events[EVENTS_MAX];
-    int                n;
-    if (may_look(self)) {
-        n = hora_tcp_look(self->latest);
-    } else {
-        n = epoll_wait(self->epoll, events, EVENTS_MAX, 0);
-        for (int i = 0; i < n; i++)
-            dispatch(self, events[i].data.ptr, events[i].events);
-    }
+    int                n = epoll_wait(self->epoll, events, EVENTS_MAX, 0);
+    for (int i = 0; i < n; i++)
+        dispatch(self, events[i].data.ptr, events[i].events);
     if (self->graves != NULL)
         clear_graves(self);
     return n > 0 ? (unsigned)n : 0;

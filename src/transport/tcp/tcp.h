@@ -152,8 +152,6 @@ struct hora_tcp {
     size_t               unexpected;     /* bytes kept without a receive, or more; see is_full */
     size_t               unexpected_max;
     hora_tcp_source_t   *graves;
-    hora_tcp_in_t       *latest; /* that brought bytes; NULL: none, or gone */
-    unsigned             looks;  /* at it since epoll was asked */
     hora_tcp_send_t     *spare; /* send records to use again */
     hora_tcp_link_t    **links; /* [size]; NULL: none yet */
     bool                *left;  /* [size]: disconnected; never again */
@@ -208,8 +206,6 @@ void hora_tcp_send_free(hora_tcp_link_t *link, hora_tcp_send_t *send);
 
 /* receive.c */
 void hora_tcp_in_event(hora_tcp_in_t *in, uint32_t events);
-/* Reads what is there without asking epoll first. True: something was. */
-bool hora_tcp_look(hora_tcp_in_t *in);
 /* Tries stalled connections again. */
 void hora_tcp_resume(hora_tcp_link_t *link);
 /* Takes in everything that the kernel has for this link. */
