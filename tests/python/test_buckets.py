@@ -128,6 +128,47 @@ def case_sparse(hvd: Any) -> None:
     assert torch.equal(before[1] - 1.0, table.weight[1]) and torch.equal(before[0], table.weight[0])
 
 
+def case_sparse_adam(hvd: Any) -> None:
+    """It takes sparse gradients only."""
+    table = torch.nn.Embedding(4, 2, sparse=True)
+    torch.nn.init.ones_(table.weight)
+    inner = torch.optim.SparseAdam(table.parameters(), lr=0.5)
+    optimizer = hvd.DistributedOptimizer(
+        inner, table.named_parameters(), sparse_as_dense=True, **VIEWS
+    )
+    for _ in range(2):
+        optimizer.zero_grad()
+        table(torch.tensor([hvd.rank()])).sum().backward()
+        optimizer.step()
+    rows = table.weight[:, 0] < 0.9
+    assert rows.tolist() == [r < hvd.size() for r in range(4)]
+    identical(hvd, table.parameters())
+
+
+def case_other_memory(hvd: Any) -> None:
+    """A gradient that was given other memory, or replaced before or after its reduction began."""
+    if hvd.size() == 1:
+        return
+    mean = (hvd.size() + 1) / 2
+    for set_to_none in (True, False):
+        p = torch.nn.Parameter(torch.zeros(5))
+        optimizer = hvd.DistributedOptimizer(torch.optim.SGD([p], lr=1.0), [("p", p)], **VIEWS)
+        for step in range(4):
+            (p.sum() * (hvd.rank() + 1.0)).backward()
+            if step == 1:
+                p.grad = p.grad * 1  # the reduction has begun
+            elif step == 2:
+                p.grad = None
+            optimizer.synchronize()
+            assert (p.grad == mean).all(), (set_to_none, step, p.grad)
+            if step == 0:
+                p.grad.data = p.grad.data * 1
+            with optimizer.skip_synchronize():
+                optimizer.step()
+            optimizer.zero_grad(set_to_none=set_to_none)
+        assert (p == -4 * mean).all()
+
+
 def case_frozen_since(hvd: Any) -> None:
     p, q = (torch.nn.Parameter(torch.ones(3)) for _ in range(2))
     inner = torch.optim.SGD([p, q], lr=1.0, weight_decay=0.5)

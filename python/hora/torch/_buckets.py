@@ -41,6 +41,7 @@ class Buckets:
     def __init__(self, groups: Iterable[Group]) -> None:
         self.flat: dict[Group, torch.Tensor] = {}
         self.views: dict[torch.Tensor, torch.Tensor] = {}
+        self._places: dict[torch.Tensor, tuple[torch.Tensor, tuple[int, ...], int]] = {}
         for group in groups:
             self._add(group)
 
@@ -51,12 +52,22 @@ class Buckets:
         at = 0
         for p, count in zip(group, counts):
             strides = torch.empty_like(p, device="meta").stride()  # the parameter's, if dense
+            self._places[p] = (flat, strides, at)
             self.views[p] = flat.as_strided(p.shape, strides, at)
             at += count
 
+    def _view(self, p: torch.Tensor) -> torch.Tensor:
+        """The parameter's view: another one if somebody has given the tensor other memory
+        (``p.grad.data = ...``, and so ``model.to(...)``), which does not show in its identity."""
+        flat, strides, at = self._places[p]
+        view = self.views[p]
+        if view.data_ptr() != flat.data_ptr() + at * flat.element_size() or view.dtype != flat.dtype:
+            view = self.views[p] = flat.as_strided(p.shape, strides, at)
+        return view
+
     def take_in(self, p: torch.Tensor) -> None:
         """Makes the parameter's gradient a view of its bucket; zero if there is none."""
-        view, gradient = self.views[p], p.grad
+        view, gradient = self._view(p), p.grad
         if gradient is view:
             return
         if gradient is not None:
@@ -67,12 +78,23 @@ class Buckets:
                 return
         p.grad = view
 
+    def give_out(self, p: torch.Tensor) -> None:
+        """After the reduction: whoever has put another gradient in the view's place (it was scaled
+        out of place, or set to None) gets the result too, as without a bucket."""
+        view, gradient = self._view(p), p.grad
+        if gradient is view:
+            return
+        if gradient is not None and not gradient.is_sparse:
+            gradient.copy_(view)
+        elif gradient is not None or p.requires_grad:
+            p.grad = view
+
     def let_go(self) -> None:
         """Gradients go back to memory of their own: the shared one ends with the job."""
         for p, view in self.views.items():
             if p.grad is view:
                 p.grad = view.clone()
-        self.flat, self.views = {}, {}
+        self.flat, self.views, self._places = {}, {}, {}
 
 
 def by_type(group: Sequence[torch.Tensor]) -> list[Group]:

@@ -304,8 +304,14 @@ class _DistributedOptimizer(Wrapping):
         if p.grad is not None and p.grad.is_sparse:
             if not self.sparse_as_dense:
                 raise ValueError("sparse gradients cannot be in buckets; use sparse_as_dense=True")
+            self._sparse[p] = p.grad.sparse_dim()
             p.grad = p.grad.to_dense()
         self._buckets.take_in(p)
+
+    def _take_from_bucket(self, p: torch.Tensor) -> None:
+        self._buckets.give_out(p)
+        if p in self._sparse and p.grad is not None:  # its optimizer may take sparse ones only
+            p.grad = p.grad.to_sparse(self._sparse[p])
 
     def _start_bucket(self, group: Group) -> tuple[int, Any]:
         for p in group:
@@ -373,6 +379,8 @@ class _DistributedOptimizer(Wrapping):
             result = handle() if callable(handle) else synchronize(handle)
             if isinstance(key, tuple) and key in self._buckets.flat:
                 copy_back(self._buckets.flat[key], self._compression.decompress(result, context))
+                for p in key:
+                    self._take_from_bucket(p)
             elif isinstance(key, tuple):
                 for p, part, part_context in zip(key, result, context):
                     self._finish(p, part, part_context)
@@ -499,7 +507,7 @@ def DistributedOptimizer(
     compression: what to send gradients as; ``Compression.none``, ``.fp16`` or ``.bf16``.
     backward_passes_per_step: passes that add to the gradients before they are reduced.
     op: ``Average``, ``Sum``, ... With ``Adasum`` each rank takes its step alone and the steps are
-        combined; ``groups`` and ``sparse_as_dense`` have no use then.
+        combined; ``groups``, ``sparse_as_dense`` and ``gradient_as_bucket_view`` have no use then.
     gradient_predivide_factor: with Average, gradients are divided by it before the sum and by
         size()/factor after.
     groups: gradients that are reduced together: a number of groups, or lists of parameters.
