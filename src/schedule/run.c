@@ -165,6 +165,22 @@ static bool must_meet(const hora_exec_t *exec) {
            (!exec->algo->small_only && bytes > meeting_limit(exec));
 }
 
+static uint32_t block_mark(int from, int to, size_t count) {
+    uint64_t mark = ((uint64_t)count + 1) * 0x9e3779b97f4a7c15u;
+    mark ^= ((uint64_t)from << 32 | (uint64_t)to) * 0xbf58476d1ce4e5b9u;
+    mark = (mark ^ mark >> 29) * 0x94d049bb133111ebu;
+    return (uint32_t)(mark >> 32);
+}
+
+/* What I send minus what I expect. Where both ends of every block agree, the members' sum is 0. */
+static uint32_t balance(const hora_coll_t *coll) {
+    uint32_t sum = 0;
+    for (int r = 0; r < coll->size; r++)
+        sum += block_mark(coll->rank, r, coll->counts[r]) -
+               block_mark(r, coll->rank, coll->other_counts[r]);
+    return sum;
+}
+
 /* Comes to the meeting. False if there is no need to wait for the others there: my buffers are
  * private, so it is the plan with slots, and its first wait compares the signatures. */
 static bool signal_meeting(hora_exec_t *exec) {
@@ -175,8 +191,10 @@ static bool signal_meeting(hora_exec_t *exec) {
         note.in = offset_in_arena(exec, coll->in, shown);
     if (coll->kind == HORA_COLL_ALLREDUCE)
         note.out = offset_in_arena(exec, coll->out, coll->count);
-    if (is_uneven_alltoall(coll))
+    if (is_uneven_alltoall(coll)) {
         note.longest = exec->longest = longest_block(coll);
+        note.balance = balance(coll);
+    }
     hora_pads_signal(exec->pads, exec->pads->base + 1, &note);
     if (!uses_pads(exec->algo) || hora_coll_extent(coll) == 0)
         return true;
@@ -254,11 +272,13 @@ static hora_status_t await_phase(hora_exec_t *exec, uint64_t phase) {
 static hora_status_t read_notes(hora_exec_t *exec) {
     const hora_pads_t *pads = exec->pads;
     const size_t       most = PTRDIFF_MAX / hora_dtype_size(exec->coll.dtype);
+    uint32_t           sum = 0;
     for (int i = 0; i < pads->size; i++) {
         int                     r = pads->members[i];
         const hora_pads_note_t *note = hora_pads_note(pads, r, pads->base + 1);
         exec->peers[r].in_at = note->in;
         exec->peers[r].out_at = note->out;
+        sum += note->balance;
         if (is_uneven_alltoall(&exec->coll) && note->longest > exec->longest)
             exec->longest = note->longest;
         if (exec->longest > most)
@@ -266,6 +286,9 @@ static hora_status_t read_notes(hora_exec_t *exec) {
                              "elements", exec->what, r, hora_comm_peer(exec->comm, r)->host,
                              exec->longest);
     }
+    if (is_uneven_alltoall(&exec->coll) && pads->size == exec->coll.size && sum != 0)
+        return hora_fail(HORA_ERR_MISMATCH, "%s: the ranks do not agree on their blocks: what one "
+                         "sends to another is not what that one expects of it", exec->what);
     return HORA_OK;
 }
 

@@ -37,7 +37,7 @@
 #include <stdlib.h>
 
 #define REGIONS      2
-#define REGIONS_MAX  (HORA_PLAN_LEAD - 1)
+#define REGIONS_MAX  (HORA_PLAN_LEAD - 2) /* one phase is the meeting's, one the next call's first */
 #define ONE_WAY_BYTES 32768 /* of a region where some only put and others only get */
 #define LINE_BYTES 64
 #define STREAM_BYTES ((size_t)32 << 20)

@@ -41,7 +41,7 @@ typedef struct hora_pads_note {
     uint64_t in, out; /* offsets of the member's buffers in its arena, or HORA_PADS_NONE */
     uint64_t longest; /* elements of the longest block, in or out; of an uneven alltoall */
     uint32_t sig;     /* what collective this is */
-    uint32_t pad;
+    uint32_t balance; /* uneven alltoall: of what I send and receive; over all members it is 0 */
 } hora_pads_note_t;
 
 typedef struct hora_pads_cell {
