@@ -151,6 +151,16 @@ static hora_status_t measure_all(trial_t *t, size_t *lists, hora_costs_t *costs)
     return st;
 }
 
+/* A rank that cannot take part says so, or the others would wait for it. */
+static hora_status_t agree(hora_comm_t *comm, hora_status_t mine) {
+    uint8_t       failed = mine != HORA_OK;
+    hora_status_t st = hora_allreduce(comm, &failed, &failed, 1, HORA_UINT8, HORA_MAX, NULL);
+    if (mine != HORA_OK || st != HORA_OK)
+        return mine != HORA_OK ? mine : st;
+    return failed ? hora_fail(HORA_ERR_NO_MEMORY, "comm_calibrate: another rank has no memory for it")
+                  : HORA_OK;
+}
+
 static hora_status_t measure(hora_comm_t *comm, hora_costs_t *costs) {
     size_t        most = hora_costs_size(HORA_COSTS_POINTS - 1);
     size_t       *lists = malloc(2 * (size_t)comm->size * sizeof(*lists));
@@ -161,6 +171,7 @@ static hora_status_t measure(hora_comm_t *comm, hora_costs_t *costs) {
         *t = (trial_t){.comm = comm, .in = calloc(1, most), .out = calloc(1, most)};
     if (lists == NULL || t == NULL || t->in == NULL || t->out == NULL)
         st = hora_fail(HORA_ERR_NO_MEMORY, "comm_calibrate: two buffers of %zu bytes", most);
+    st = agree(comm, st);
     comm->tiny_allowed = false;
     if (st == HORA_OK)
         st = measure_all(t, lists, costs);

@@ -113,6 +113,7 @@ static hora_status_t open_host_pads(hora_comm_t *comm) {
         st = hora_coll_run(comm, &least);
     if (st == HORA_OK)
         comm->host_slot = (size_t)slot;
+    memset(comm->chosen, 0, sizeof(comm->chosen)); /* chosen while two levels could not be */
     if (comm->host_pads == NULL)
         return st;
     comm->host_pads->slot_bytes = comm->host_slot;

@@ -108,8 +108,10 @@ static double by_times(const uint32_t *ns, double bytes) {
         return -1;
     if (point + 1 == HORA_COSTS_POINTS)
         return 1e-9 * ns[point] * (bytes / at);
-    if (bytes <= at || ns[point + 1] == 0)
+    if (bytes <= at)
         return 1e-9 * ns[point];
+    if (ns[point + 1] == 0) /* the last size that it was measured at */
+        return 1e-9 * ns[point] * (bytes / at);
     next = (double)hora_costs_size(point + 1);
     return 1e-9 * (ns[point] + ((double)ns[point + 1] - ns[point]) * (bytes - at) / (next - at));
 }

@@ -4,11 +4,11 @@
 #include "transport/machine.h"
 
 #include "transport/transport.h"
-#include "transport/wait.h"
 
 #include <stdio.h>
 #include <string.h>
 #include <sys/utsname.h>
+#include <unistd.h>
 
 const char *hora_machine_wire(const hora_world_t *world) {
     const char *wire = "shm";
@@ -44,7 +44,8 @@ void hora_machine_describe(char *text, size_t size) {
     read_processor(processor, sizeof(processor));
     if (uname(&name) != 0)
         snprintf(name.machine, sizeof(name.machine), "unknown");
-    snprintf(text, size, "%.32s, %d cores, %s", name.machine, hora_cpu_count(), processor);
+    /* All cores, not those that this rank is bound to: binding makes no other machine. */
+    snprintf(text, size, "%.32s, %ld cores, %s", name.machine, sysconf(_SC_NPROCESSORS_ONLN), processor);
     for (char *c = text; *c != '\0'; c++)
         if ((unsigned char)*c < ' ' || *c == '"' || *c == '\\')
             *c = ' ';

@@ -107,7 +107,7 @@ hora_record_result_t hora_record_read(const char *path, hora_record_field_t *fie
     char *text = read_file(path);
     bool  good;
     if (text == NULL)
-        return errno == ENOENT ? HORA_RECORD_ABSENT : HORA_RECORD_BAD;
+        return errno == ENOENT || errno == ENOTDIR || errno == EACCES ? HORA_RECORD_ABSENT : HORA_RECORD_BAD;
     good = read_object(text, fields, n);
     free(text);
     return good ? HORA_RECORD_OK : HORA_RECORD_BAD;
