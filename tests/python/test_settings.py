@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -13,12 +14,16 @@ def _affinity_of_engine() -> str:
     import hora.torch as hvd
 
     hvd.init()
-    hvd.barrier()
-    for task in Path("/proc/self/task").iterdir():
-        if (task / "comm").read_text().strip() == "hora-engine":
-            lines = (task / "status").read_text().splitlines()
-            return next(line.split()[1] for line in lines if line.startswith("Cpus_allowed_list"))
-    return "no engine thread"
+    found, end = "no engine thread", time.monotonic() + 20
+    while time.monotonic() < end:  # the thread binds itself when it first runs
+        for task in Path("/proc/self/task").iterdir():
+            if (task / "comm").read_text().strip() == "hora-engine":
+                lines = (task / "status").read_text().splitlines()
+                found = next(line.split()[1] for line in lines if line.startswith("Cpus_allowed_list"))
+        if found.isdigit():
+            break
+        time.sleep(0.05)
+    return found
 
 
 def test_thread_affinity_by_local_rank() -> None:
