@@ -11,7 +11,7 @@
 #ifndef HORA_KERNELS_CPU_LOOPS_H
 #define HORA_KERNELS_CPU_LOOPS_H
 
-#include "half.h"
+#include "element.h"
 #include "isa.h"
 #include "sums.h"
 
@@ -21,71 +21,7 @@
 #define VECTORISE _Pragma("GCC ivdep")
 #endif
 
-/* ---- One element ----------------------------------------------------------------------------- */
-
-/* Which NaN comes out of an addition depends on how the compiler ordered the operands, and its
- * sign on the machine. So every computed NaN is replaced by one. */
-static inline float canonical_f32(float x)
-{
-    return x == x ? x : hora_f32_from_bits(0x7fc00000u);
-}
-
-static inline double canonical_f64(double x)
-{
-    return x == x ? x : hora_f64_from_bits(0x7ff8000000000000u);
-}
-
 #define IDENTITY(x) (x)
-
-/* The smaller integers are promoted to int, which a product of uint16_t would overflow. */
-#define DEFINE_WRAPPING(T, S)                                                                     \
-    static inline T sum_##S(T a, T b) { return (T)(0u + a + b); }                                 \
-    static inline T product_##S(T a, T b) { return (T)(1u * a * b); }                             \
-    static inline T band_##S(T a, T b) { return (T)(a & b); }                                     \
-    static inline T bor_##S(T a, T b) { return (T)(a | b); }                                      \
-    static inline T bxor_##S(T a, T b) { return (T)(a ^ b); }
-DEFINE_WRAPPING(uint8_t, u8)
-DEFINE_WRAPPING(uint16_t, u16)
-DEFINE_WRAPPING(uint32_t, u32)
-DEFINE_WRAPPING(uint64_t, u64)
-
-#define DEFINE_ORDER(T, S)                                                                        \
-    static inline T min_##S(T a, T b) { return a < b ? a : b; }                                   \
-    static inline T max_##S(T a, T b) { return a > b ? a : b; }
-DEFINE_ORDER(int8_t, i8)
-DEFINE_ORDER(int16_t, i16)
-DEFINE_ORDER(int32_t, i32)
-DEFINE_ORDER(int64_t, i64)
-DEFINE_ORDER(uint8_t, u8)
-DEFINE_ORDER(uint16_t, u16)
-DEFINE_ORDER(uint32_t, u32)
-DEFINE_ORDER(uint64_t, u64)
-
-/* -0 is below +0: equal values differ at most in the sign bit, which "or" sets and "and" clears.
- * The first comparison is false if either is NaN and then keeps b; the last line looks after a. */
-#define DEFINE_FLOAT(T, S)                                                                        \
-    static inline T sum_##S(T a, T b) { return a + b; }                                           \
-    static inline T product_##S(T a, T b) { return a * b; }                                       \
-    static inline T min_##S(T a, T b)                                                             \
-    {                                                                                             \
-        T both = hora_##S##_from_bits(hora_##S##_bits(a) | hora_##S##_bits(b));                   \
-        T less = a < b ? a : b;                                                                   \
-        less = a == b ? both : less;                                                              \
-        return a == a ? less : a;                                                                 \
-    }                                                                                             \
-    static inline T max_##S(T a, T b)                                                             \
-    {                                                                                             \
-        T both = hora_##S##_from_bits(hora_##S##_bits(a) & hora_##S##_bits(b));                   \
-        T more = a > b ? a : b;                                                                   \
-        more = a == b ? both : more;                                                              \
-        return a == a ? more : a;                                                                 \
-    }
-DEFINE_FLOAT(float, f32)
-DEFINE_FLOAT(double, f64)
-
-static inline uint8_t or_bool(uint8_t a, uint8_t b) { return (a | b) != 0; }
-static inline uint8_t and_bool(uint8_t a, uint8_t b) { return (a != 0) & (b != 0); }
-static inline uint8_t xor_bool(uint8_t a, uint8_t b) { return (a != 0) ^ (b != 0); }
 
 /* ---- Combine --------------------------------------------------------------------------------- */
 
@@ -150,35 +86,6 @@ DEFINE_COMBINE(and, bool, uint8_t, IDENTITY)
 DEFINE_COMBINE(xor, bool, uint8_t, IDENTITY)
 
 /* ---- Scale and divide ------------------------------------------------------------------------ */
-
-/* Up to 32 bits the limits are exact in double. */
-#define DEFINE_SATURATE(S, T, LOW, HIGH)                                                          \
-    static inline T saturate_##S(double x)                                                        \
-    {                                                                                             \
-        x = x == x ? x : 0.0;                                                                     \
-        x = x < (double)(LOW) ? (double)(LOW) : x;                                                \
-        x = x > (double)(HIGH) ? (double)(HIGH) : x;                                              \
-        return (T)x;                                                                              \
-    }
-DEFINE_SATURATE(i8, int8_t, INT8_MIN, INT8_MAX)
-DEFINE_SATURATE(i16, int16_t, INT16_MIN, INT16_MAX)
-DEFINE_SATURATE(i32, int32_t, INT32_MIN, INT32_MAX)
-DEFINE_SATURATE(u8, uint8_t, 0, UINT8_MAX)
-DEFINE_SATURATE(u16, uint16_t, 0, UINT16_MAX)
-DEFINE_SATURATE(u32, uint32_t, 0, UINT32_MAX)
-
-static inline int64_t saturate_i64(double x)
-{
-    int64_t inside = (int64_t)(x >= -0x1p63 && x < 0x1p63 ? x : 0.0);
-    int64_t above = x >= 0x1p63 ? INT64_MAX : inside;
-    return x < -0x1p63 ? INT64_MIN : above;
-}
-
-static inline uint64_t saturate_u64(double x)
-{
-    uint64_t inside = (uint64_t)(x >= 0.0 && x < 0x1p64 ? x : 0.0);
-    return x >= 0x1p64 ? UINT64_MAX : inside;
-}
 
 #define DEFINE_SCALE_INTEGER(S, T)                                                                \
     static void scale_##S(void *out, const void *in, size_t count, double scale)                  \

@@ -4,7 +4,7 @@
  * For each type S: its memory type T and the type A in which it is accumulated (float for the
  * halves), and load, combine, scale, divide and store. hora_element_reduce_S is the whole chain of
  * kernels/cpu/kernels.h (prescale, combine in order, divide, postscale, round once), with the same
- * bits. The kernels in reduce.cu are made of these parts; the unit test runs them on the host beside
+ * bits. The kernels in reduce.cuh are made of these parts; the unit test runs them on the host beside
  * the CPU kernels. Must be compiled without contraction to fused multiply-add.
  */
 #ifndef HORA_KERNELS_CUDA_ELEMENT_H
@@ -16,7 +16,7 @@
 #define HORA_INLINE static inline
 #endif
 
-#include "../cpu/half.h"
+#include "../cpu/element.h"
 
 #include <hora/hora.h>
 
@@ -72,39 +72,14 @@ HORA_INLINE float hora_element_load_bf16(uint16_t x)
 
 /* ---- Floating point -------------------------------------------------------------------------- */
 
-HORA_INLINE float hora_element_canonical_f32(float x)
-{
-    return x == x ? x : hora_f32_from_bits(0x7fc00000u);
-}
-
-HORA_INLINE double hora_element_canonical_f64(double x)
-{
-    return x == x ? x : hora_f64_from_bits(0x7ff8000000000000u);
-}
-
-/* min and max: -0 is below +0, and a NaN on either side is the result (kernels/cpu/loops.h). */
 #define HORA_ELEMENT_FLOAT(S, T)                                                                  \
-    HORA_INLINE T hora_element_min_##S(T a, T b)                                                  \
-    {                                                                                             \
-        T both = hora_##S##_from_bits(hora_##S##_bits(a) | hora_##S##_bits(b));                   \
-        T less = a < b ? a : b;                                                                   \
-        less = a == b ? both : less;                                                              \
-        return a == a ? less : a;                                                                 \
-    }                                                                                             \
-    HORA_INLINE T hora_element_max_##S(T a, T b)                                                  \
-    {                                                                                             \
-        T both = hora_##S##_from_bits(hora_##S##_bits(a) & hora_##S##_bits(b));                   \
-        T more = a > b ? a : b;                                                                   \
-        more = a == b ? both : more;                                                              \
-        return a == a ? more : a;                                                                 \
-    }                                                                                             \
     HORA_INLINE T hora_element_combine_##S(hora_op_t op, T a, T b)                                \
     {                                                                                             \
         switch (op) {                                                                             \
-        case HORA_PRODUCT: return a * b;                                                          \
-        case HORA_MIN: return hora_element_min_##S(a, b);                                         \
-        case HORA_MAX: return hora_element_max_##S(a, b);                                         \
-        default: return a + b;                                                                    \
+        case HORA_PRODUCT: return product_##S(a, b);                                              \
+        case HORA_MIN: return min_##S(a, b);                                                      \
+        case HORA_MAX: return max_##S(a, b);                                                      \
+        default: return sum_##S(a, b);                                                            \
         }                                                                                         \
     }                                                                                             \
     HORA_INLINE T hora_element_scale_##S(T a, double scale)                                       \
@@ -137,54 +112,37 @@ HORA_ELEMENT_HALF(bf16)
 
 /* ---- Integers -------------------------------------------------------------------------------- */
 
-/* Truncates toward zero, saturates; NaN gives 0. LIMIT is the first double above the type. */
-#define HORA_ELEMENT_SATURATE(S, T, LOW, HIGH, LIMIT)                                             \
-    HORA_INLINE T hora_element_saturate_##S(double x)                                             \
-    {                                                                                             \
-        T inside = (T)(x >= (double)(LOW) && x < (LIMIT) ? x : 0.0);                              \
-        T above = x >= (LIMIT) ? (HIGH) : inside;                                                 \
-        return x < (double)(LOW) ? (LOW) : above;                                                 \
-    }
-HORA_ELEMENT_SATURATE(i8, int8_t, INT8_MIN, INT8_MAX, 128.0)
-HORA_ELEMENT_SATURATE(i16, int16_t, INT16_MIN, INT16_MAX, 32768.0)
-HORA_ELEMENT_SATURATE(i32, int32_t, INT32_MIN, INT32_MAX, 2147483648.0)
-HORA_ELEMENT_SATURATE(i64, int64_t, INT64_MIN, INT64_MAX, 9223372036854775808.0)
-HORA_ELEMENT_SATURATE(u8, uint8_t, 0, UINT8_MAX, 256.0)
-HORA_ELEMENT_SATURATE(u16, uint16_t, 0, UINT16_MAX, 65536.0)
-HORA_ELEMENT_SATURATE(u32, uint32_t, 0, UINT32_MAX, 4294967296.0)
-HORA_ELEMENT_SATURATE(u64, uint64_t, 0, UINT64_MAX, 18446744073709551616.0)
-
-/* U: unsigned and of the same width, so that sums and products wrap. The smaller ones are promoted
- * to int, which a product of uint16_t would overflow. W: signed as T and wide enough for a uint32_t. */
+/* Sums, products and bits are those of U, unsigned and as wide, so that they wrap. W: signed as T, and
+ * wide enough for a uint32_t. */
 #define HORA_ELEMENT_INTEGER(S, T, U, W)                                                          \
     HORA_INLINE T hora_element_combine_##S(hora_op_t op, T a, T b)                                \
     {                                                                                             \
         switch (op) {                                                                             \
-        case HORA_PRODUCT: return (T)(U)(1u * (U)a * (U)b);                                       \
-        case HORA_MIN: return a < b ? a : b;                                                      \
-        case HORA_MAX: return a > b ? a : b;                                                      \
-        case HORA_BAND: return (T)(a & b);                                                        \
-        case HORA_BOR: return (T)(a | b);                                                         \
-        case HORA_BXOR: return (T)(a ^ b);                                                        \
-        default: return (T)(U)(0u + (U)a + (U)b);                                                 \
+        case HORA_PRODUCT: return (T)product_##U(a, b);                                           \
+        case HORA_MIN: return min_##S(a, b);                                                      \
+        case HORA_MAX: return max_##S(a, b);                                                      \
+        case HORA_BAND: return (T)band_##U(a, b);                                                 \
+        case HORA_BOR: return (T)bor_##U(a, b);                                                   \
+        case HORA_BXOR: return (T)bxor_##U(a, b);                                                 \
+        default: return (T)sum_##U(a, b);                                                         \
         }                                                                                         \
     }                                                                                             \
     HORA_INLINE T hora_element_scale_##S(T a, double scale)                                       \
     {                                                                                             \
-        return hora_element_saturate_##S((double)a * scale);                                      \
+        return saturate_##S((double)a * scale);                                                   \
     }                                                                                             \
     HORA_INLINE T hora_element_divide_##S(T a, uint32_t divisor)                                  \
     {                                                                                             \
         return (T)((W)a / (W)divisor);                                                            \
     }
-HORA_ELEMENT_INTEGER(i8, int8_t, uint8_t, int64_t)
-HORA_ELEMENT_INTEGER(i16, int16_t, uint16_t, int64_t)
-HORA_ELEMENT_INTEGER(i32, int32_t, uint32_t, int64_t)
-HORA_ELEMENT_INTEGER(i64, int64_t, uint64_t, int64_t)
-HORA_ELEMENT_INTEGER(u8, uint8_t, uint8_t, uint32_t)
-HORA_ELEMENT_INTEGER(u16, uint16_t, uint16_t, uint32_t)
-HORA_ELEMENT_INTEGER(u32, uint32_t, uint32_t, uint32_t)
-HORA_ELEMENT_INTEGER(u64, uint64_t, uint64_t, uint64_t)
+HORA_ELEMENT_INTEGER(i8, int8_t, u8, int64_t)
+HORA_ELEMENT_INTEGER(i16, int16_t, u16, int64_t)
+HORA_ELEMENT_INTEGER(i32, int32_t, u32, int64_t)
+HORA_ELEMENT_INTEGER(i64, int64_t, u64, int64_t)
+HORA_ELEMENT_INTEGER(u8, uint8_t, u8, uint32_t)
+HORA_ELEMENT_INTEGER(u16, uint16_t, u16, uint32_t)
+HORA_ELEMENT_INTEGER(u32, uint32_t, u32, uint32_t)
+HORA_ELEMENT_INTEGER(u64, uint64_t, u64, uint64_t)
 
 /* bool counts no ranks and has no scale. */
 HORA_INLINE uint8_t hora_element_combine_bool(hora_op_t op, uint8_t a, uint8_t b)
@@ -192,9 +150,9 @@ HORA_INLINE uint8_t hora_element_combine_bool(hora_op_t op, uint8_t a, uint8_t b
     switch (op) {
     case HORA_PRODUCT:
     case HORA_MIN:
-    case HORA_BAND: return (a != 0) & (b != 0);
-    case HORA_BXOR: return (a != 0) ^ (b != 0);
-    default: return (a | b) != 0;
+    case HORA_BAND: return and_bool(a, b);
+    case HORA_BXOR: return xor_bool(a, b);
+    default: return or_bool(a, b);
     }
 }
 
@@ -231,8 +189,8 @@ HORA_ELEMENT_PLAIN(u8, uint8_t, HORA_ELEMENT_SAME)
 HORA_ELEMENT_PLAIN(u16, uint16_t, HORA_ELEMENT_SAME)
 HORA_ELEMENT_PLAIN(u32, uint32_t, HORA_ELEMENT_SAME)
 HORA_ELEMENT_PLAIN(u64, uint64_t, HORA_ELEMENT_SAME)
-HORA_ELEMENT_PLAIN(f32, float, hora_element_canonical_f32)
-HORA_ELEMENT_PLAIN(f64, double, hora_element_canonical_f64)
+HORA_ELEMENT_PLAIN(f32, float, canonical_f32)
+HORA_ELEMENT_PLAIN(f64, double, canonical_f64)
 
 /* ---- The whole chain ------------------------------------------------------------------------- */
 
@@ -331,7 +289,7 @@ HORA_INLINE uint16_t hora_element_bf16_from_f32(float x)
     {                                                                                             \
         hora_element_##P##_t wide = WIDEN(x);                                                     \
         if (scale != 1.0) {                                                                       \
-            wide = hora_element_canonical_##P(hora_element_scale_##P(wide, scale));               \
+            wide = canonical_##P(hora_element_scale_##P(wide, scale));                            \
         }                                                                                         \
         return NARROW(wide);                                                                      \
     }
