@@ -154,6 +154,11 @@ template <typename P> struct Copy : P {
     static __device__ __forceinline__ T out(T a, const hora_element_how_t &) { return a; }
 };
 
+template <typename P> __device__ __forceinline__ void reduce_order(const hora_cuda_reduce_t &job)
+{
+    job.op == HORA_MIN ? reduce_all<P, HORA_MIN>(job) : reduce_all<P, HORA_MAX>(job);
+}
+
 /* What gradients use goes by tiles; averages and scaled sums of floats are as fast as sums. */
 template <typename P, typename S>
 __device__ __forceinline__ void reduce_float(const hora_cuda_reduce_t &job)
@@ -163,10 +168,8 @@ __device__ __forceinline__ void reduce_float(const hora_cuda_reduce_t &job)
         scaled ? reduce_all<S, HORA_SUM>(job) : reduce_all<P, HORA_SUM>(job);
     } else if (scaled || job.op == HORA_PRODUCT) {
         reduce_elements<S>(job, 0);
-    } else if (job.op == HORA_MIN) {
-        reduce_all<P, HORA_MIN>(job);
     } else {
-        reduce_all<P, HORA_MAX>(job);
+        reduce_order<P>(job);
     }
 }
 
@@ -179,10 +182,8 @@ __device__ __forceinline__ void reduce_unsigned(const hora_cuda_reduce_t &job)
         reduce_all<Copy<P>, HORA_SUM>(job);
     } else if (plain && job.op == HORA_SUM) {
         reduce_all<P, HORA_SUM>(job);
-    } else if (plain && job.op == HORA_MIN) {
-        reduce_all<P, HORA_MIN>(job);
-    } else if (plain && job.op == HORA_MAX) {
-        reduce_all<P, HORA_MAX>(job);
+    } else if (plain && (job.op == HORA_MIN || job.op == HORA_MAX)) {
+        reduce_order<P>(job);
     } else {
         reduce_elements<S>(job, 0);
     }
@@ -193,10 +194,8 @@ __device__ __forceinline__ void reduce_signed(const hora_cuda_reduce_t &job)
 {
     if (is_scaled(job)) {
         reduce_elements<S>(job, 0);
-    } else if (job.op == HORA_MIN) {
-        reduce_all<P, HORA_MIN>(job);
     } else {
-        reduce_all<P, HORA_MAX>(job);
+        reduce_order<P>(job);
     }
 }
 
