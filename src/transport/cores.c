@@ -35,7 +35,8 @@ static int cgroup_cores(void) {
     return 0;
 }
 
-int hora_cpu_count(void) {
+/* That this process may use: affinity mask and cgroup quota; at least 1. */
+static int own_cores(void) {
     cpu_set_t set;
     int       cores = (int)sysconf(_SC_NPROCESSORS_ONLN);
     int       quota = cgroup_cores();
@@ -53,7 +54,7 @@ int hora_cpu_count_host(void) {
     int       online = (int)sysconf(_SC_NPROCESSORS_ONLN), quota = cgroup_cores();
     bool      bound = sched_getaffinity(0, sizeof(set), &set) == 0 && CPU_COUNT(&set) == 1;
     if (!bound)
-        return hora_cpu_count();
+        return own_cores();
     return quota > 0 && quota < online ? quota : online;
 }
 

@@ -77,8 +77,6 @@ static inline hora_status_t hora_waiter_turn(hora_waiter_t *w, int awaited) {
     return hora_waiter_slow_turn(w, awaited);
 }
 
-/* Cores that this process may use: affinity mask and cgroup quota; at least 1. */
-int hora_cpu_count(void);
 /* Cores for the ranks of this host; at least 1. */
 int hora_cpu_count_host(void);
 /* Says where this rank is, before it wakes others (apart.c). A few nanoseconds. */
