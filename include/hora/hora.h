@@ -229,9 +229,11 @@ typedef struct hora_call_options {
     double           timeout;   /* seconds; 0: the communicator's */
     const char      *name;      /* for messages; copied; may be NULL */
     hora_request_t **request_p; /* NULL: block until done. Else start only, and store the request */
-    void            *stream;    /* reserved for a CUDA stream; NULL */
+    void            *stream;    /* on a GPU: cudaStream_t (CUstream); NULL: the default stream */
+    int              device;    /* where all buffers of this call lie: -1: in host memory; else on the
+                                   GPU with this number (as CUDA counts the visible ones) */
 } hora_call_options_t;
-#define HORA_CALL_OPTIONS_INIT {sizeof(hora_call_options_t), 1.0, 1.0, 0.0, NULL, NULL, NULL}
+#define HORA_CALL_OPTIONS_INIT {sizeof(hora_call_options_t), 1.0, 1.0, 0.0, NULL, NULL, NULL, -1}
 
 /* One buffer with a block for each rank. counts[r]: elements of rank r's block; displs[r]: its
  * offset in elements, or displs == NULL for blocks one after the other. */
@@ -242,6 +244,11 @@ typedef struct hora_blocks {
 } hora_blocks_t;
 
 /*
+ * On a GPU (options->device): a call starts after the work that is queued on options->stream, and what
+ * is queued there later sees its results; a call that blocks returns once all of its work is queued.
+ * Either all ranks pass buffers on a GPU or none does. While a rank has such a call in flight, it may
+ * make no other one on that communicator from another stream.
+ *
  * All ranks of comm make the same calls in the same order. options may be NULL (block, no
  * scaling); as with MPI, a call that blocks does not meet one that was started (request_p) on another
  * rank. in == out is in place; otherwise in and out must not overlap. A count of 0 is allowed
@@ -358,11 +365,15 @@ typedef struct hora_task {
     int              root;      /* broadcast: rank in the engine's communicator */
     int              nsplits;   /* alltoall: number of ranks, or 0 for an even split */
     const int64_t   *splits;    /* alltoall: rows for each rank; copied */
+    int              device;    /* -1: in and out lie in host memory; else on the GPU with this
+                                   number, the same for all tasks of an engine that are on a GPU */
+    void            *stream;    /* on a GPU: in is read and out is written after the work that is now
+                                   queued on this cudaStream_t; NULL: the default stream */
 } hora_task_t;
 #define HORA_MAX_DIMS 16
 #define HORA_TASK_INIT                                                                            \
     {sizeof(hora_task_t), HORA_TASK_ALLREDUCE, NULL, HORA_FLOAT32, 0, NULL, NULL, NULL,           \
-     HORA_SUM, 1.0, 1.0, 0, 0, NULL}
+     HORA_SUM, 1.0, 1.0, 0, 0, NULL, -1, NULL}
 
 typedef struct hora_engine_options {
     size_t  size;             /* sizeof(hora_engine_options_t) */
@@ -397,8 +408,13 @@ HORA_API hora_status_t hora_engine_enqueue(hora_engine_t *engine, const hora_tas
                                            size_t ntasks, unsigned flags, hora_handle_t **handle_p);
 /* 1 when done (well or not), else 0. Any thread. */
 HORA_API int hora_handle_poll(hora_handle_t *handle);
-/* Blocks until done; drives the engine meanwhile. Returns the operation's status. */
+/* Blocks until done; drives the engine meanwhile. Returns the operation's status. A task on a GPU is
+ * done when all of its work is queued there: see hora_handle_stream_wait. */
 HORA_API hora_status_t hora_handle_wait(hora_handle_t *handle);
+/* Makes what is queued on `stream` (cudaStream_t; NULL: the default stream) of GPU `device` from now on
+ * wait for the results of a done handle. Does not block. Nothing to do, and HORA_OK, for tasks in host
+ * memory. Any thread. */
+HORA_API hora_status_t hora_handle_stream_wait(hora_handle_t *handle, int device, void *stream);
 /* Frees the handle. If it is not done, it is freed when it is. NULL is allowed. */
 HORA_API void hora_handle_release(hora_handle_t *handle);
 
@@ -407,9 +423,10 @@ typedef struct hora_output {
     void    *data;  /* NULL when there are no elements */
     int      ndim;
     int64_t  shape[HORA_MAX_DIMS];
-    int64_t *received_splits; /* alltoall: rows from each rank; else NULL */
+    int64_t *received_splits; /* alltoall: rows from each rank; else NULL; host memory */
+    int      device;          /* of data: -1: host memory, else this GPU */
 } hora_output_t;
-#define HORA_OUTPUT_INIT {sizeof(hora_output_t), NULL, 0, {0}, NULL}
+#define HORA_OUTPUT_INIT {sizeof(hora_output_t), NULL, 0, {0}, NULL, -1}
 
 /* Moves the engine-allocated result of task `index` of a done handle into *output_p; the caller
  * frees it with hora_output_free. HORA_ERR_INVALID_ARGUMENT if there is none or it was taken. */

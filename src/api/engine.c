@@ -127,6 +127,9 @@ static hora_status_t check_task(const hora_comm_t *comm, const hora_task_t *task
     hora_status_t st = check_name(task);
     if (st != HORA_OK || task->kind == HORA_TASK_BARRIER)
         return st;
+    if (task->device >= 0)
+        return hora_fail(HORA_ERR_UNSUPPORTED, "enqueue %s: tensors on a GPU are not supported yet",
+                         task->name);
     st = hora_check_dtype(task->dtype, task->name);
     if (st != HORA_OK)
         return st;
@@ -205,6 +208,16 @@ hora_status_t hora_handle_wait(hora_handle_t *handle) {
     if (handle == NULL)
         return hora_fail(HORA_ERR_INVALID_ARGUMENT, "handle_wait: handle is NULL");
     return hora_background_wait(handle);
+}
+
+hora_status_t hora_handle_stream_wait(hora_handle_t *handle, int device, void *stream) {
+    if (handle == NULL)
+        return hora_fail(HORA_ERR_INVALID_ARGUMENT, "handle_stream_wait: handle is NULL");
+    if (!hora_background_poll(handle))
+        return hora_fail(HORA_ERR_INVALID_ARGUMENT, "handle_stream_wait: wait for the handle first");
+    (void)device; /* no task is on a GPU */
+    (void)stream;
+    return HORA_OK;
 }
 
 void hora_handle_release(hora_handle_t *handle) {
