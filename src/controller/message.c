@@ -95,7 +95,7 @@ static void put_signature(hora_frame_writer_t *w, const hora_signature_t *sig, s
     put_u8(w, sig->dtype);
     put_u8(w, sig->op);
     put_u8(w, sig->ndim);
-    put_u8(w, 0);
+    put_u8(w, sig->device);
     put_u16(w, name_len);
     put_u32(w, (uint32_t)sig->root);
     put_u32(w, sig->group_size);
@@ -367,12 +367,13 @@ bool hora_frame_open(hora_frame_reader_t *r, const void *buf, size_t len, hora_f
 static bool read_signature(hora_frame_reader_t *r, int size, hora_signature_t *sig,
                            size_t *name_len_p) {
     const uint8_t *p = take(r, SIG_BYTES);
-    if (p == NULL || p[3] > HORA_MAX_DIMS || p[4] != 0)
+    if (p == NULL || p[3] > HORA_MAX_DIMS)
         return false;
     sig->kind = p[0];
     sig->dtype = p[1];
     sig->op = p[2];
     sig->ndim = p[3];
+    sig->device = p[4];
     *name_len_p = hora_get_u16(p + 5);
     sig->root = (int32_t)hora_get_u32(p + 7);
     sig->group_size = hora_get_u32(p + 11);

@@ -26,6 +26,7 @@ void hora_signature_normalize(hora_signature_t *sig) {
     if (sig->kind == HORA_TASK_BARRIER) {
         sig->dtype = HORA_BOOL;
         sig->ndim = 0;
+        sig->device = 0;
     }
     if (has_own_rows(sig->kind) && sig->ndim > 0)
         sig->shape[0] = 0;
@@ -46,7 +47,8 @@ static bool same_shape(const hora_signature_t *a, const hora_signature_t *b) {
 
 bool hora_signature_equal(const hora_signature_t *a, const hora_signature_t *b) {
     return a->kind == b->kind && a->dtype == b->dtype && a->op == b->op && a->root == b->root &&
-           a->group_key == b->group_key && a->group_size == b->group_size && same_shape(a, b) &&
+           a->device == b->device && a->group_key == b->group_key &&
+           a->group_size == b->group_size && same_shape(a, b) &&
            same_double(a->prescale, b->prescale) && same_double(a->postscale, b->postscale);
 }
 
@@ -63,8 +65,8 @@ static bool can_be_packed(const hora_signature_t *sig) {
 
 bool hora_signature_fuses(const hora_signature_t *a, const hora_signature_t *b) {
     return can_be_packed(a) && a->kind == b->kind && a->dtype == b->dtype && a->op == b->op &&
-           a->root == b->root && same_double(a->prescale, b->prescale) &&
-           same_double(a->postscale, b->postscale);
+           a->root == b->root && a->device == b->device &&
+           same_double(a->prescale, b->prescale) && same_double(a->postscale, b->postscale);
 }
 
 bool hora_shape_count(const int64_t *shape, int first, int ndim, size_t elem_size,
@@ -93,7 +95,7 @@ size_t hora_signature_bytes(const hora_signature_t *sig) {
 bool hora_signature_is_sane(const hora_signature_t *sig, int size) {
     size_t count;
     if (sig->kind >= HORA_TASK_JOIN || !hora_dtype_is_valid((hora_dtype_t)sig->dtype) ||
-        sig->ndim > HORA_MAX_DIMS || sig->root < 0 || sig->root >= size)
+        sig->ndim > HORA_MAX_DIMS || sig->device > 1 || sig->root < 0 || sig->root >= size)
         return false;
     if (has_op(sig->kind) ? !hora_op_supported((hora_dtype_t)sig->dtype, (hora_op_t)sig->op)
                           : sig->op != HORA_SUM)
@@ -150,6 +152,8 @@ void hora_signature_difference(const hora_signature_t *a, const hora_signature_t
         const hora_signature_t *sig = sigs[i];
         if (a->kind != b->kind)
             snprintf(texts[i], len, "operation %s", hora_kind_name(sig->kind));
+        else if (a->device != b->device)
+            snprintf(texts[i], len, "the tensor %s", sig->device ? "on a GPU" : "in host memory");
         else if (a->dtype != b->dtype)
             snprintf(texts[i], len, "type %s", hora_dtype_name((hora_dtype_t)sig->dtype));
         else if (a->op != b->op)

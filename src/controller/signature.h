@@ -13,6 +13,7 @@ typedef struct hora_signature {
     uint8_t  dtype; /* hora_dtype_t */
     uint8_t  op;    /* hora_op_t */
     uint8_t  ndim;
+    uint8_t  device; /* 0: in host memory, 1: on a GPU */
     int32_t  root;
     double   prescale, postscale;
     uint64_t group_key;  /* 0: no group */

@@ -3,12 +3,17 @@
  */
 #include "offload/offload.h"
 
+#include "offload/cuda/device.h"
 #include "offload/mpi/mpi.h"
 
 #include <string.h>
 
 bool hora_offload_try(hora_comm_t *comm, const hora_coll_t *coll, hora_status_t *status_p) {
     const char *offload = comm->world->settings.offload;
+    if (coll->gpu != NULL) {
+        *status_p = hora_device_run(comm, coll);
+        return true;
+    }
     return offload[0] == 'm' && strcmp(offload, "mpi") == 0 && /* every call passes here */
            hora_offload_mpi(comm, coll, status_p);
 }
@@ -16,4 +21,6 @@ bool hora_offload_try(hora_comm_t *comm, const hora_coll_t *coll, hora_status_t 
 void hora_offload_forget(hora_comm_t *comm) {
     if (comm->offload != NULL)
         hora_offload_mpi_forget(comm);
+    if (comm->gpu != NULL)
+        hora_device_forget(comm);
 }

@@ -1,8 +1,9 @@
 /*
  * Offloads: a whole collective done by another library. On the calling thread.
  *
- * An offloaded collective has that library's manners: it has no deadline, it does not notice that
- * ranks disagree, and it may add in any order. So it is only done when the setting `offload` asks.
+ * A collective handed to MPI has MPI's manners: it has no deadline, it does not notice that ranks
+ * disagree, and it may add in any order. So that is only done when the setting `offload` asks. What is
+ * on GPUs always goes through here (cuda/device.h).
  */
 #ifndef HORA_OFFLOAD_OFFLOAD_H
 #define HORA_OFFLOAD_OFFLOAD_H
@@ -10,13 +11,13 @@
 #include "schedule/plan.h"
 #include "transport/comm.h"
 
-/* Does a blocking collective elsewhere: true, and its status in *status_p. False: it is not
- * asked for, or nobody can, and hora should do it. All members decide alike, so all must call
+/* Does a blocking collective elsewhere: true, and its status in *status_p. False: it is in host
+ * memory, and it is not asked for or nobody can, and hora should do it. All members decide alike, so all must call
  * this, for the same collectives; operations that were started on comm before are completed
  * first. Calls on one communicator come one at a time. */
 bool hora_offload_try(hora_comm_t *comm, const hora_coll_t *coll, hora_status_t *status_p);
 
-/* Frees what hora_offload_try keeps in comm->offload. Before the world is left. */
+/* Frees what hora_offload_try keeps in comm. Before the world is left. */
 void hora_offload_forget(hora_comm_t *comm);
 
 #endif

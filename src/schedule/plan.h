@@ -46,6 +46,7 @@ typedef struct hora_coll {
     const size_t    *other_counts, *other_displs; /* alltoall: receive side */
     double           prescale, postscale, timeout;
     uint32_t         divisor; /* of AVERAGE; 0: the number of ranks */
+    const struct hora_gpu_place *gpu; /* where in and out lie (util/gpu.h); NULL: in host memory */
     const hora_hosts_t *hosts; /* hora_comm_levels; exec.c sets it */
     const char      *name;    /* for messages; may be NULL */
 } hora_coll_t;

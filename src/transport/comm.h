@@ -14,6 +14,7 @@
 struct hora_algo;
 struct hora_exec;
 struct hora_offload;
+struct hora_gpu_comm;
 
 /* What src/schedule/select.c has chosen before. */
 typedef struct hora_chosen {
@@ -50,6 +51,7 @@ struct hora_comm {
     struct hora_exec  *first, *last; /* operations in flight, in order (src/schedule) */
     struct hora_exec  *idle;         /* finished executions, kept for the next calls */
     struct hora_offload *offload;    /* what src/offload keeps; NULL: nothing */
+    struct hora_gpu_comm *gpu;       /* of collectives on GPUs (src/offload/cuda); NULL: none yet */
 };
 
 static inline size_t hora_comm_oneshot_limit(const hora_comm_t *comm) {

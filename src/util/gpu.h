@@ -29,6 +29,12 @@ typedef struct hora_gpu {
     int                 nkernels;
 } hora_gpu_t;
 
+/* Where work is queued. */
+typedef struct hora_gpu_place {
+    hora_gpu_t        *gpu;
+    hora_cuda_stream_t stream; /* NULL: the default stream */
+} hora_gpu_place_t;
+
 /* Opens GPU number `ordinal`, as CUDA counts the visible ones. The kernels are loaded at once: a
  * lazy load in the middle of a step could wait for a kernel that waits for us. HORA_ERR_UNSUPPORTED:
  * built without nvcc, or the driver cannot use this build's device code. */

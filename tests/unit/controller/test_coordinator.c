@@ -177,6 +177,10 @@ static void batches_end_at_the_threshold(void **state) {
 static void each_kind_fuses_with_its_own(void **state) {
     hora_signature_t a = allreduce_of(4), b = allreduce_of(4), c, d, e;
     (void)state;
+    b.device = 1;
+    expect_batches(1000, (hora_signature_t[]){a, b, a, b}, 4,
+                   (const int[]){0, 2, -1, 1, 3, -1}, 6);
+    b.device = 0;
     b.kind = HORA_TASK_BROADCAST;
     expect_batches(1000, (hora_signature_t[]){a, b, a, b}, 4,
                    (const int[]){0, 2, -1, 1, 3, -1}, 6);
@@ -321,6 +325,8 @@ static void each_difference_names_both_sides(void **state) {
     DIFFER(a, (b.group_key = 9, b.group_size = 2), "has no group, rank 2 (even) has a group of 2");
     DIFFER(root, b.root = 1,
            "broadcast t5: rank 0 (even) has root rank 0, rank 2 (even) has root rank 1");
+    DIFFER(a, b.device = 1,
+           "has the tensor in host memory, rank 2 (even) has the tensor on a GPU");
     DIFFER(rows, b.shape[1] = 4, "has shape [*, 3], rank 2 (even) has shape [*, 4]");
 #undef DIFFER
 }

@@ -15,7 +15,7 @@ static uint8_t frame[HORA_FRAME_MAX];
 
 static hora_signature_t some_signature(void) {
     hora_signature_t sig = {.kind = HORA_TASK_REDUCESCATTER, .dtype = HORA_BFLOAT16,
-                            .op = HORA_AVERAGE, .ndim = 3, .root = 0, .prescale = 0.25,
+                            .op = HORA_AVERAGE, .ndim = 3, .device = 1, .root = 0, .prescale = 0.25,
                             .postscale = -3.5, .group_key = 0x0123456789abcdef, .group_size = 7,
                             .shape = {3, 0, 1LL << 40}};
     return sig;

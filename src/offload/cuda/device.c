@@ -1,0 +1,172 @@
+/*
+ * Which path the collectives of a communicator take on GPUs (device.h). On the thread that uses the
+ * communicator.
+ */
+#include "offload/cuda/device.h"
+
+#include "schedule/algos.h"
+#include "schedule/exec.h"
+#include "util/log.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* In the order in which they are tried; NULL at the end. */
+static const hora_gpu_path_t *const paths[] = {NULL};
+
+bool hora_gpu_facts_apart(const hora_gpu_facts_t *facts, int size) {
+    for (int i = 0; i < size; i++)
+        for (int j = 0; j < i; j++)
+            if (memcmp(facts[i].uuid, facts[j].uuid, sizeof(facts[i].uuid)) == 0)
+                return false;
+    return true;
+}
+
+/* ---- Agreeing ------------------------------------------------------------------------------- */
+
+static hora_status_t describe(const hora_comm_t *comm, const hora_gpu_place_t *place,
+                              hora_gpu_facts_t *facts) {
+    const hora_settings_t *settings = &comm->world->settings;
+    const hora_cuda_t     *cuda = place->gpu->cuda;
+    hora_cuda_result_t     result = cuda->device_uuid(facts->uuid, place->gpu->device);
+    if (result != HORA_CUDA_SUCCESS)
+        return hora_cuda_fail(cuda, result, "asking a GPU for its UUID");
+    snprintf(facts->setting, sizeof(facts->setting), "%.15s", settings->gpu_path);
+    facts->chunk = settings->gpu_chunk;
+    for (int i = 0; paths[i] != NULL; i++)
+        if (paths[i]->describe != NULL)
+            paths[i]->describe(comm, place, facts);
+    return HORA_OK;
+}
+
+static hora_status_t exchange(hora_comm_t *comm, const hora_gpu_facts_t *mine,
+                              hora_gpu_facts_t *facts) {
+    size_t       *lists = malloc(2 * (size_t)comm->size * sizeof(*lists));
+    hora_status_t st;
+    if (lists == NULL)
+        return hora_coll_fail(comm, hora_fail(HORA_ERR_NO_MEMORY, "the GPUs of %d ranks",
+                                              comm->size));
+    for (int i = 0; i < comm->size; i++) {
+        lists[i] = sizeof(*facts);
+        lists[comm->size + i] = (size_t)i * sizeof(*facts);
+    }
+    hora_coll_t coll = {
+        .kind = HORA_COLL_ALLGATHER, .dtype = HORA_UINT8, .op = HORA_SUM, .rank = comm->rank,
+        .size = comm->size, .count = sizeof(*facts), .in = mine, .out = facts, .counts = lists,
+        .displs = lists + comm->size, .prescale = 1.0, .postscale = 1.0,
+        .name = "the first one on GPUs",
+    };
+    st = hora_coll_run(comm, &coll);
+    free(lists);
+    return st;
+}
+
+static const hora_gpu_path_t *find_path(const char *name) {
+    for (int i = 0; paths[i] != NULL; i++)
+        if (strcmp(paths[i]->name, name) == 0)
+            return paths[i];
+    return NULL;
+}
+
+/* Of equal facts; so all members succeed or none does. */
+static hora_status_t choose(hora_comm_t *comm, const hora_gpu_facts_t *facts,
+                            const hora_gpu_path_t **path_p) {
+    const char            *setting = facts[0].setting, *obstacle = "there is no path";
+    const hora_gpu_path_t *path = NULL;
+    bool                   is_auto = strcmp(setting, "auto") == 0;
+    if (!is_auto && (path = find_path(setting)) == NULL)
+        return hora_fail(HORA_ERR_INVALID_ARGUMENT, "HORA_GPU_PATH=%s: auto, nccl, ipc or staged",
+                         setting);
+    if (!is_auto)
+        obstacle = path->obstacle(comm, facts);
+    for (int i = 0; is_auto && obstacle != NULL && paths[i] != NULL; i++) {
+        path = paths[i];
+        obstacle = path->obstacle(comm, facts);
+        if (obstacle != NULL && comm->rank == 0)
+            hora_log(HORA_LOG_DEBUG, "GPUs: not by %s: %s", path->name, obstacle);
+    }
+    if (obstacle != NULL)
+        return hora_fail(HORA_ERR_UNSUPPORTED, "collectives on GPUs (HORA_GPU_PATH=%s): %s", setting,
+                         obstacle);
+    *path_p = path;
+    return HORA_OK;
+}
+
+static hora_status_t agree(hora_comm_t *comm, const hora_gpu_place_t *place,
+                           struct hora_gpu_comm *self) {
+    hora_gpu_facts_t mine = {{0}};
+    hora_status_t    st = describe(comm, place, &mine);
+    if (st != HORA_OK)
+        return hora_coll_fail(comm, st);
+    st = exchange(comm, &mine, self->facts);
+    self->facts[0].setting[sizeof(self->facts[0].setting) - 1] = '\0'; /* another process wrote it */
+    return st == HORA_OK ? choose(comm, self->facts, &self->path) : st;
+}
+
+static hora_status_t get_ready(hora_comm_t *comm, const hora_gpu_place_t *place) {
+    struct hora_gpu_comm *self;
+    hora_status_t         st;
+    if (comm->gpu != NULL)
+        return HORA_OK;
+    self = calloc(1, sizeof(*self));
+    if (self != NULL)
+        self->facts = calloc((size_t)comm->size, sizeof(*self->facts));
+    if (self == NULL || self->facts == NULL) {
+        free(self);
+        return hora_coll_fail(comm, hora_fail(HORA_ERR_NO_MEMORY, "the GPUs of %d ranks",
+                                              comm->size));
+    }
+    self->gpu = place->gpu;
+    st = agree(comm, place, self);
+    if (st != HORA_OK) {
+        free(self->facts);
+        free(self);
+        return st;
+    }
+    comm->gpu = self;
+    if (comm->rank == 0)
+        hora_log(HORA_LOG_INFO, "GPUs: collectives of %d ranks by %s", comm->size, self->path->name);
+    return HORA_OK;
+}
+
+/* ---- The door ------------------------------------------------------------------------------- */
+
+static hora_status_t run(hora_comm_t *comm, const hora_coll_t *coll) {
+    const hora_gpu_path_t *path;
+    hora_status_t          st = get_ready(comm, coll->gpu);
+    if (st != HORA_OK)
+        return st;
+    if (coll->gpu->gpu != comm->gpu->gpu)
+        return hora_fail(HORA_ERR_INVALID_ARGUMENT, "%s: buffers on GPU %d, but this communicator's "
+                         "first ones were on GPU %d: make another communicator",
+                         hora_coll_name(coll->kind), coll->gpu->gpu->ordinal, comm->gpu->gpu->ordinal);
+    path = comm->gpu->path;
+    if (!path->takes(comm, coll))
+        return hora_fail(HORA_ERR_UNSUPPORTED, "%s on GPUs by %s", hora_coll_name(coll->kind),
+                         path->name);
+    return path->run(comm, coll);
+}
+
+hora_status_t hora_device_run(hora_comm_t *comm, const hora_coll_t *coll) {
+    hora_status_t st = hora_failure_check(&comm->failure);
+    if (st == HORA_OK)
+        st = hora_gpu_enter(coll->gpu->gpu);
+    if (st != HORA_OK)
+        return st;
+    st = run(comm, coll);
+    hora_gpu_leave(coll->gpu->gpu);
+    return st;
+}
+
+void hora_device_forget(hora_comm_t *comm) {
+    struct hora_gpu_comm *self = comm->gpu;
+    if (hora_gpu_enter(self->gpu) == HORA_OK) {
+        for (int i = 0; paths[i] != NULL; i++)
+            paths[i]->forget(comm);
+        hora_gpu_leave(self->gpu);
+    }
+    free(self->facts);
+    free(self);
+    comm->gpu = NULL;
+}

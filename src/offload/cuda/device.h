@@ -1,0 +1,62 @@
+/*
+ * Collectives on GPUs (docs/decisions/0005): what the ranks of a communicator know of each other's
+ * GPUs, and the path that they take, which they agree on at the first one. On the thread that uses
+ * the communicator.
+ *
+ * Invariants: a rank's collectives on one communicator are on one GPU. A path's answers depend only on
+ * what is equal on all members (the facts, the collective without its pointers), so all take the same
+ * one. A collective is done when its work is queued: what it does on the GPU waits for what was queued
+ * on coll->gpu->stream before, and what is queued there later waits for it.
+ */
+#ifndef HORA_OFFLOAD_CUDA_DEVICE_H
+#define HORA_OFFLOAD_CUDA_DEVICE_H
+
+#include "schedule/plan.h"
+#include "transport/comm.h"
+#include "util/gpu.h"
+
+/* What a rank says of itself at the first collective on a GPU. Travels as it is between the ranks of
+ * a job; a path believes it only as far as it has checked it. */
+typedef struct hora_gpu_facts {
+    uint8_t  uuid[16]; /* of the GPU: equal ones are one GPU */
+    char     setting[16]; /* HORA_GPU_PATH, cut off; rank 0's counts */
+    uint64_t chunk;    /* HORA_GPU_CHUNK; rank 0's counts */
+    int32_t  nccl;     /* ncclGetVersion; 0: it has none that can be used */
+    int32_t  ipc;      /* 1: other processes of the host can open its GPU's memory */
+} hora_gpu_facts_t;
+
+/* One way to do collectives on GPUs. Each function runs with the GPU's context current. */
+typedef struct hora_gpu_path {
+    const char *name; /* as in HORA_GPU_PATH */
+    /* Fills in what the path needs to know of this rank; NULL: nothing. Cannot fail: what is missing
+     * stays 0. */
+    void (*describe)(const hora_comm_t *comm, const hora_gpu_place_t *place,
+                     hora_gpu_facts_t *facts);
+    /* NULL if these members can go this way, else why not, for people. Static storage. */
+    const char *(*obstacle)(const hora_comm_t *comm, const hora_gpu_facts_t *facts);
+    /* Can it do this one? By kind, type, operation, counts and scales only. Others are staged. */
+    bool (*takes)(const hora_comm_t *comm, const hora_coll_t *coll);
+    /* Does it. On an error the communicator has failed, on every rank, before it returns. */
+    hora_status_t (*run)(hora_comm_t *comm, const hora_coll_t *coll);
+    /* Frees what it keeps in comm->gpu, if anything. */
+    void (*forget)(hora_comm_t *comm);
+} hora_gpu_path_t;
+
+/* comm->gpu */
+struct hora_gpu_comm {
+    hora_gpu_t             *gpu;
+    hora_gpu_facts_t       *facts; /* [size], equal on all members */
+    const hora_gpu_path_t  *path;
+    void                   *nccl, *ipc, *staged; /* each path's own */
+};
+
+/* Does a collective of which coll->gpu is set, by the path that the members have agreed on; at the
+ * first one, agrees. */
+hora_status_t hora_device_run(hora_comm_t *comm, const hora_coll_t *coll);
+/* Frees comm->gpu. */
+void hora_device_forget(hora_comm_t *comm);
+
+/* Are the GPUs of all members different ones? */
+bool hora_gpu_facts_apart(const hora_gpu_facts_t *facts, int size);
+
+#endif
