@@ -23,6 +23,15 @@
 #define HORA_CUDA_CAPABILITY_MINOR     76
 #define HORA_CUDA_POINTER_MEMORY_TYPE  2 /* 1: host, 2: device */
 #define HORA_CUDA_POINTER_ORDINAL      9
+#define HORA_CUDA_POINTER_START        11 /* of its allocation: uint64_t */
+#define HORA_CUDA_POINTER_BYTES        12 /* of its allocation: size_t */
+#define HORA_CUDA_POINTER_IPC_CAPABLE  13 /* unsigned: another process can open its allocation */
+
+/* Flags of stream_create, event_create and ipc_memory_open. */
+#define HORA_CUDA_STREAM_NON_BLOCKING 1 /* waits for no default stream */
+#define HORA_CUDA_EVENT_NO_TIMING     2
+#define HORA_CUDA_EVENT_INTERPROCESS  4 /* with NO_TIMING */
+#define HORA_CUDA_IPC_PEER_ACCESS     1 /* also to another GPU's memory; CUDA takes no other value */
 
 typedef int   hora_cuda_result_t; /* CUresult */
 typedef int   hora_cuda_device_t; /* CUdevice */
@@ -35,7 +44,8 @@ typedef struct hora_cuda_bytes64 {
     char at[64]; /* CUipcMemHandle, CUipcEventHandle */
 } hora_cuda_bytes64_t;
 
-/* X(member, symbol, parameters); every one is required. */
+/* X(member, symbol, parameters); every one is required. There is no cuStreamSynchronize: a wait of the
+ * host's has a deadline, so it asks stream_query. What frees may wait for all queued work. */
 #define HORA_CUDA_FUNCTIONS(X)                                                                    \
     X(init, cuInit, (unsigned flags))                                                             \
     X(driver_version, cuDriverGetVersion, (int *version_p))                                       \
@@ -66,12 +76,16 @@ typedef struct hora_cuda_bytes64 {
     X(free, cuMemFree_v2, (uint64_t pointer))                                                     \
     X(host_alloc, cuMemHostAlloc, (void **pointer_p, size_t bytes, unsigned flags))               \
     X(host_free, cuMemFreeHost, (void *pointer))                                                  \
+    X(host_register, cuMemHostRegister_v2, (void *pointer, size_t bytes, unsigned flags))         \
+    X(host_unregister, cuMemHostUnregister, (void *pointer))                                      \
     X(copy_in, cuMemcpyHtoDAsync_v2,                                                              \
       (uint64_t dst, const void *src, size_t bytes, hora_cuda_stream_t stream))                   \
     X(copy_out, cuMemcpyDtoHAsync_v2,                                                             \
       (void *dst, uint64_t src, size_t bytes, hora_cuda_stream_t stream))                         \
     X(copy, cuMemcpyDtoDAsync_v2,                                                                 \
       (uint64_t dst, uint64_t src, size_t bytes, hora_cuda_stream_t stream))                      \
+    X(memset, cuMemsetD8Async,                                                                    \
+      (uint64_t at, unsigned char value, size_t bytes, hora_cuda_stream_t stream))                \
     X(stream_create, cuStreamCreateWithPriority,                                                  \
       (hora_cuda_stream_t * stream_p, unsigned flags, int priority))                              \
     X(stream_destroy, cuStreamDestroy_v2, (hora_cuda_stream_t stream))                            \

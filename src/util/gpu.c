@@ -3,11 +3,20 @@
  */
 #include "util/gpu.h"
 
+#include "util/fork.h"
+
 #include <pthread.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
+#define ORDINALS 64 /* more than one process sees */
+
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_mutex_t all_lock = PTHREAD_MUTEX_INITIALIZER; /* guards the three below */
+static hora_gpu_t     *all[ORDINALS];
+static bool            any; /* of them is open */
+static unsigned        generation; /* of the process that opened them (fork.h) */
 
 static hora_status_t fail(const hora_gpu_t *gpu, hora_cuda_result_t result, const char *what) {
     char text[192];
@@ -53,6 +62,9 @@ static hora_status_t load_kernels(hora_gpu_t *gpu) {
     st = fail(gpu, result, "loading hora's kernels");
     if (st == HORA_ERR_NO_MEMORY)
         return st;
+    if (hora_cuda_image_bytes == 0)
+        return hora_fail(HORA_ERR_UNSUPPORTED, "this build has no CUDA kernels: build hora with "
+                         "nvcc on PATH");
     snprintf(why, sizeof(why), "%.255s", hora_last_error());
     return hora_fail(HORA_ERR_UNSUPPORTED, "%s; this build's device code is newer than the driver: "
                      "update the driver, or build hora with an older nvcc", why);
@@ -61,9 +73,6 @@ static hora_status_t load_kernels(hora_gpu_t *gpu) {
 hora_status_t hora_gpu_open(const hora_cuda_t *cuda, int ordinal, hora_gpu_t *gpu_p) {
     hora_gpu_t    gpu = {.cuda = cuda, .ordinal = ordinal, .name = "?"};
     hora_status_t st;
-    if (hora_cuda_image_bytes == 0)
-        return hora_fail(HORA_ERR_UNSUPPORTED, "this build has no CUDA kernels: build hora with "
-                         "nvcc on PATH");
     st = open_context(&gpu);
     if (st != HORA_OK)
         return st;
@@ -85,6 +94,46 @@ void hora_gpu_close(hora_gpu_t *gpu) {
     }
     gpu->cuda->context_release(gpu->device);
     *gpu = (hora_gpu_t){0};
+}
+
+/* The caller holds all_lock. */
+static hora_status_t open_one(const char *library, int ordinal) {
+    const hora_cuda_t *cuda;
+    hora_gpu_t        *gpu;
+    hora_status_t      st = hora_cuda_open(library, &cuda);
+    if (st != HORA_OK)
+        return st;
+    if (ordinal < 0 || ordinal >= cuda->devices || ordinal >= ORDINALS)
+        return hora_fail(HORA_ERR_INVALID_ARGUMENT, "there is no GPU number %d: %d are visible", ordinal,
+                         cuda->devices);
+    gpu = calloc(1, sizeof(*gpu));
+    if (gpu == NULL)
+        return hora_fail(HORA_ERR_NO_MEMORY, "out of memory for GPU %d", ordinal);
+    st = hora_gpu_open(cuda, ordinal, gpu);
+    if (st != HORA_OK)
+        goto err_gpu;
+    hora_fork_watch();
+    generation = hora_fork_generation;
+    any = true;
+    all[ordinal] = gpu;
+    return HORA_OK;
+
+err_gpu:
+    free(gpu);
+    return st;
+}
+
+hora_status_t hora_gpu_get(const char *library, int ordinal, hora_gpu_t **gpu_p) {
+    hora_status_t st = HORA_OK;
+    pthread_mutex_lock(&all_lock);
+    if (any && generation != hora_fork_generation)
+        st = hora_fail(HORA_ERR_UNSUPPORTED, "CUDA cannot be used after a fork, once the parent used it");
+    else if (ordinal < 0 || ordinal >= ORDINALS || all[ordinal] == NULL)
+        st = open_one(library, ordinal);
+    if (st == HORA_OK)
+        *gpu_p = all[ordinal];
+    pthread_mutex_unlock(&all_lock);
+    return st;
 }
 
 /* Names are the literals of plan.c, so the pointers are compared first. */

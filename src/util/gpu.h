@@ -42,6 +42,11 @@ hora_status_t hora_gpu_open(const hora_cuda_t *cuda, int ordinal, hora_gpu_t *gp
 /* Gives it back. Nothing of ours may be in flight on it. */
 void hora_gpu_close(hora_gpu_t *gpu);
 
+/* This process's one hora_gpu_t for GPU number `ordinal`: opened at the first call that succeeds, kept
+ * until the process ends, never closed. library: as hora_cuda_open. A child of a fork has none:
+ * HORA_ERR_UNSUPPORTED. */
+hora_status_t hora_gpu_get(const char *library, int ordinal, hora_gpu_t **gpu_p);
+
 /* Makes the GPU's context current until hora_gpu_leave; they nest. */
 hora_status_t hora_gpu_enter(const hora_gpu_t *gpu);
 void          hora_gpu_leave(const hora_gpu_t *gpu);

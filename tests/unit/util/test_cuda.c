@@ -1,7 +1,7 @@
 /*
- * The CUDA driver's loader and a GPU's life beside a stand-in driver (fake_cuda.c): what is refused,
- * with which words, and that nothing stays entered, retained or loaded after a failure. Arguments:
- * a driver that is too old, one without GPUs, one that lacks a function, one that works.
+ * The CUDA driver's loader and a GPU's life beside the stand-in driver (tests/standin/cuda): what is
+ * refused, with which words, and that nothing stays entered, retained or loaded after a failure.
+ * Argument: the stand-in.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -10,7 +10,7 @@
 
 #include <cmocka.h>
 
-#include "fake_cuda.h"
+#include "standin.h"
 
 #include "util/cuda.h"
 #include "util/gpu.h"
@@ -18,46 +18,62 @@
 #include <dlfcn.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
-/* In place of the build's own image: a build with nvcc, and one without. */
-const unsigned char hora_cuda_image[16] = {0};
-const size_t        hora_cuda_image_bytes = IMAGE_BYTES;
-
-static char             **paths; /* see above, from 1 */
-static fake_cuda_t       *fake;
+static const char        *path;
+static cuda_standin_t    *standin;
 static const hora_cuda_t *cuda;
 
-static void refuse(const char *path, const char *says) {
+static void refuse(const char *library, const char *says) {
     const hora_cuda_t *none = NULL;
-    assert_int_equal(hora_cuda_open(path, &none), HORA_ERR_UNSUPPORTED);
+    assert_int_equal(hora_cuda_open(library, &none), HORA_ERR_UNSUPPORTED);
     assert_null(none);
     if (strstr(hora_last_error(), says) == NULL)
         fail_msg("'%s' says nothing of '%s'", hora_last_error(), says);
 }
 
+static void fail_at(const char *symbol, int nth, int result) {
+    standin->fails = symbol;
+    standin->nth = nth;
+    standin->result = result;
+}
+
+/* The environment is read once a process. */
+static void refuse_with(const char *name, const char *value, const char *says) {
+    int   status;
+    pid_t child = fork();
+    if (child == 0) {
+        setenv(name, value, 1);
+        refuse(path, says);
+        _exit(0);
+    }
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_int_equal(status, 0);
+}
+
 static void test_refuses(void **state) {
     refuse("/nowhere/libcuda.so.1", "no CUDA driver");
-    refuse(paths[1], "is of CUDA 11.8, and hora needs 12.0");
-    refuse(paths[2], "no GPU is visible");
-    refuse(paths[3], "has no cuStreamQuery");
+    refuse("libm.so.6", "has no cuInit");
+    refuse_with("HORA_STANDIN_VERSION", "11080", "is of CUDA 11.8, and hora needs 12.0");
+    refuse_with("HORA_STANDIN_GPUS", "0", "no GPU is visible");
+    refuse_with("CUDA_VISIBLE_DEVICES", "", "no GPU is visible");
 }
 
 /* A start that fails leaves the door open for the next try. */
 static void test_start_fails(void **state) {
     const hora_cuda_t *none = NULL;
-    void              *library = dlopen(paths[4], RTLD_NOW);
+    void              *library = dlopen(path, RTLD_NOW);
     assert_non_null(library);
-    fake = dlsym(library, "fake_cuda");
-    assert_non_null(fake);
-    fake->fails = "cuInit";
-    fake->result = 999;
-    assert_int_equal(hora_cuda_open(paths[4], &none), HORA_ERR_SYSTEM);
-    assert_non_null(strstr(hora_last_error(), "starting the CUDA driver: it failed (CUDA_ERROR_FAKE, 999)"));
-    fake->fails = "cuInit";
-    fake->result = HORA_CUDA_NO_DEVICE;
-    refuse(paths[4], "no GPU is visible");
-    fake->fails = NULL;
-    assert_int_equal(hora_cuda_open(paths[4], &cuda), HORA_OK);
+    standin = dlsym(library, "cuda_standin");
+    assert_non_null(standin);
+    fail_at("cuInit", 1, 999);
+    assert_int_equal(hora_cuda_open(path, &none), HORA_ERR_SYSTEM);
+    assert_non_null(strstr(hora_last_error(),
+                           "starting the CUDA driver: it failed (CUDA_ERROR_STANDIN, 999)"));
+    fail_at("cuInit", 1, HORA_CUDA_NO_DEVICE);
+    refuse(path, "no GPU is visible");
+    assert_int_equal(hora_cuda_open(path, &cuda), HORA_OK);
     assert_int_equal(cuda->devices, 2);
     assert_int_equal(cuda->version, 12040);
     assert_int_equal(hora_cuda_open("/nowhere/else.so", &none), HORA_OK); /* the one that is open */
@@ -76,26 +92,29 @@ static void test_words(void **state) {
 static void test_probe(void **state) {
     hora_backend_t backend = HORA_BACKEND_INIT;
     assert_true(hora_cuda_probe(&backend));
-    assert_string_equal(backend.detail, "2 GPUs, driver of CUDA 12.4; Fake GPU, 3.0 GiB, sm_99");
+    assert_string_equal(backend.detail,
+                        "2 GPUs, driver of CUDA 12.4; CPU standing in for a GPU, 3.0 GiB, sm_90");
 }
 
 static void clean(void) {
-    assert_int_equal(fake->depth, 0);
-    assert_int_equal(fake->retained, 0);
-    assert_int_equal(fake->loaded, 0);
+    assert_int_equal(standin->depth, 0);
+    assert_int_equal(standin->retained, 0);
+    assert_int_equal(standin->loaded, 0);
 }
 
+/* Without sources and destinations a reduction does nothing. */
 static void test_gpu(void **state) {
-    hora_gpu_t gpu;
-    int        x = 1;
+    hora_cuda_reduce_t job = {0};
+    hora_gpu_t         gpu;
     assert_int_equal(hora_gpu_open(cuda, 1, &gpu), HORA_OK);
-    assert_int_equal(fake->retained, 1);
-    assert_int_equal(hora_gpu_launch(&gpu, "a", 0, &x, NULL), HORA_OK);
-    assert_int_equal(fake->launches, 0);
+    assert_int_equal(standin->retained, 1);
+    assert_int_equal(hora_gpu_launch(&gpu, "hora_reduce_f32", 0, &job, NULL), HORA_OK);
+    assert_int_equal(standin->launches, 0);
     for (int i = 0; i < 3; i++)
-        assert_int_equal(hora_gpu_launch(&gpu, i == 1 ? "b" : "a", 5, &x, NULL), HORA_OK);
-    assert_int_equal(fake->launches, 3);
-    assert_int_equal(fake->blocks, 5);
+        assert_int_equal(hora_gpu_launch(&gpu, i == 1 ? "hora_reduce_i8" : "hora_reduce_f32", 5, &job,
+                                         NULL), HORA_OK);
+    assert_int_equal(standin->launches, 3);
+    assert_int_equal(standin->blocks, 5);
     assert_int_equal(gpu.nkernels, 2); /* each is looked up once */
     hora_gpu_close(&gpu);
     clean();
@@ -105,53 +124,67 @@ static void test_gpu_fails(void **state) {
     static const char *const opening[] = {"cuDeviceGet", "cuDeviceGetAttribute",
                                           "cuDevicePrimaryCtxRetain", "cuCtxPushCurrent_v2",
                                           "cuModuleLoadData"};
-    hora_gpu_t gpu;
-    int        x = 1;
+    hora_cuda_reduce_t job = {0};
+    hora_gpu_t         gpu;
     for (size_t i = 0; i < sizeof(opening) / sizeof(opening[0]); i++) {
-        fake->fails = opening[i];
-        fake->result = HORA_CUDA_OUT_OF_MEMORY;
+        fail_at(opening[i], 1, HORA_CUDA_OUT_OF_MEMORY);
         assert_int_equal(hora_gpu_open(cuda, 0, &gpu), HORA_ERR_NO_MEMORY);
         clean();
     }
-    fake->result = 222; /* unsupported PTX version */
+    fail_at("cuModuleLoadData", 1, 222); /* unsupported PTX version */
     assert_int_equal(hora_gpu_open(cuda, 0, &gpu), HORA_ERR_UNSUPPORTED);
-    assert_non_null(strstr(hora_last_error(), "on GPU 0 (Fake GPU)"));
-    assert_non_null(strstr(hora_last_error(), "update the driver"));
+    if (hora_cuda_image_bytes > 0) {
+        assert_non_null(strstr(hora_last_error(), "on GPU 0 (CPU standing in"));
+        assert_non_null(strstr(hora_last_error(), "update the driver"));
+    } else {
+        assert_non_null(strstr(hora_last_error(), "build hora with nvcc"));
+    }
     clean();
-    fake->fails = NULL;
     assert_int_equal(hora_gpu_open(cuda, 0, &gpu), HORA_OK);
-    fake->fails = "cuLaunchKernel";
-    fake->result = 719;
-    assert_int_equal(hora_gpu_launch(&gpu, "a", 5, &x, NULL), HORA_ERR_SYSTEM);
-    assert_non_null(strstr(hora_last_error(), "a on GPU 0 (Fake GPU): it failed"));
-    fake->fails = "cuModuleGetFunction";
-    assert_int_equal(hora_gpu_launch(&gpu, "c", 5, &x, NULL), HORA_ERR_SYSTEM);
-    assert_int_equal(fake->depth, 0);
-    fake->fails = NULL;
+    fail_at("cuLaunchKernel", 1, 719);
+    assert_int_equal(hora_gpu_launch(&gpu, "hora_reduce_f32", 5, &job, NULL), HORA_ERR_SYSTEM);
+    assert_non_null(strstr(hora_last_error(), "hora_reduce_f32 on GPU 0 (CPU standing in"));
+    fail_at("cuModuleGetFunction", 1, 719);
+    assert_int_equal(hora_gpu_launch(&gpu, "hora_reduce_f64", 5, &job, NULL), HORA_ERR_SYSTEM);
+    assert_int_equal(hora_gpu_launch(&gpu, "no such kernel", 5, &job, NULL), HORA_ERR_SYSTEM);
+    assert_int_equal(standin->depth, 0);
     hora_gpu_close(&gpu);
     clean();
 }
 
-/* A build without nvcc says so before it touches the driver. */
-static void test_no_image(void **state) {
-    hora_gpu_t gpu;
-    fake->ncalls = 0;
-    assert_int_equal(hora_gpu_open(cuda, 0, &gpu), HORA_ERR_UNSUPPORTED);
-    assert_non_null(strstr(hora_last_error(), "build hora with nvcc"));
-    assert_int_equal(fake->ncalls, 0);
+/* One for each number, whoever asks, and none for a child. */
+static void test_get(void **state) {
+    hora_gpu_t *one = NULL, *two = NULL, *again = NULL;
+    int         status;
+    pid_t       child;
+    fail_at("cuModuleLoadData", 1, HORA_CUDA_OUT_OF_MEMORY);
+    assert_int_equal(hora_gpu_get(path, 0, &one), HORA_ERR_NO_MEMORY);
+    assert_int_equal(hora_gpu_get(path, 0, &one), HORA_OK);
+    assert_int_equal(hora_gpu_get(path, 1, &two), HORA_OK);
+    assert_int_equal(hora_gpu_get(path, 0, &again), HORA_OK);
+    assert_ptr_equal(one, again);
+    assert_int_equal(two->ordinal, 1);
+    assert_int_equal(hora_gpu_get(path, 2, &again), HORA_ERR_INVALID_ARGUMENT);
+    assert_int_equal(hora_gpu_get(path, -1, &again), HORA_ERR_INVALID_ARGUMENT);
+    assert_int_equal(standin->retained, 2);
+    child = fork();
+    if (child == 0)
+        _exit(hora_gpu_get(path, 0, &again) == HORA_ERR_UNSUPPORTED ? 0 : 1);
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_int_equal(status, 0);
 }
 
 int main(int argc, char **argv) {
-    bool                    image = IMAGE_BYTES > 0;
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_refuses), cmocka_unit_test(test_start_fails), cmocka_unit_test(test_words),
-        cmocka_unit_test(test_probe),
-        image ? (struct CMUnitTest)cmocka_unit_test(test_gpu) : (struct CMUnitTest)cmocka_unit_test(test_no_image),
-        image ? (struct CMUnitTest)cmocka_unit_test(test_gpu_fails) : (struct CMUnitTest)cmocka_unit_test(test_no_image),
+        cmocka_unit_test(test_refuses), cmocka_unit_test(test_start_fails),
+        cmocka_unit_test(test_words),   cmocka_unit_test(test_probe),
+        cmocka_unit_test(test_gpu),     cmocka_unit_test(test_gpu_fails),
+        cmocka_unit_test(test_get),
     };
-    if (argc != 5)
+    if (argc != 2)
         return 2;
-    paths = argv;
-    setenv("HORA_CUDA_LIBRARY", paths[4], 1);
+    path = argv[1];
+    setenv("HORA_CUDA_LIBRARY", path, 1);
+    setenv("HORA_STANDIN_GPUS", "2", 0);
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
