@@ -144,7 +144,7 @@ static hora_status_t share_times(joining_t *j) {
     if (j->job.size == 1)
         return HORA_OK;
     if (j->job.rank == 0) {
-        j->world->crowd = j->world->local_size * 100 / hora_cpu_count_host();
+        j->world->crowd = j->world->local_size * 100 / hora_cpu_count_host(j->world);
         hora_costs_load(j->world);
         len = hora_costs_encode(j->world, bytes, sizeof(bytes));
     }

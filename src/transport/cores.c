@@ -1,6 +1,6 @@
 /*
- * How many cores this process may use, and so how long a waiting rank may spin. Runs once, on the
- * thread that joins the job.
+ * How many cores the ranks of this host may use together, and so how long a waiting rank may spin. Runs
+ * once, on the thread that joins the job.
  */
 #include "transport/wait.h"
 
@@ -35,27 +35,32 @@ static int cgroup_cores(void) {
     return 0;
 }
 
-/* That this process may use: affinity mask and cgroup quota; at least 1. */
-static int own_cores(void) {
-    cpu_set_t set;
-    int       cores = (int)sysconf(_SC_NPROCESSORS_ONLN);
-    int       quota = cgroup_cores();
-    if (sched_getaffinity(0, sizeof(set), &set) == 0 && CPU_COUNT(&set) > 0)
-        cores = CPU_COUNT(&set);
-    if (quota > 0 && quota < cores)
-        cores = quota;
-    return cores > 0 ? cores : 1;
+static int at_most(int cores, int limit) {
+    return limit > 0 && limit < cores ? limit : cores;
 }
 
-/* A launcher that binds ranks gives each one its own, as a rule;
- * where it has not, the ranks find out while they wait (apart.c). */
-int hora_cpu_count_host(void) {
-    cpu_set_t set;
-    int       online = (int)sysconf(_SC_NPROCESSORS_ONLN), quota = cgroup_cores();
-    bool      bound = sched_getaffinity(0, sizeof(set), &set) == 0 && CPU_COUNT(&set) == 1;
-    if (!bound)
-        return own_cores();
-    return quota > 0 && quota < online ? quota : online;
+/* A rank that is bound counts with the cores that it is bound to: all of one socket's ranks may use that
+ * socket. One that the kernel does not show (another process namespace) counts as a core of its own.
+ * Where ranks that may use many cores share one after all, they find out while they wait (apart.c). */
+int hora_cpu_count_host(const hora_world_t *world) {
+    cpu_set_t own, all, one;
+    int       online = (int)sysconf(_SC_NPROCESSORS_ONLN), unseen = 0, cores;
+    if (online < 1)
+        online = 1;
+    if (sched_getaffinity(0, sizeof(own), &own) != 0)
+        return at_most(online, cgroup_cores());
+    all = own;
+    for (int r = 0; r < world->size; r++) {
+        if (world->peers[r].local < 0 || r == world->rank)
+            continue;
+        if (world->peers[r].pid > 0 &&
+            sched_getaffinity(world->peers[r].pid, sizeof(one), &one) == 0)
+            CPU_OR(&all, &all, &one);
+        else
+            unseen++;
+    }
+    cores = at_most(CPU_COUNT(&all) + unseen, online);
+    return at_most(cores > 0 ? cores : 1, cgroup_cores());
 }
 
 /* Nanoseconds that one pause takes here (a few on some machines, over a hundred on others). */
@@ -68,7 +73,7 @@ static double pause_ns(void) {
 
 void hora_wait_setup(hora_world_t *world) {
     double spin_ns = (double)world->settings.spin_us * 1000, pause = pause_ns();
-    bool   enough = world->local_size <= hora_cpu_count_host();
+    bool   enough = world->local_size <= hora_cpu_count_host(world);
     world->has_cores = world->local_size > 1 && enough;
     if (spin_ns < 0 && !enough) {
         world->spin_turns = world->look_turns = SPINS_SHARED;

@@ -77,8 +77,9 @@ static inline hora_status_t hora_waiter_turn(hora_waiter_t *w, int awaited) {
     return hora_waiter_slow_turn(w, awaited);
 }
 
-/* Cores for the ranks of this host; at least 1. */
-int hora_cpu_count_host(void);
+/* Cores that the ranks of this host may use together, by their affinity and my cgroup's quota; at
+ * least 1. Needs the peers' pids. */
+int hora_cpu_count_host(const hora_world_t *world);
 /* Says where this rank is, before it wakes others (apart.c). A few nanoseconds. */
 void hora_apart_note(hora_world_t *world);
 /* Moves this thread to another core if the awaited rank (-1: any) was last on this one. False: it
