@@ -251,7 +251,7 @@ static int rank_main(int rank, int size, void *arg) {
     b.size = hora_comm_size(b.comm);
     int code = 2;
     if (b.options->calibrate)
-        code = perf_calibrate(b.comm);
+        code = perf_calibrate(b.comm, b.options);
     else if (b.options->choices)
         code = b.rank == 0 ? perf_choices(b.comm, b.options) : 0;
     else if (b.options->root < b.size)

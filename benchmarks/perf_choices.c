@@ -98,26 +98,51 @@ static void print_json(FILE *out, hora_comm_t *comm, size_t max_bytes) {
     fprintf(out, "}}\n");
 }
 
+/* Where --json says; NULL with a message. */
+static FILE *open_json(const char *path) {
+    FILE *out = strcmp(path, "-") == 0 ? stdout : fopen(path, "w");
+    if (out == NULL)
+        fprintf(stderr, "hora-perf: %s: %s\n", path, strerror(errno));
+    return out;
+}
+
+static int close_json(FILE *out) {
+    return out == stdout || fclose(out) == 0 ? 0 : 1;
+}
+
 int perf_choices(hora_comm_t *comm, const perf_options_t *options) {
-    FILE *out = stdout;
+    FILE *out;
     if (options->json == NULL) {
         print_text(comm, options->max_bytes);
         return 0;
     }
-    if (strcmp(options->json, "-") != 0)
-        out = fopen(options->json, "w");
-    if (out == NULL) {
-        fprintf(stderr, "hora-perf: %s: %s\n", options->json, strerror(errno));
+    out = open_json(options->json);
+    if (out == NULL)
         return 1;
-    }
     print_json(out, comm, options->max_bytes);
-    return out == stdout || fclose(out) == 0 ? 0 : 1;
+    return close_json(out);
 }
 
-int perf_calibrate(hora_comm_t *comm) {
+static int report_calibration(hora_comm_t *comm, const perf_options_t *options, const char *path) {
+    FILE *out;
+    if (options->json == NULL) {
+        printf("# written to %s; jobs with %d ranks here choose by it (hora info --algorithms)\n", path,
+               hora_comm_size(comm));
+        return 0;
+    }
+    out = open_json(options->json);
+    if (out == NULL)
+        return 1;
+    fprintf(out, "{\"ranks\": %d, \"transport\": \"%s\", \"file\": ", hora_comm_size(comm), wire(comm));
+    text_json(out, path);
+    fprintf(out, "}\n");
+    return close_json(out);
+}
+
+int perf_calibrate(hora_comm_t *comm, const perf_options_t *options) {
     char path[512];
     int  rank = hora_comm_rank(comm);
-    if (rank == 0) {
+    if (rank == 0 && options->json == NULL) {
         printf("# measuring every algorithm between %d ranks, some seconds ...\n", hora_comm_size(comm));
         fflush(stdout);
     }
@@ -125,8 +150,5 @@ int perf_calibrate(hora_comm_t *comm) {
         fprintf(stderr, "hora-perf: rank %d: %s\n", rank, hora_last_error());
         return 1;
     }
-    if (rank == 0)
-        printf("# written to %s; jobs with %d ranks here choose by it (hora info --algorithms)\n", path,
-               hora_comm_size(comm));
-    return 0;
+    return rank == 0 ? report_calibration(comm, options, path) : 0;
 }

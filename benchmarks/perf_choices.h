@@ -8,7 +8,7 @@
 
 /* Rank 0: prints it, or writes options->json. Returns the exit code. */
 int perf_choices(hora_comm_t *comm, const perf_options_t *options);
-/* All ranks. */
-int perf_calibrate(hora_comm_t *comm);
+/* All ranks. Where the times were written goes to standard output, or into options->json. */
+int perf_calibrate(hora_comm_t *comm, const perf_options_t *options);
 
 #endif

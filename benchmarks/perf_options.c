@@ -35,7 +35,7 @@ static const char help[] =
     "  --algorithms      measure nothing; print which algorithm does what here, and the time that it\n"
     "                    is expected to take (-e, --json, -np)\n"
     "  --calibrate       measure each algorithm, and keep the times in a file by which later jobs\n"
-    "                    with as many ranks here choose among them (HORA_ALGO_TIMES)\n"
+    "                    with as many ranks here choose among them (HORA_ALGO_TIMES; --json)\n"
     "  --json FILE       write the results as JSON too; - is standard output\n"
     "  -h, --help        this text\n"
     "\n"

@@ -17,14 +17,14 @@
 #include <time.h>
 
 #define FORMAT   "hora-algorithm-times"
-#define VERSION  1
+#define VERSION  2
 #define LINE_MAX 1536
-#define FIXED    7 /* keys before the collectives */
+#define FIXED    8 /* keys before the collectives */
 #define KEYS     (FIXED + HORA_COLL_KIND_COUNT - 1)
 
 /* The contents of a file. */
 typedef struct contents {
-    char   format[32], wire[16], machine[160], day[16];
+    char   format[32], layout[16], wire[16], machine[160], day[16];
     double version, ranks, hosts;
     char   lines[HORA_COLL_KIND_COUNT][LINE_MAX];
 } contents_t;
@@ -35,6 +35,7 @@ static void make_fields(contents_t *c, hora_record_field_t *fields) {
         {"version", NULL, 0, &c->version, false},
         {"ranks", NULL, 0, &c->ranks, false},
         {"hosts", NULL, 0, &c->hosts, false},
+        {"layout", c->layout, sizeof(c->layout), NULL, false},
         {"wire", c->wire, sizeof(c->wire), NULL, false},
         {"machine", c->machine, sizeof(c->machine), NULL, false},
         {"day", c->day, sizeof(c->day), NULL, false},
@@ -51,6 +52,14 @@ static int hosts_of(const hora_world_t *world) {
         if (world->peers[r].cross_rank > most)
             most = world->peers[r].cross_rank;
     return most + 1;
+}
+
+/* Which ranks share a host, in 8 digits: 2 + 2 ranks are not 3 + 1, nor two hosts in turn. */
+static void layout_of(const hora_world_t *world, char text[16]) {
+    uint32_t hash = 2166136261u;
+    for (int r = 0; r < world->size; r++)
+        hash = (hash ^ (uint32_t)world->peers[r].cross_rank) * 16777619u;
+    snprintf(text, 16, "%08x", hash);
 }
 
 /* ---- Reading ----------------------------------------------------------------------------------- */
@@ -104,15 +113,25 @@ static bool take_contents(const contents_t *c, hora_costs_t *costs) {
 
 /* What differs between where it was made and here; NULL: nothing. */
 static const char *difference(const contents_t *c, const hora_world_t *world) {
-    char machine[160];
+    char machine[160], layout[16];
     hora_machine_describe(machine, sizeof(machine));
+    layout_of(world, layout);
     if (c->ranks != world->size)
         return "number of ranks";
     if (c->hosts != hosts_of(world))
         return "number of hosts";
+    if (strcmp(c->layout, layout) != 0)
+        return "placement of the ranks on the hosts";
     if (strcmp(c->wire, hora_machine_wire(world)) != 0)
         return "transport";
     return strcmp(c->machine, machine) != 0 ? "machine" : NULL;
+}
+
+/* Nobody need have calibrated; but who names a file wants it. */
+static void note_absent(const hora_world_t *world, const char *path) {
+    if (strcmp(world->settings.algo_times, "auto") != 0)
+        hora_log(HORA_LOG_WARNING, "%s does not exist; algorithms are chosen by the formulas. Correct or "
+                 "unset HORA_ALGO_TIMES, or let hora info --calibrate write it", path);
 }
 
 static hora_costs_t *read_file(const hora_world_t *world, const char *path) {
@@ -126,7 +145,9 @@ static hora_costs_t *read_file(const hora_world_t *world, const char *path) {
         make_fields(c, fields);
         result = hora_record_read(path, fields, KEYS);
         good = result == HORA_RECORD_OK && take_contents(c, costs);
-        if (!good && result != HORA_RECORD_ABSENT)
+        if (!good && result == HORA_RECORD_ABSENT)
+            note_absent(world, path);
+        else if (!good)
             hora_log(HORA_LOG_WARNING, "%s has no algorithms' times of this version of hora, or is "
                      "damaged; it is not used. hora info --calibrate writes it anew", path);
         other = good ? difference(c, world) : NULL;
@@ -160,15 +181,17 @@ hora_status_t hora_costs_path(const hora_world_t *world, char *path_p, size_t ro
     const char *setting = world->settings.algo_times, *cache = getenv("XDG_CACHE_HOME");
     const char *home = getenv("HOME"), *wire = hora_machine_wire(world);
     bool        own = cache != NULL && cache[0] == '/';
+    char        layout[16];
     int         len;
+    layout_of(world, layout);
     if (strcmp(setting, "auto") != 0 && strcmp(setting, "none") != 0)
         len = snprintf(path_p, room, "%s", setting);
     else if (!own && (home == NULL || home[0] != '/'))
         return hora_fail(HORA_ERR_INVALID_ARGUMENT, "neither XDG_CACHE_HOME nor HOME is set; give a "
                          "path in HORA_ALGO_TIMES");
     else
-        len = snprintf(path_p, room, "%s%s/hora/times-%s-%d-%d-%.3s.json", own ? cache : home,
-                       own ? "" : "/.cache", world->peers[0].host, world->size, hosts_of(world),
+        len = snprintf(path_p, room, "%s%s/hora/times-%s-%d-%s-%.3s.json", own ? cache : home,
+                       own ? "" : "/.cache", world->peers[0].host, world->size, layout,
                        wire[3] == '\0' ? wire : "lnk");
     if (len < 0 || (size_t)len >= room)
         return hora_fail(HORA_ERR_INVALID_ARGUMENT, "the path of the cache folder is too long");
@@ -211,15 +234,17 @@ static void print_line(FILE *file, const hora_costs_t *costs, int kind) {
 
 static bool print_file(FILE *file, const void *arg) {
     const written_t *written = arg;
-    char             machine[160], day[16];
+    char             machine[160], layout[16], day[16];
     time_t           now = time(NULL);
     struct tm        date;
     gmtime_r(&now, &date);
     strftime(day, sizeof(day), "%Y-%m-%d", &date);
     hora_machine_describe(machine, sizeof(machine));
+    layout_of(written->world, layout);
     fprintf(file, "{\n  \"format\": \"" FORMAT "\",\n  \"version\": %d,\n  \"ranks\": %d,\n"
-            "  \"hosts\": %d,\n  \"wire\": \"%s\",\n  \"machine\": \"%s\",\n  \"day\": \"%s\",\n",
-            VERSION, written->world->size, hosts_of(written->world),
+            "  \"hosts\": %d,\n  \"layout\": \"%s\",\n  \"wire\": \"%s\",\n  \"machine\": \"%s\",\n"
+            "  \"day\": \"%s\",\n",
+            VERSION, written->world->size, hosts_of(written->world), layout,
             hora_machine_wire(written->world), machine, day);
     for (int kind = 1; kind < HORA_COLL_KIND_COUNT; kind++)
         print_line(file, written->costs, kind);

@@ -79,15 +79,20 @@ def test_info_algorithms() -> None:
 
 
 def test_info_calibrate(tmp_path: Path) -> None:
-    """What is measured is kept, and used by the next job; a damaged file is not."""
+    """What is measured is kept, and used by the next job; a damaged file is not, and one that is missing is
+    not missed in silence."""
     folder = {"XDG_CACHE_HOME": str(tmp_path)}
-    assert hora("info", "--calibrate", "-np", "2", **folder).returncode == 0
+    said = json.loads(hora("info", "--calibrate", "-np", "2", "--json", **folder).stdout)
     [path] = (tmp_path / "hora").iterdir()
+    assert said == {"ranks": 2, "transport": "shm", "file": str(path)}
     assert str(path) in hora("info", "--algorithms", **folder).stdout.splitlines()[0]
     assert hora("perf", "-np", "2", "-e", "64K", "-n", "3", **folder).returncode == 0
     path.write_text(path.read_text()[:-100])
     done = hora("info", "--algorithms", **folder)
     assert "damaged" in done.stderr and "formulas" in done.stdout.splitlines()[0]
+    done = hora("info", "--algorithms", HORA_ALGO_TIMES=str(tmp_path / "typo"))
+    assert "typo does not exist" in done.stderr and "formulas" in done.stdout.splitlines()[0]
+    assert hora("info", "--algorithms", XDG_CACHE_HOME=str(tmp_path / "none")).stderr == ""
 
 
 def test_info_algorithms_of_a_forced_one() -> None:

@@ -114,6 +114,38 @@ static void times__that_do_not_fit_count_nowhere(void **state) {
     assert_null(world.costs);
 }
 
+/* Host of each rank. */
+static void lay_out(const char *hosts) {
+    for (int r = 0; r < RANKS; r++)
+        peers[r].cross_rank = hosts[r] - '0';
+}
+
+static bool is_taken(void) {
+    bool taken;
+    hora_costs_load(&world);
+    taken = world.costs != NULL;
+    free(world.costs);
+    world.costs = NULL;
+    return taken;
+}
+
+/* The folder's file has a name of its own for each placement, so that none overwrites the other's. */
+static void path__differs_where_ranks_lie_otherwise(void **state) {
+    char paths[3][512];
+    (void)state;
+    strcpy(world.settings.algo_times, "auto");
+    setenv("XDG_CACHE_HOME", "/nowhere", 1);
+    for (int i = 0; i < 3; i++) {
+        lay_out(i == 0 ? "0011" : i == 1 ? "0001" : "0101");
+        assert_int_equal(hora_costs_path(&world, paths[i], sizeof(paths[i])), HORA_OK);
+    }
+    lay_out("0000");
+    unsetenv("XDG_CACHE_HOME");
+    assert_string_not_equal(paths[0], paths[1]);
+    assert_string_not_equal(paths[0], paths[2]);
+    assert_string_not_equal(paths[1], paths[2]);
+}
+
 static void file__is_read_where_it_was_made(void **state) {
     (void)state;
     assert_int_equal(hora_costs_save(&world, &costs, path), HORA_OK);
@@ -133,6 +165,14 @@ static void file__is_read_where_it_was_made(void **state) {
     hora_costs_load(&world);
     peers[3].cross_rank = 0;
     assert_null(world.costs);
+    lay_out("0011");
+    assert_int_equal(hora_costs_save(&world, &costs, path), HORA_OK);
+    assert_true(is_taken());
+    lay_out("0001"); /* as many hosts */
+    assert_false(is_taken());
+    lay_out("0101");
+    assert_false(is_taken());
+    lay_out("0000");
     strcpy(world.settings.algo_times, "none");
     hora_costs_load(&world);
     assert_null(world.costs);
@@ -150,15 +190,10 @@ static void write_text(const char *text, size_t len) {
 static bool is_taken_with(const char *text, const char *from, const char *to) {
     char        changed[8192];
     const char *at = strstr(text, from);
-    bool        taken;
     assert_non_null(at);
     snprintf(changed, sizeof(changed), "%.*s%s%s", (int)(at - text), text, to, at + strlen(from));
     write_text(changed, strlen(changed));
-    hora_costs_load(&world);
-    taken = world.costs != NULL;
-    free(world.costs);
-    world.costs = NULL;
-    return taken;
+    return is_taken();
 }
 
 static void file__that_is_damaged_is_not_used(void **state) {
@@ -177,7 +212,7 @@ static void file__that_is_damaged_is_not_used(void **state) {
     assert_false(is_taken_with(text, "ring 1000", "ring -5"));
     assert_false(is_taken_with(text, "ring 1000", "ring 99999999999"));
     assert_false(is_taken_with(text, "ring 1000", "oneshot ring 1000"));
-    assert_false(is_taken_with(text, "\"version\": 1", "\"version\": 2"));
+    assert_false(is_taken_with(text, "\"version\": 2", "\"version\": 1"));
     assert_false(is_taken_with(text, "\"barrier\": \"\"", "\"barrier\": \"ring\""));
     for (size_t cut = 0; cut + 2 < len; cut += 7) {
         write_text(text, cut);
@@ -203,6 +238,7 @@ int main(void) {
         cmocka_unit_test_setup(predict__goes_by_times_where_there_are_some, fresh),
         cmocka_unit_test_setup(times__reach_the_other_ranks, fresh),
         cmocka_unit_test_setup(times__that_do_not_fit_count_nowhere, fresh),
+        cmocka_unit_test_setup(path__differs_where_ranks_lie_otherwise, fresh),
         cmocka_unit_test_setup(file__is_read_where_it_was_made, fresh),
         cmocka_unit_test_setup(file__that_is_damaged_is_not_used, fresh),
     };
