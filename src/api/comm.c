@@ -130,8 +130,11 @@ static hora_status_t comm_open(hora_comm_t *comm) {
         return st;
     place(comm);
     if (comm->hosts->count > 1 && comm->hosts->most > 1)
-        return open_host_pads(comm);
-    return shares_arena(comm) ? hora_pads_create(comm, 0) : HORA_OK;
+        st = open_host_pads(comm);
+    else if (shares_arena(comm))
+        st = hora_pads_create(comm, 0);
+    comm->opened = st == HORA_OK;
+    return st;
 }
 
 static hora_status_t read_options(const hora_comm_options_t *options, hora_comm_options_t *own) {

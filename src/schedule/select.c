@@ -129,7 +129,8 @@ const hora_algo_t *hora_select(hora_comm_t *comm, const hora_coll_t *coll) {
     if (algo != NULL)
         return algo;
     algo = best(comm, coll);
-    note_fallback(settings, coll, algo);
+    if (comm->opened)
+        note_fallback(settings, coll, algo);
     return algo;
 }
 

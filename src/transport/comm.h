@@ -34,6 +34,7 @@ struct hora_comm {
     uint32_t           splits;       /* splits tried; equal on all members between calls */
     bool               tiny_allowed; /* HORA_ALGO leaves the tiny path (schedule/tiny.c) open */
     bool               boards_allowed; /* and its boards */
+    bool               opened;       /* what is called now is the user's */
     size_t             tuned_oneshot; /* bytes; 0: settings.oneshot_limit. Equal on all members */
     const char        *tuned_algo;   /* for large allreduces over links; NULL: by the model. Equal */
     size_t             tuned_large;  /* bytes from which it counts */

@@ -16,6 +16,7 @@
 #include <cmocka.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #define RANKS 64
 
@@ -190,6 +191,35 @@ static void signature__changes_with_all_that_matters(void **state) {
     assert_int_not_equal(hora_coll_sig_with(5, 1), hora_coll_sig_with(5, 2));
 }
 
+/* What is said while a scatter is chosen for. */
+static const char *said(char text[1024]) {
+    int     pipes[2], errors = dup(2);
+    ssize_t n;
+    assert_int_equal(pipe(pipes), 0);
+    dup2(pipes[1], 2);
+    close(pipes[1]);
+    chosen(HORA_COLL_SCATTER, 1000);
+    dup2(errors, 2);
+    close(errors);
+    n = read(pipes[0], text, 1023);
+    close(pipes[0]);
+    assert_true(n >= 0);
+    text[n] = '\0';
+    return text;
+}
+
+static void select__tells_of_the_users_calls_only(void **state) {
+    char text[1024];
+    (void)state;
+    strcpy(world.settings.algo, "twolevel");
+    hora_log_setup("info", true);
+    assert_string_equal(said(text), "");
+    comm.opened = true;
+    assert_non_null(strstr(said(text), "HORA_ALGO=twolevel does not apply to this scatter"));
+    assert_string_equal(said(text), "");
+    hora_log_setup("error", true);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup(select__every_kind_has_an_algorithm, fresh),
@@ -199,6 +229,7 @@ int main(void) {
         cmocka_unit_test_setup(select__halves_cost_double_where_they_are_widened, fresh),
         cmocka_unit_test_setup(select__all_members_choose_alike, fresh),
         cmocka_unit_test_setup(signature__changes_with_all_that_matters, fresh),
+        cmocka_unit_test_setup(select__tells_of_the_users_calls_only, fresh),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
