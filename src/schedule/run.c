@@ -271,7 +271,6 @@ static hora_status_t await_phase(hora_exec_t *exec, uint64_t phase) {
 
 static hora_status_t read_notes(hora_exec_t *exec) {
     const hora_pads_t *pads = exec->pads;
-    const size_t       most = PTRDIFF_MAX / hora_dtype_size(exec->coll.dtype);
     uint32_t           sum = 0;
     for (int i = 0; i < pads->size; i++) {
         int                     r = pads->members[i];
@@ -281,10 +280,6 @@ static hora_status_t read_notes(hora_exec_t *exec) {
         sum += note->balance;
         if (is_uneven_alltoall(&exec->coll) && note->longest > exec->longest)
             exec->longest = note->longest;
-        if (exec->longest > most)
-            return hora_fail(HORA_ERR_PROTOCOL, "%s: rank %d on host %s has published a block of %zu "
-                             "elements", exec->what, r, hora_comm_peer(exec->comm, r)->host,
-                             exec->longest);
     }
     if (is_uneven_alltoall(&exec->coll) && pads->size == exec->coll.size && sum != 0)
         return hora_fail(HORA_ERR_MISMATCH, "%s: the ranks do not agree on their blocks: what one "
@@ -321,11 +316,21 @@ static hora_status_t find_buffers(hora_exec_t *exec) {
     return HORA_OK;
 }
 
+/* A plan with slots has a round for each piece of the longest block of all members, who may say what they
+ * like. From here on it is messages, with a plan as long as my own blocks. All come to the same answer. */
+#define LONGEST_BYTES ((size_t)1 << 30)
+
+static void bound_plan(hora_exec_t *exec) {
+    if (exec->algo->needs_arena && exec->longest > LONGEST_BYTES / hora_dtype_size(exec->coll.dtype))
+        exec->algo = &hora_algo_direct;
+}
+
 static hora_status_t advance_meeting(hora_exec_t *exec) {
     hora_status_t st = await_phase(exec, exec->pads->base + 1);
     if (st != HORA_OK)
         return st;
     st = read_notes(exec);
+    bound_plan(exec);
     if (st == HORA_OK && uses_pads(exec->algo))
         st = find_buffers(exec);
     return st == HORA_OK ? begin_steps(exec) : st;

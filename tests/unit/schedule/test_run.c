@@ -513,6 +513,39 @@ static void run__a_rank_that_stays_away_is_a_timeout(void **state) {
     }
 }
 
+/* Rank 1 says of an uneven alltoall that some block of it is endless. */
+static void one_claims_too_much(member_t *m) {
+    hora_pads_t     *pads = m->comm->pads;
+    float            in[4] = {0}, out[4];
+    size_t           counts[2] = {1, 3}, other_counts[2] = {1, 2}, displs[2] = {0, 1};
+    hora_coll_t      coll = {.kind = HORA_COLL_ALLTOALL, .dtype = HORA_FLOAT32, .rank = m->rank,
+                             .size = m->size, .in = in, .out = out, .counts = counts, .displs = displs,
+                             .other_counts = other_counts, .other_displs = displs, .prescale = 1.0,
+                             .postscale = 1.0};
+    hora_pads_note_t note;
+    if (m->rank == 1) {
+        while (!hora_pads_reached(pads, 0, pads->base + 1))
+            usleep(100);
+        note = *hora_pads_note(pads, 0, pads->base + 1);
+        note.longest = *(const size_t *)m->arg;
+        note.balance = -note.balance;
+        hora_pads_signal(pads, pads->base + 1, &note);
+    } else if (hora_coll_run(m->comm, &coll) != HORA_ERR_TIMEOUT) { /* as nobody takes part */
+        team_complain(m, "%s", hora_last_error());
+    } else if (m->comm->idle->plan.nsteps > 100) {
+        team_complain(m, "a plan of %zu steps", m->comm->idle->plan.nsteps);
+    }
+}
+
+static void run__a_peer_does_not_decide_how_long_a_plan_is(void **state) {
+    static const size_t claims[] = {SIZE_MAX, SIZE_MAX / 8, (size_t)1 << 40};
+    (void)state;
+    for (size_t i = 0; i < LEN(claims); i++) {
+        team_t team = {.size = 2, .pads = true, .timeout = 0.15, .arg = &claims[i]};
+        team_run(&team, one_claims_too_much);
+    }
+}
+
 static void abandoned(member_t *m) {
     float        x[1000] = {0};
     hora_coll_t  coll = {.kind = HORA_COLL_ALLREDUCE, .dtype = HORA_FLOAT32, .op = HORA_SUM,
@@ -559,6 +592,7 @@ int main(void) {
         cmocka_unit_test(run__different_roots_are_a_mismatch),
         cmocka_unit_test(run__different_roots_of_a_tiny_call_are_found_in_the_next),
         cmocka_unit_test(run__a_rank_that_stays_away_is_a_timeout),
+        cmocka_unit_test(run__a_peer_does_not_decide_how_long_a_plan_is),
         cmocka_unit_test(run__abandoned_calls_can_be_freed),
     };
     setenv("HORA_LOG_LEVEL", "off", 1); /* failures are what is tested here */
