@@ -4,6 +4,9 @@
  */
 #include "formulas.h"
 
+#include "program.h"
+#include "schedule/exec.h"
+
 #include <string.h>
 
 static uint64_t len(const scale_case_t *c, int i) {
@@ -122,21 +125,129 @@ static scale_load_t of_tree(const scale_case_t *c, int r) {
                           .received = (parents + children) * n, .reduced = children * n};
 }
 
-bool scale_formula(const scale_case_t *what, int rank, scale_load_t *load_p) {
+/* ---- Two levels ----------------------------------------------------------------------------- */
+
+#define LINE_BYTES  64
+#define SMALL_BYTES 65536 /* of a vector that takes no rings */
+
+typedef struct span {
+    uint64_t at, count;
+} span_t;
+
+/* Part i of a span, in whole cache lines. */
+static span_t line_part(const scale_case_t *c, span_t whole, int parts, int i) {
+    uint64_t line = LINE_BYTES / c->elem, lines = (whole.count + line - 1) / line;
+    uint64_t begin = hora_part_begin(lines, parts, i) * line;
+    uint64_t end = begin + hora_part_count(lines, parts, i) * line;
+    begin = begin < whole.count ? begin : whole.count;
+    end = end < whole.count ? end : whole.count;
+    return (span_t){whole.at + begin, end - begin};
+}
+
+/* Block b of h of a lane. */
+static uint64_t lane_block(const scale_case_t *c, int lane, int b) {
+    int h = c->hosts->count;
+    return line_part(c, line_part(c, (span_t){0, c->count}, c->hosts->least, lane), h,
+                     (b % h + h) % h).count;
+}
+
+static uint64_t at_most(uint64_t a, uint64_t b) {
+    return a < b ? a : b;
+}
+
+/* An eighth of the longest block, 16 to 64 KB, as far as a slot has room for four of each lane's and four
+ * of what is finished. */
+static uint64_t lane_piece(const scale_case_t *c) {
+    uint64_t line = LINE_BYTES / c->elem, longest = lane_block(c, 0, 0);
+    uint64_t room = hora_twolevel_slot_bytes(c->hosts) / c->elem / (4 * ((uint64_t)c->hosts->least + 1));
+    uint64_t least = at_most(16384 / c->elem, longest);
+    uint64_t most = at_most(at_most(room, 65536 / c->elem), c->chunk) / line * line;
+    uint64_t piece = (longest / 8 + line - 1) / line * line;
+    if (piece < least)
+        piece = (least + line - 1) / line * line;
+    return piece <= most ? piece : most > 0 ? most : line;
+}
+
+/* A rank in a lane of L elements: 2(h-1)/h L, so a host sends 2(h-1)/h n. It sends blocks host - 1, host -
+ * 2, ... twice round but for the last two, receives all but the first and the last; sums come from its
+ * host's ranks and from the left. */
+static scale_load_t of_rings(const scale_case_t *c, int host, int lane, uint64_t locals) {
+    uint64_t     all = 0, messages = 0, piece = lane_piece(c);
+    scale_load_t load = {0};
+    for (int b = 0; b < c->hosts->count; b++) {
+        all += lane_block(c, lane, b);
+        messages += cut(lane_block(c, lane, b), piece);
+    }
+    load.messages = 2 * messages - cut(lane_block(c, lane, host), piece) -
+                    cut(lane_block(c, lane, host + 1), piece);
+    load.sent = 2 * all - lane_block(c, lane, host) - lane_block(c, lane, host + 1);
+    load.received = 2 * all - lane_block(c, lane, host) - lane_block(c, lane, host - 1);
+    load.reduced = locals * all - lane_block(c, lane, host - 1);
+    return load;
+}
+
+/* The first rank of a host sums it, and exchanges whole vectors with one other host, parts with more. */
+static scale_load_t of_leaders(const scale_case_t *c, int host, uint64_t locals) {
+    uint64_t     n = c->count, others = (uint64_t)c->hosts->count - 1, own, parts = 0;
+    span_t       whole = {0, n};
+    if (others == 1)
+        return (scale_load_t){.messages = 1, .sent = n, .received = n, .reduced = locals * n};
+    own = line_part(c, whole, c->hosts->count, host).count;
+    for (int h = 0; h < c->hosts->count; h++)
+        parts += h != host && line_part(c, whole, c->hosts->count, h).count > 0;
+    return (scale_load_t){.messages = parts + (own > 0 ? others : 0), .sent = n - own + others * own,
+                          .received = n - own + others * own,
+                          .reduced = (locals - 1) * n + others * own};
+}
+
+bool scale_is_ringed(const scale_case_t *what) {
+    return what->count * what->elem > SMALL_BYTES;
+}
+
+static scale_load_t of_twolevel(const scale_case_t *c, int r) {
+    int      host = c->hosts->host[r], number = c->hosts->number[r];
+    uint64_t locals = (uint64_t)hora_hosts_size(c->hosts, host);
+    if (scale_is_ringed(c))
+        return number < c->hosts->least ? of_rings(c, host, number, locals) : (scale_load_t){0};
+    return number == 0 ? of_leaders(c, host, locals) : (scale_load_t){0};
+}
+
+/* ---- */
+
+typedef scale_load_t (*formula_t)(const scale_case_t *what, int rank);
+
+static formula_t formula_of(const hora_algo_t *algo) {
     static const struct {
-        const char    *algo;
-        scale_load_t (*load)(const scale_case_t *, int);
+        const char *algo;
+        formula_t   load;
     } formulas[] = {{"ring", of_ring}, {"direct", of_direct}, {"doubling", of_doubling},
-                    {"halving", of_halving}, {"tree", of_tree}};
+                    {"halving", of_halving}, {"tree", of_tree}, {"twolevel", of_twolevel}};
     for (size_t i = 0; i < sizeof(formulas) / sizeof(formulas[0]); i++)
-        if (strcmp(formulas[i].algo, what->algo->name) == 0) {
-            *load_p = formulas[i].load(what, rank);
-            load_p->sent *= what->elem;
-            load_p->received *= what->elem;
-            load_p->reduced *= what->elem;
-            return true;
-        }
-    return false;
+        if (strcmp(formulas[i].algo, algo->name) == 0)
+            return formulas[i].load;
+    return NULL;
+}
+
+bool scale_has_formula(const hora_algo_t *algo) {
+    return formula_of(algo) != NULL;
+}
+
+bool scale_formula(const scale_case_t *what, int rank, scale_load_t *load_p) {
+    formula_t formula = formula_of(what->algo);
+    if (formula == NULL)
+        return false;
+    *load_p = formula(what, rank);
+    load_p->sent *= what->elem;
+    load_p->received *= what->elem;
+    load_p->reduced *= what->elem;
+    return true;
+}
+
+static int rounds_of_twolevel(const scale_case_t *what) {
+    int hosts = what->hosts->count;
+    if (scale_is_ringed(what)) /* where pieces follow each other, so do the chains */
+        return lane_piece(what) >= lane_block(what, 0, 0) ? 2 * (hosts - 1) : 0;
+    return hosts == 2 ? 1 : 2;
 }
 
 int scale_formula_rounds(const scale_case_t *what) {
@@ -144,6 +255,8 @@ int scale_formula_rounds(const scale_case_t *what) {
     int      folds = f.extra > 0 ? 2 : 0;
     /* Doubling leads from a rank to the one with all bits flipped; both have a pair, or one has. */
     int      pairs = f.extra > f.ranks / 2 ? 2 : f.extra > 0 ? 1 : 0;
+    if (what->algo == &hora_algo_twolevel)
+        return rounds_of_twolevel(what);
     if (what->algo == &hora_algo_ring)
         return 2 * (what->size - 1);
     if (what->algo == &hora_algo_direct)

@@ -7,7 +7,8 @@
 
 #include "simulate.h"
 
-/* False: there is no formula for that algorithm. */
+bool scale_has_formula(const hora_algo_t *algo);
+/* False: there is no formula for that algorithm. Two levels need what->hosts. */
 bool scale_formula(const scale_case_t *what, int rank, scale_load_t *load_p);
 /* Messages in the longest chain, where no vector is cut into chunks and no rank's block is empty;
  * 0: no formula. */

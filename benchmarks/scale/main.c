@@ -86,11 +86,9 @@ static bool parse_bytes(char *text, scale_options_t *o) {
 /* Those that have a formula. */
 static bool add_algo(scale_options_t *o, const char *name) {
     for (int i = 0; hora_algo_list[i] != NULL; i++) {
-        scale_case_t what = {.algo = hora_algo_list[i], .size = 2, .count = 2, .elem = 4, .chunk = 2};
-        scale_load_t load;
         if (name != NULL && strcmp(name, hora_algo_list[i]->name) != 0)
             continue;
-        if (scale_formula(&what, 0, &load) && o->nalgos < SCALE_ALGOS_MAX)
+        if (scale_has_formula(hora_algo_list[i]) && o->nalgos < SCALE_ALGOS_MAX)
             o->algos[o->nalgos++] = hora_algo_list[i];
         else if (name != NULL)
             return false;
@@ -202,7 +200,7 @@ static int run_schedules(const scale_options_t *o, scale_results_t *results) {
                                 o->algos[a]->name, o->sizes[s], o->bytes[b], r->error);
                     wrong += r->error[0] != '\0';
                     plans += r->plans;
-                    cases++;
+                    cases += r->way != SCALE_NONE;
                 }
     scale_print_schedules(o, results);
     scale_print_plans(o, results);

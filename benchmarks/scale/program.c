@@ -3,6 +3,7 @@
  */
 #include "program.h"
 
+#include "schedule/exec.h"
 #include "util/clock.h"
 
 #include <stdlib.h>
@@ -11,9 +12,11 @@
 double scale_emit(const scale_case_t *what, int rank, hora_plan_t *plan) {
     hora_coll_t      coll = {.kind = HORA_COLL_ALLREDUCE, .dtype = HORA_FLOAT32, .op = HORA_SUM,
                              .rank = rank, .size = what->size, .count = what->count,
-                             .prescale = 1.0, .postscale = 1.0};
+                             .prescale = 1.0, .postscale = 1.0, .hosts = what->hosts};
     hora_plan_hint_t hint = {.elem_size = what->elem, .chunk = what->chunk};
     uint64_t         begin = hora_clock_ns();
+    if (what->hosts != NULL)
+        hint.slot = hora_twolevel_slot_bytes(what->hosts) / what->elem;
     hora_plan_reset(plan);
     what->algo->plan(&coll, &hint, plan);
     return hora_clock_seconds(hora_clock_ns() - begin);
@@ -88,6 +91,8 @@ bool scale_has_orbit(const scale_case_t *what) {
     bool powers = (what->size & (what->size - 1)) == 0 && (host & (host - 1)) == 0;
     if (what->algo == &hora_algo_ring || what->algo == &hora_algo_direct)
         return what->size % host == 0;
+    if (what->algo == &hora_algo_twolevel)
+        return what->size % host == 0 && scale_is_ringed(what);
     if (what->algo == &hora_algo_halving)
         return powers && what->count >= (size_t)what->size;
     return what->algo == &hora_algo_doubling && powers;
@@ -169,11 +174,16 @@ static bool load_wait(loader_t *l, uint32_t xfer) {
 }
 
 static bool load_step(loader_t *l, const hora_step_t *step) {
-    size_t sources = step->kind == HORA_STEP_REDUCE ? (size_t)step->nsrc - 1 : 1;
+    bool   sums = step->kind == HORA_STEP_REDUCE && step->nsrc > 1;
+    size_t sources = sums ? (size_t)step->nsrc - 1 : 1;
     switch (step->kind) {
     case HORA_STEP_SEND:
     case HORA_STEP_RECV: return load_transfer(l, step);
     case HORA_STEP_WAIT: return load_wait(l, step->xfer);
+    case HORA_STEP_SIGNAL:
+        return put(l->program, (scale_op_t){.kind = SCALE_SIGNAL, .message = step->xfer});
+    case HORA_STEP_AWAIT:
+        return put(l->program, (scale_op_t){.kind = SCALE_AWAIT, .message = step->xfer});
     default:
         return put(l->program, (scale_op_t){.kind = SCALE_WORK,
                                             .bytes = sources * step->count * l->what->elem});
@@ -208,7 +218,7 @@ const char *scale_program_link(scale_program_t *program) {
         return "no memory";
     for (size_t i = 0; i < program->nops; i++) {
         scale_op_t *op = &program->ops[i];
-        if (op->kind == SCALE_WORK)
+        if (op->kind >= SCALE_WORK)
             continue;
         const scale_channel_t *channel = &program->channels[op->channel];
         op->message += channel->first;

@@ -11,7 +11,9 @@ typedef enum scale_op_kind {
     SCALE_SEND, /* message */
     SCALE_LEFT, /* wait until the message has left */
     SCALE_CAME, /* wait until it has come */
-    SCALE_WORK  /* bytes to be summed */
+    SCALE_WORK, /* bytes to be summed or copied */
+    SCALE_SIGNAL, /* phase `message` */
+    SCALE_AWAIT   /* wait until all ranks of the host have signalled it */
 } scale_op_kind_t;
 
 typedef struct scale_op {
@@ -59,6 +61,8 @@ static inline int scale_host(const scale_case_t *what) {
 
 /* Emits the plan of a rank. The time is returned. */
 double scale_emit(const scale_case_t *what, int rank, hora_plan_t *plan);
+/* Does this vector take the rings of two levels? A short one takes another way (twolevel.c). */
+bool scale_is_ringed(const scale_case_t *what);
 
 /* Room for the plans of `ranks` ranks. False: no memory. */
 bool scale_program_init(scale_program_t *program, int ranks, bool orbit);

@@ -12,8 +12,8 @@
 
 #define TREE 64 /* ranks that report to one, where reports go up a tree */
 
-static const char *const ways[] = {"auto", "full", "orbit", "formula"};
-static const char        marks[] = {' ', ' ', '~', '*'};
+static const char *const ways[] = {"auto", "full", "orbit", "formula", "none"};
+static const char        marks[] = {' ', ' ', '~', '*', ' '};
 static const char *const steps[] = {"cold", "warm", "frozen"};
 
 /* "12.3 us" */
@@ -63,11 +63,34 @@ static void print_times(const scale_options_t *o, int net, int bytes, scale_resu
         printf("%8d", o->sizes[s]);
         for (int a = 0; a < o->nalgos; a++) {
             const scale_result_t *r = &(*results)[net][bytes][s][a];
-            if (net == 1 && r->way == SCALE_FORMULA) /* it knows one kind of wire */
+            bool one_wire = net == 1 && r->way == SCALE_FORMULA && !o->algos[a]->two_level;
+            if (one_wire || r->way == SCALE_NONE)
                 printf(" %10s", "-");
             else
                 print_time(10, r->seconds);
             printf("%c", r->error[0] ? '!' : marks[r->way]);
+        }
+        printf("\n");
+    }
+}
+
+/* Of vectors that are long enough for bytes to count. */
+static void print_between(const scale_options_t *o, int bytes, scale_results_t *results) {
+    char text[32];
+    text_bytes(text, sizeof(text), (double)o->bytes[bytes]);
+    printf("\nallreduce of %s, bytes that the first of hosts of %d ranks sends to others\n%8s", text,
+           o->nets[1].host, "ranks");
+    for (int a = 0; a < o->nalgos; a++)
+        printf(" %11s", o->algos[a]->name);
+    printf("\n");
+    for (int s = 0; s < o->nsizes; s++) {
+        printf("%8d", o->sizes[s]);
+        for (int a = 0; a < o->nalgos; a++) {
+            const scale_result_t *r = &(*results)[1][bytes][s][a];
+            if (r->way == SCALE_FORMULA || r->way == SCALE_NONE || r->error[0])
+                printf(" %11s", "-");
+            else
+                print_bytes(11, (double)r->between);
         }
         printf("\n");
     }
@@ -80,10 +103,13 @@ void scale_print_schedules(const scale_options_t *o, scale_results_t *results) {
            "    for fewer elements than ranks an upper bound, with direct up to twice the time; six\n"
            "    ranks' plans were compared with the formulas\n"
            "  * nothing was run; six plans were compared; the time is the algorithm's own cost(),\n"
-           "    which there is only where all wires are alike\n", o->chunk);
+           "    which there is only where all wires are alike, and for two levels\n", o->chunk);
     for (int net = 0; net < 2; net++)
         for (int b = 0; b < o->nbytes; b++)
             print_times(o, net, b, results);
+    for (int b = 0; b < o->nbytes; b++)
+        if (o->bytes[b] >= 1 << 20)
+            print_between(o, b, results);
 }
 
 /* Where the choice of an algorithm goes by a cost that the plan does not have. */
@@ -92,9 +118,9 @@ static void print_ratios(const scale_options_t *o, int algo, scale_results_t *re
     int                   at[2][2] = {{0}};
     for (int b = 0; b < o->nbytes; b++)
         for (int s = 0; s < o->nsizes; s++) {
-            const scale_result_t *r = &(*results)[0][b][s][algo];
+            const scale_result_t *r = &(*results)[o->algos[algo]->two_level][b][s][algo];
             double                ratio = r->seconds / r->formula;
-            if (r->way == SCALE_FORMULA)
+            if (r->way == SCALE_FORMULA || r->way == SCALE_NONE)
                 continue;
             if (low == NULL || ratio < low->seconds / low->formula)
                 low = r, at[0][0] = s, at[0][1] = b;
@@ -117,7 +143,8 @@ static bool is_shown(const scale_options_t *o, int s) {
 }
 
 void scale_print_plans(const scale_options_t *o, scale_results_t *results) {
-    printf("\nTime of what was run, in the first network, by the algorithm's own cost()\n");
+    printf("\nTime of what was run, in the first network (two levels: in the second), by the algorithm's "
+           "own cost()\n");
     for (int a = 0; a < o->nalgos; a++)
         print_ratios(o, a, results);
     printf("\nThe largest plan of one rank: steps and memory of the plan, TMP, time to emit it\n"
@@ -126,7 +153,9 @@ void scale_print_plans(const scale_options_t *o, scale_results_t *results) {
     for (int s = 0; s < o->nsizes; s++)
         for (int a = 0; a < o->nalgos; a++)
             for (int b = 0; b < o->nbytes && is_shown(o, s); b++) {
-                const scale_result_t *r = &(*results)[0][b][s][a];
+                const scale_result_t *r = &(*results)[o->algos[a]->two_level][b][s][a];
+                if (r->way == SCALE_NONE)
+                    continue;
                 printf("%8d %-9s", o->sizes[s], o->algos[a]->name);
                 print_bytes(11, (double)o->bytes[b]);
                 printf(" %9zu", r->steps);
@@ -246,11 +275,11 @@ static void write_result(FILE *file, const scale_options_t *o, int net, int b, i
                          const scale_result_t *r) {
     fprintf(file,
             "{\"algorithm\": \"%s\", \"ranks\": %d, \"bytes\": %zu, \"host\": %d, \"way\": \"%s\", "
-            "\"seconds\": %.9g, \"cost\": %.9g, \"rounds\": %d, \"messages\": %lu, \"sent\": %lu, "
+            "\"seconds\": %.9g, \"cost\": %.9g, \"rounds\": %d, \"between\": %lu, \"messages\": %lu, \"sent\": %lu, "
             "\"received\": %lu, \"reduced\": %lu, \"steps\": %zu, \"plan_bytes\": %zu, "
             "\"tmp_bytes\": %zu, \"emit_seconds\": %.6g, \"plans_checked\": %d, \"error\": ",
             o->algos[a]->name, o->sizes[s], o->bytes[b], o->nets[net].host, ways[r->way], r->seconds,
-            r->formula, r->rounds, (unsigned long)r->most.messages, (unsigned long)r->most.sent,
+            r->formula, r->rounds, (unsigned long)r->between, (unsigned long)r->most.messages, (unsigned long)r->most.sent,
             (unsigned long)r->most.received, (unsigned long)r->most.reduced, r->steps,
             r->plan_bytes, r->tmp_bytes, r->plan_seconds, r->plans);
     text_json(file, r->error);

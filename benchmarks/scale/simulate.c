@@ -13,6 +13,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#define LINE_BYTES 64
+
 /* ---- Events --------------------------------------------------------------------------------- */
 
 typedef struct event {
@@ -53,9 +55,11 @@ typedef struct port {
 } port_t;
 
 typedef struct runner {
-    double clock;
-    size_t pc;
-    int    depth; /* of the longest chain of messages that has come here */
+    double   clock;
+    size_t   pc;
+    int      depth; /* of the longest chain of messages that has come here */
+    uint32_t phase, awaits;             /* signalled last; asleep until all have signalled this one */
+    double   signalled[HORA_PLAN_LEAD + 2]; /* when, of the last phases */
 } runner_t;
 
 typedef struct run {
@@ -96,11 +100,58 @@ static void arrive(run_t *run, uint32_t number, double t) {
         push(&run->heap, m->came, m->to);
 }
 
+/* The ranks of its host: first, and one past the last. */
+static int host_begin(const run_t *run, int rank) {
+    return rank / run->net->host * run->net->host;
+}
+
+static int host_end(const run_t *run, int rank) {
+    int end = host_begin(run, rank) + run->net->host;
+    return end < run->program->ranks ? end : run->program->ranks;
+}
+
+/* Have all ranks of the host signalled the phase? And when had they? */
+static bool all_signalled(const run_t *run, int rank, uint32_t phase, double *when_p) {
+    *when_p = 0;
+    for (int i = host_begin(run, rank); i < host_end(run, rank); i++) {
+        const runner_t *r = &run->ranks[i];
+        if (r->phase < phase)
+            return false;
+        *when_p = later(*when_p, r->signalled[phase % (HORA_PLAN_LEAD + 2)]);
+    }
+    return true;
+}
+
+static void signal_phase(run_t *run, int rank, uint32_t phase) {
+    runner_t *r = &run->ranks[rank];
+    double    when;
+    r->phase = phase;
+    r->signalled[phase % (HORA_PLAN_LEAD + 2)] = r->clock;
+    for (int i = host_begin(run, rank); i < host_end(run, rank); i++)
+        if (run->ranks[i].awaits == phase && all_signalled(run, rank, phase, &when))
+            push(&run->heap, when + run->net->inside_a, i);
+}
+
+/* False: it waits. */
+static bool await_phase(run_t *run, int rank, uint32_t phase) {
+    runner_t *r = &run->ranks[rank];
+    double    when;
+    if (!all_signalled(run, rank, phase, &when)) {
+        r->awaits = phase;
+        return false;
+    }
+    r->awaits = 0;
+    r->clock = later(r->clock, when + run->net->inside_a);
+    return true;
+}
+
 /* False: it waits. */
 static bool run_op(run_t *run, int rank, const scale_op_t *op) {
     runner_t        *r = &run->ranks[rank];
-    scale_message_t *m = op->kind == SCALE_WORK ? NULL : &run->program->messages[op->message];
+    scale_message_t *m = op->kind >= SCALE_WORK ? NULL : &run->program->messages[op->message];
     switch (op->kind) {
+    case SCALE_SIGNAL: signal_phase(run, rank, op->message); return true;
+    case SCALE_AWAIT: return await_phase(run, rank, op->message);
     case SCALE_WORK: r->clock += (double)op->bytes * run->net->g; return true;
     case SCALE_LEFT: r->clock = later(r->clock, m->left); return true;
     case SCALE_CAME:
@@ -249,6 +300,17 @@ static bool look_at_some(const scale_case_t *what, scale_result_t *result) {
 
 /* ---- The ways ------------------------------------------------------------------------------- */
 
+/* To other hosts, all ranks of host 0 together. */
+static uint64_t host_sends(const scale_program_t *program, const scale_case_t *what) {
+    uint64_t bytes = 0;
+    for (size_t i = 0; i < program->begin[scale_host(what)]; i++) {
+        const scale_op_t *op = &program->ops[i];
+        if (op->kind == SCALE_SEND && !program->messages[op->message].inside)
+            bytes += op->bytes;
+    }
+    return bytes;
+}
+
 static bool run_program(scale_program_t *program, const scale_case_t *what,
                         scale_result_t *result) {
     const char *wrong = scale_program_link(program);
@@ -256,6 +318,7 @@ static bool run_program(scale_program_t *program, const scale_case_t *what,
         snprintf(result->error, sizeof(result->error), "%s", wrong);
         return true;
     }
+    result->between = host_sends(program, what);
     result->seconds = scale_program_run(program, &what->net, &result->rounds);
     if (result->seconds < 0)
         snprintf(result->error, sizeof(result->error), "ranks wait for each other for ever");
@@ -283,9 +346,10 @@ static bool run_orbit(const scale_case_t *what, scale_result_t *result) {
     bool            fine = look_at_some(what, result) && scale_program_init(&program, host, true);
     if (!fine)
         return false;
-    if (what->algo != &hora_algo_doubling) /* it has no blocks */
-        even.count = (what->count + (size_t)what->size - 1) / (size_t)what->size *
-                     (size_t)what->size;
+    if (what->algo != &hora_algo_doubling) { /* it has no blocks */
+        size_t parts = (size_t)what->size * (what->hosts != NULL ? LINE_BYTES / what->elem : 1);
+        even.count = (what->count + parts - 1) / parts * parts;
+    }
     if (!scale_orbit_check(&even, what->size - 1) || !scale_orbit_check(&even, what->size / 3))
         snprintf(result->error, sizeof(result->error), "plans are not alike");
     hora_plan_init(&plan);
@@ -324,13 +388,12 @@ static scale_way_t choose(const scale_case_t *what) {
 /* The formula is of one kind of network: ranks that share a host's are slowed down by it. */
 static double formula_seconds(const scale_case_t *what) {
     hora_coll_t coll = {.kind = HORA_COLL_ALLREDUCE, .dtype = HORA_FLOAT32, .op = HORA_SUM,
-                        .size = what->size, .count = what->count};
+                        .size = what->size, .count = what->count, .hosts = what->hosts};
     return what->algo->cost(&coll, what->elem, what->net.a, what->net.b, what->net.g);
 }
 
-bool scale_simulate(const scale_case_t *what, scale_result_t *result_p) {
-    scale_result_t *result = result_p;
-    int             want;
+static bool simulate(const scale_case_t *what, scale_result_t *result) {
+    int want;
     *result = (scale_result_t){.way = choose(what), .formula = formula_seconds(what)};
     result->seconds = result->formula;
     if (result->way == SCALE_FORMULA)
@@ -343,4 +406,31 @@ bool scale_simulate(const scale_case_t *what, scale_result_t *result_p) {
         snprintf(result->error, sizeof(result->error), "%d rounds; by the formula %d",
                  result->rounds, want);
     return true;
+}
+
+static bool make_hosts(const scale_case_t *what, hora_hosts_t **hosts_p) {
+    int *ids = malloc((size_t)what->size * sizeof(*ids));
+    bool fine = ids != NULL;
+    for (int r = 0; fine && r < what->size; r++)
+        ids[r] = r / what->net.host;
+    fine = fine && hora_hosts_create(what->size, ids, what->size, hosts_p) == HORA_OK;
+    free(ids);
+    return fine;
+}
+
+bool scale_simulate(const scale_case_t *what, scale_result_t *result_p) {
+    scale_case_t  placed = *what;
+    hora_hosts_t *hosts = NULL;
+    bool          fine;
+    if (!what->algo->two_level)
+        return simulate(what, result_p);
+    *result_p = (scale_result_t){.way = SCALE_NONE};
+    if (scale_host(what) == 1 || scale_host(what) == what->size)
+        return true;
+    if (!make_hosts(what, &hosts))
+        return false;
+    placed.hosts = hosts;
+    fine = simulate(&placed, result_p);
+    hora_hosts_destroy(hosts);
+    return fine;
 }

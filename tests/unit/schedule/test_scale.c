@@ -59,15 +59,17 @@ static void costs_are_what_the_model_says(void **state) {
 
 static void an_orbit_takes_as_long_as_all_ranks(void **state) {
     (void)state;
-    for (size_t a = 0; a < ALGOS; a++)
+    for (size_t a = 0; a <= ALGOS; a++)
         for (int host = 1; host <= 8; host *= 2)
             for (int size = 8; size <= 128; size *= 2) {
-                scale_case_t   what = case_of(algos[a], size, 128 * 200);
-                scale_result_t full, orbit;
-                bool   ties = algos[a] == &hora_algo_halving || algos[a] == &hora_algo_doubling;
+                const hora_algo_t *algo = a < ALGOS ? algos[a] : &hora_algo_twolevel;
+                scale_case_t       what = case_of(algo, size, 128 * 208); /* whole lines */
+                scale_result_t     full, orbit;
+                bool   ties = algo == &hora_algo_halving || algo == &hora_algo_doubling ||
+                              algo->two_level;
                 double off = host > 1 && ties ? 0.12 : 1e-6; /* simulate.h says why */
                 what.net.host = host;
-                if (!scale_has_orbit(&what))
+                if (!scale_has_orbit(&what) || (algo->two_level && (host == 1 || host == size)))
                     continue;
                 full = simulate(&what);
                 what.way = SCALE_ORBIT;
@@ -76,6 +78,44 @@ static void an_orbit_takes_as_long_as_all_ranks(void **state) {
                 assert_true(orbit.seconds > (1 - off) * full.seconds);
                 assert_true(orbit.seconds < (1 + off) * full.seconds);
             }
+}
+
+/* Two levels on hosts of equal and of unequal sizes; short vectors go another way than long ones. */
+static void two_levels_hold(void **state) {
+    static const size_t counts[] = {1, 60, 16384, 16400, 50001, 300000};
+    static const int    locals[] = {2, 3, 8};
+    (void)state;
+    for (size_t l = 0; l < 3; l++)
+        for (int size = locals[l] + 1; size <= 80; size += size < 20 ? 1 : 17)
+            for (size_t i = 0; i < sizeof(counts) / sizeof(counts[0]); i++) {
+                scale_case_t what = case_of(&hora_algo_twolevel, size, counts[i]);
+                what.chunk = i % 2 ? 4096 : 65536;
+                what.net.host = locals[l];
+                assert_int_equal(simulate(&what).way, SCALE_FULL);
+            }
+}
+
+/* What a ring over the hosts would send, whatever the ranks of a host; a ring over all ranks sends more. */
+static void a_host_sends_what_a_ring_over_hosts_does(void **state) {
+    (void)state;
+    for (int locals = 2; locals <= 8; locals *= 2)
+        for (int hosts = 2; hosts <= 16; hosts *= 2) {
+            size_t       count = 16 * 8 * 16 * 50; /* whole lines */
+            scale_case_t two = case_of(&hora_algo_twolevel, locals * hosts, count);
+            scale_case_t ring = case_of(&hora_algo_ring, locals * hosts, count);
+            two.net.host = ring.net.host = locals;
+            assert_int_equal(simulate(&two).between, 2 * (hosts - 1) * count * 4 / hosts);
+            assert_true(simulate(&two).between < simulate(&ring).between);
+        }
+}
+
+static void two_levels_need_several_hosts_of_several_ranks(void **state) {
+    (void)state;
+    for (int host = 1; host <= 8; host += 7) {
+        scale_case_t what = case_of(&hora_algo_twolevel, 8, 50000);
+        what.net.host = host;
+        assert_int_equal(simulate(&what).way, SCALE_NONE);
+    }
 }
 
 /* Some ranks of 65,536 and of 65,535. */
@@ -114,6 +154,9 @@ int main(void) {
         cmocka_unit_test(all_formulas_hold),
         cmocka_unit_test(costs_are_what_the_model_says),
         cmocka_unit_test(an_orbit_takes_as_long_as_all_ranks),
+        cmocka_unit_test(two_levels_hold),
+        cmocka_unit_test(a_host_sends_what_a_ring_over_hosts_does),
+        cmocka_unit_test(two_levels_need_several_hosts_of_several_ranks),
         cmocka_unit_test(plans_of_many_ranks_hold),
         cmocka_unit_test(a_wrong_plan_is_found),
     };
