@@ -2,6 +2,7 @@
  * What this build and machine have: one row per back-end, for `hora info`. Any thread; probes do no
  * more than open a library or a descriptor and close it again.
  */
+#include "offload/nccl/library.h"
 #include "transport/transport.h"
 #include "util/cuda.h"
 
@@ -19,6 +20,17 @@ typedef struct row {
 static bool probe_transport(const row_t *row, hora_backend_t *backend) {
     const hora_transport_ops_t *ops = row->arg;
     return ops->probe(backend);
+}
+
+/* It can be loaded, but nothing is handed to it yet. */
+static bool probe_nccl(const row_t *row, hora_backend_t *backend) {
+    bool   here = hora_nccl_probe(backend);
+    size_t len = strlen(backend->detail);
+    (void)row;
+    if (here)
+        snprintf(backend->detail + len, sizeof(backend->detail) - len,
+                 "; hora %s does not use it yet", HORA_VERSION);
+    return false;
 }
 
 static bool probe_kernels(const row_t *row, hora_backend_t *backend) {
@@ -54,7 +66,7 @@ static const row_t rows[] = {
     {"mpi", "transport", probe_transport, &hora_transport_mpi},
     {"verbs", "transport", probe_library, "libibverbs.so.1"},
     {"mpi", "offload", probe_transport, &hora_transport_mpi},
-    {"nccl", "offload", probe_library, "libnccl.so.2"},
+    {"nccl", "offload", probe_nccl, NULL},
     {"cpu", "kernels", probe_kernels, NULL},
     {"cuda", "device", probe_cuda, NULL},
 };
