@@ -114,6 +114,14 @@ void standin_lose(int result) {
     pthread_mutex_unlock(&lock);
 }
 
+bool standin_is_lost(void) {
+    bool is;
+    pthread_mutex_lock(&lock);
+    is = lost != 0;
+    pthread_mutex_unlock(&lock);
+    return is;
+}
+
 void standin_count(int *counter, int by) {
     pthread_mutex_lock(&lock);
     *counter += by;

@@ -66,6 +66,8 @@ int standin_enter(const char *symbol);
 int standin_enter_gpu(const char *symbol, int *gpu_p);
 /* An error of queued work: all later calls return it. */
 void standin_lose(int result);
+/* Then what is still queued copies nothing: the host's memory may be gone, too. */
+bool standin_is_lost(void);
 /* Adds to a counter of cuda_standin. */
 void standin_count(int *counter, int by);
 int  standin_gpus(void);
