@@ -246,8 +246,11 @@ typedef struct hora_blocks {
 /*
  * On a GPU (options->device): a call starts after the work that is queued on options->stream, and what
  * is queued there later sees its results; a call that blocks returns once all of its work is queued.
- * Either all ranks pass buffers on a GPU or none does. While a rank has such a call in flight, it may
- * make no other one on that communicator from another stream.
+ * Either all ranks pass buffers on a GPU or none does; a rank's are on one GPU for all calls on a
+ * communicator. A request on a GPU is done when all of its work is queued, which needs
+ * hora_request_test or hora_request_wait: what is to see its results is queued after that. A call in
+ * host memory on that communicator first waits for its requests on a GPU, and so does hora_comm_split.
+ * A barrier is one of the hosts; point to point is in host memory only.
  *
  * All ranks of comm make the same calls in the same order. options may be NULL (block, no
  * scaling); as with MPI, a call that blocks does not meet one that was started (request_p) on another

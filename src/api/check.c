@@ -29,9 +29,6 @@ hora_status_t hora_check_options(const hora_call_options_t *options, const char 
     if (checked_p->stream != NULL && checked_p->device < 0)
         return hora_fail(HORA_ERR_INVALID_ARGUMENT, "%s: options->stream is given, but "
                          "options->device says host memory", what);
-    if (checked_p->device >= 0)
-        return hora_fail(HORA_ERR_UNSUPPORTED, "%s: options->device: buffers on a GPU are not "
-                         "supported yet", what);
     if (!(checked_p->timeout >= 0))
         return hora_fail(HORA_ERR_INVALID_ARGUMENT, "%s: options->timeout is negative", what);
     return HORA_OK;

@@ -5,6 +5,7 @@
  */
 #include "api/check.h"
 #include "api/request.h"
+#include "offload/cuda/device.h"
 #include "offload/offload.h"
 #include "schedule/algos.h"
 #include "schedule/exec.h"
@@ -16,9 +17,18 @@ typedef struct call {
     hora_comm_t        *comm;
     hora_coll_t         coll;
     hora_call_options_t options;
+    hora_gpu_place_t    place; /* on a GPU */
     size_t             *lists; /* counts and offsets made up here; freed by finish */
     const char         *what;
 } call_t;
+
+static hora_status_t set_place(call_t *call) {
+    hora_status_t st = hora_gpu_get(call->comm->world->settings.cuda_library, call->options.device,
+                                    &call->place.gpu);
+    call->place.stream = call->options.stream;
+    call->coll.gpu = &call->place;
+    return st;
+}
 
 static hora_status_t begin(call_t *call, hora_comm_t *comm, hora_coll_kind_t kind,
                            hora_dtype_t dtype, const hora_call_options_t *options) {
@@ -39,9 +49,9 @@ static hora_status_t begin(call_t *call, hora_comm_t *comm, hora_coll_kind_t kin
         .root = 0, .count = 0, .in = NULL, .out = NULL, .counts = NULL, .displs = NULL,
         .other_counts = NULL, .other_displs = NULL, .prescale = call->options.prescale,
         .postscale = call->options.postscale, .timeout = call->options.timeout, .divisor = 0,
-        .name = call->options.name,
+        .gpu = NULL, .staged = false, .name = call->options.name,
     };
-    return HORA_OK;
+    return call->options.device < 0 ? HORA_OK : set_place(call);
 }
 
 static hora_status_t set_buffers(call_t *call, const void *in, size_t in_count, void *out,
@@ -90,6 +100,11 @@ static hora_status_t block_lists(call_t *call, const size_t *counts, const size_
 
 static hora_status_t execute(call_t *call) {
     hora_status_t st;
+    if (call->coll.gpu == NULL && call->comm->gpu != NULL) {
+        st = hora_device_settle(call->comm);
+        if (st != HORA_OK)
+            return st;
+    }
     if (call->options.request_p != NULL)
         return hora_request_start(call->comm, &call->coll, call->options.request_p);
     if (hora_offload_try(call->comm, &call->coll, &st))
@@ -320,5 +335,6 @@ hora_status_t hora_scatter(hora_comm_t *comm, const void *in, void *out, size_t 
 hora_status_t hora_barrier(hora_comm_t *comm, const hora_call_options_t *options) {
     call_t        call;
     hora_status_t st = begin(&call, comm, HORA_COLL_BARRIER, HORA_UINT8, options);
+    call.coll.gpu = NULL; /* it is one of the hosts */
     return st != HORA_OK ? st : finish(&call, HORA_OK);
 }

@@ -8,6 +8,7 @@
 #include "api/check.h"
 #include "api/timeline.h"
 #include "bootstrap/bootstrap.h"
+#include "offload/cuda/device.h"
 #include "offload/offload.h"
 #include "schedule/exec.h"
 #include "transport/shm/pads.h"
@@ -296,6 +297,9 @@ hora_status_t hora_comm_split(hora_comm_t *comm, int color, int key, hora_comm_t
         return st;
     if (comm_p == NULL)
         return hora_fail(HORA_ERR_INVALID_ARGUMENT, "comm_split: comm_p is NULL");
+    st = hora_device_settle(comm);
+    if (st != HORA_OK)
+        return st;
     ballots = calloc((size_t)comm->size, sizeof(*ballots));
     if (ballots == NULL)
         return hora_fail(HORA_ERR_NO_MEMORY, "comm_split of %d ranks", comm->size);

@@ -1,14 +1,14 @@
 /*
  * Requests, and point to point, which is a request that is waited for at once. On the calling thread.
- * A request holds either a collective (exec) or a transfer.
+ * A request holds a collective in host memory (exec), one on a GPU, or a transfer.
  */
 #include "api/request.h"
 
 #include "api/check.h"
+#include "offload/cuda/device.h"
 #include "transport/p2p.h"
 #include "transport/wait.h"
 #include "util/clock.h"
-#include "transport/wait.h"
 
 #include <limits.h>
 #include <stdlib.h>
@@ -16,7 +16,9 @@
 
 struct hora_request {
     hora_comm_t *comm;
-    hora_exec_t *exec; /* NULL: a transfer */
+    bool         on_gpu;
+    hora_staged_op_t *op; /* on a GPU; NULL: all is queued there */
+    hora_exec_t *exec; /* NULL, and not on a GPU: a transfer */
     hora_xfer_t  xfer;
     const char  *what; /* "send" or "recv" */
     int          peer;
@@ -31,7 +33,9 @@ hora_status_t hora_request_start(hora_comm_t *comm, const hora_coll_t *coll,
     if (request == NULL)
         return hora_fail(HORA_ERR_NO_MEMORY, "a request");
     request->comm = comm;
-    st = hora_coll_start(comm, coll, &request->exec);
+    request->on_gpu = coll->gpu != NULL;
+    st = request->on_gpu ? hora_device_start(comm, coll, &request->op)
+                         : hora_coll_start(comm, coll, &request->exec);
     if (st != HORA_OK) {
         free(request);
         return st;
@@ -94,7 +98,10 @@ hora_status_t hora_request_test(hora_request_t *request, int *done_p) {
     if (request == NULL || done_p == NULL)
         return hora_fail(HORA_ERR_INVALID_ARGUMENT, "request_test: %s is NULL",
                          request == NULL ? "request" : "done_p");
-    st = request->exec != NULL ? hora_exec_progress(request->exec) : test_xfer(request);
+    if (request->on_gpu)
+        st = request->op != NULL ? hora_device_progress(request->comm, request->op) : HORA_OK;
+    else
+        st = request->exec != NULL ? hora_exec_progress(request->exec) : test_xfer(request);
     *done_p = st != HORA_IN_PROGRESS;
     return st == HORA_IN_PROGRESS ? HORA_OK : st;
 }
@@ -103,7 +110,9 @@ hora_status_t hora_request_wait(hora_request_t *request) {
     hora_status_t st;
     if (request == NULL)
         return hora_fail(HORA_ERR_INVALID_ARGUMENT, "request_wait: request is NULL");
-    if (request->exec != NULL) {
+    if (request->on_gpu) {
+        st = request->op != NULL ? hora_device_wait(request->comm, request->op) : HORA_OK;
+    } else if (request->exec != NULL) {
         st = hora_exec_wait(request->exec);
         hora_exec_free(request->exec);
     } else {
@@ -154,6 +163,9 @@ static hora_status_t transfer(hora_comm_t *comm, const message_t *message,
     hora_status_t       st = check_message(comm, message, what);
     if (st == HORA_OK)
         st = hora_check_options(user_options, what, &options);
+    if (st == HORA_OK && options.device >= 0)
+        st = hora_fail(HORA_ERR_UNSUPPORTED, "%s: from one rank to another only in host memory, not "
+                       "on a GPU", what);
     if (st != HORA_OK)
         return st;
     if (options.request_p != NULL && (request = malloc(sizeof(*request))) == NULL)

@@ -114,6 +114,8 @@ uint32_t hora_coll_sig(const hora_coll_t *coll) {
         hash = mix(hash, coll->counts[r]);
     if (hora_coll_reduces(coll->kind) && (coll->prescale != 1.0 || coll->postscale != 1.0))
         hash = mix(mix(hash, bits_of(coll->prescale)), bits_of(coll->postscale));
+    if (coll->staged)
+        hash = mix(hash, 1);
     return (uint32_t)coll->kind << 28 | op << 24 | (typed ? (uint32_t)coll->dtype : 0) << 20 |
            (uint32_t)(hash >> 32 & HASH_MASK);
 }
@@ -151,8 +153,8 @@ hora_status_t hora_coll_mismatch(hora_comm_t *comm, const hora_coll_t *coll, uin
                          comm->rank, host, mine, name, rank, peer_host, other);
     return hora_fail(HORA_ERR_MISMATCH,
                      "operations do not match: rank %d on host %s and rank %d on host %s both "
-                     "called %s%s, but with different counts or roots, or with different HORA_* "
-                     "settings",
+                     "called %s%s, but with different counts or roots, one on a GPU and one in host "
+                     "memory, or with different HORA_* settings",
                      comm->rank, host, rank, peer_host, mine, name);
 }
 

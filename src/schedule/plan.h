@@ -47,6 +47,7 @@ typedef struct hora_coll {
     double           prescale, postscale, timeout;
     uint32_t         divisor; /* of AVERAGE; 0: the number of ranks */
     const struct hora_gpu_place *gpu; /* where in and out lie (util/gpu.h); NULL: in host memory */
+    bool             staged;  /* a part of one on GPUs, which meets no other */
     const hora_hosts_t *hosts; /* hora_comm_levels; exec.c sets it */
     const char      *name;    /* for messages; may be NULL */
 } hora_coll_t;

@@ -4,6 +4,7 @@
  */
 #include "offload/cuda/device.h"
 
+#include "offload/cuda/staged.h"
 #include "schedule/algos.h"
 #include "schedule/exec.h"
 #include "util/log.h"
@@ -13,7 +14,7 @@
 #include <string.h>
 
 /* In the order in which they are tried; NULL at the end. */
-static const hora_gpu_path_t *const paths[] = {NULL};
+static const hora_gpu_path_t *const paths[] = {&hora_gpu_path_staged, NULL};
 
 bool hora_gpu_facts_apart(const hora_gpu_facts_t *facts, int size) {
     for (int i = 0; i < size; i++)
@@ -132,7 +133,8 @@ static hora_status_t get_ready(hora_comm_t *comm, const hora_gpu_place_t *place)
 
 /* ---- The door ------------------------------------------------------------------------------- */
 
-static hora_status_t run(hora_comm_t *comm, const hora_coll_t *coll) {
+/* op_p: start it only, where that differs; may be NULL. */
+static hora_status_t run(hora_comm_t *comm, const hora_coll_t *coll, hora_staged_op_t **op_p) {
     const hora_gpu_path_t *path;
     hora_status_t          st = get_ready(comm, coll->gpu);
     if (st != HORA_OK)
@@ -143,29 +145,75 @@ static hora_status_t run(hora_comm_t *comm, const hora_coll_t *coll) {
                          hora_coll_name(coll->kind), coll->gpu->gpu->ordinal, comm->gpu->gpu->ordinal);
     path = comm->gpu->path;
     if (!path->takes(comm, coll))
-        return hora_fail(HORA_ERR_UNSUPPORTED, "%s on GPUs by %s", hora_coll_name(coll->kind),
-                         path->name);
-    return path->run(comm, coll);
+        path = &hora_gpu_path_staged;
+    if (path == &hora_gpu_path_staged && op_p != NULL && comm->size > 1)
+        return hora_staged_start(comm, coll, op_p);
+    st = hora_staged_settle(comm);
+    return st == HORA_OK ? path->run(comm, coll) : st;
 }
 
-hora_status_t hora_device_run(hora_comm_t *comm, const hora_coll_t *coll) {
+static hora_status_t enter_and_run(hora_comm_t *comm, const hora_coll_t *coll,
+                                   hora_staged_op_t **op_p) {
     hora_status_t st = hora_failure_check(&comm->failure);
     if (st == HORA_OK)
         st = hora_gpu_enter(coll->gpu->gpu);
     if (st != HORA_OK)
         return st;
-    st = run(comm, coll);
+    st = run(comm, coll, op_p);
     hora_gpu_leave(coll->gpu->gpu);
+    return st;
+}
+
+hora_status_t hora_device_run(hora_comm_t *comm, const hora_coll_t *coll) {
+    return enter_and_run(comm, coll, NULL);
+}
+
+hora_status_t hora_device_start(hora_comm_t *comm, const hora_coll_t *coll,
+                                hora_staged_op_t **op_p) {
+    *op_p = NULL;
+    return enter_and_run(comm, coll, op_p);
+}
+
+/* In the context of the communicator's GPU. */
+static hora_status_t within(hora_comm_t *comm, hora_status_t (*move)(hora_staged_op_t *op),
+                            hora_staged_op_t *op) {
+    hora_status_t st = hora_gpu_enter(comm->gpu->gpu);
+    if (st != HORA_OK)
+        return hora_coll_fail(comm, st);
+    st = move(op);
+    hora_gpu_leave(comm->gpu->gpu);
+    return st;
+}
+
+hora_status_t hora_device_progress(hora_comm_t *comm, hora_staged_op_t *op) {
+    return within(comm, hora_staged_progress, op);
+}
+
+hora_status_t hora_device_wait(hora_comm_t *comm, hora_staged_op_t *op) {
+    hora_status_t st = within(comm, hora_staged_wait, op);
+    hora_staged_free(op);
+    return st;
+}
+
+hora_status_t hora_device_settle(hora_comm_t *comm) {
+    hora_status_t st = HORA_OK;
+    if (comm->gpu == NULL || comm->gpu->staged == NULL)
+        return HORA_OK;
+    st = hora_gpu_enter(comm->gpu->gpu);
+    if (st != HORA_OK)
+        return st;
+    st = hora_staged_settle(comm);
+    hora_gpu_leave(comm->gpu->gpu);
     return st;
 }
 
 void hora_device_forget(hora_comm_t *comm) {
     struct hora_gpu_comm *self = comm->gpu;
-    if (hora_gpu_enter(self->gpu) == HORA_OK) {
-        for (int i = 0; paths[i] != NULL; i++)
-            paths[i]->forget(comm);
+    bool                  entered = hora_gpu_enter(self->gpu) == HORA_OK; /* else the GPU is lost */
+    for (int i = 0; paths[i] != NULL; i++)
+        paths[i]->forget(comm);
+    if (entered)
         hora_gpu_leave(self->gpu);
-    }
     free(self->facts);
     free(self);
     comm->gpu = NULL;

@@ -15,6 +15,9 @@
 #include "transport/comm.h"
 #include "util/gpu.h"
 
+/* One that was started, and is not done until it has been through the host (staged.c). */
+typedef struct hora_staged_op hora_staged_op_t;
+
 /* What a rank says of itself at the first collective on a GPU. Travels as it is between the ranks of
  * a job; a path believes it only as far as it has checked it. */
 typedef struct hora_gpu_facts {
@@ -53,6 +56,16 @@ struct hora_gpu_comm {
 /* Does a collective of which coll->gpu is set, by the path that the members have agreed on; at the
  * first one, agrees. */
 hora_status_t hora_device_run(hora_comm_t *comm, const hora_coll_t *coll);
+/* Starts one; ops of one communicator move on in the order of their start. *op_p NULL: all of its work is
+ * queued already. */
+hora_status_t hora_device_start(hora_comm_t *comm, const hora_coll_t *coll,
+                                hora_staged_op_t **op_p);
+/* HORA_IN_PROGRESS, or the final status. Never blocks. */
+hora_status_t hora_device_progress(hora_comm_t *comm, hora_staged_op_t *op);
+/* Blocks until the end, frees it, returns the final status. */
+hora_status_t hora_device_wait(hora_comm_t *comm, hora_staged_op_t *op);
+/* Waits for all that were started. Before a collective on the communicator that is not on GPUs. */
+hora_status_t hora_device_settle(hora_comm_t *comm);
 /* Frees comm->gpu. */
 void hora_device_forget(hora_comm_t *comm);
 

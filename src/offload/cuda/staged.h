@@ -1,0 +1,24 @@
+/*
+ * Collectives on GPUs through pinned host memory (staged.c): works between any GPUs, over any transport,
+ * with any algorithm of src/schedule. On the thread that uses the communicator, with the GPU's context
+ * current.
+ */
+#ifndef HORA_OFFLOAD_CUDA_STAGED_H
+#define HORA_OFFLOAD_CUDA_STAGED_H
+
+#include "offload/cuda/device.h"
+
+extern const hora_gpu_path_t hora_gpu_path_staged;
+
+/* Starts one without blocking; coll and the arrays in it are copied. Ops of one communicator move on
+ * in the order of their start. The caller frees *op_p. */
+hora_status_t hora_staged_start(hora_comm_t *comm, const hora_coll_t *coll, hora_staged_op_t **op_p);
+/* HORA_IN_PROGRESS, or the final status. Never blocks. */
+hora_status_t hora_staged_progress(hora_staged_op_t *op);
+/* Blocks until the end; returns the final status. */
+hora_status_t hora_staged_wait(hora_staged_op_t *op);
+void          hora_staged_free(hora_staged_op_t *op);
+/* Waits for all that were started. */
+hora_status_t hora_staged_settle(hora_comm_t *comm);
+
+#endif

@@ -1,0 +1,80 @@
+/*
+ * Buffers on a GPU for tests (device.h). On a rank's one thread.
+ */
+#include "device.h"
+
+#include "util/gpu.h"
+
+#include <stdlib.h>
+#include <time.h>
+
+#define LIMIT 20.0 /* seconds for all that is queued */
+
+static hora_gpu_t *gpu;
+
+static void must(hora_cuda_result_t result, const char *what) {
+    harness_check(result == HORA_CUDA_SUCCESS, "%s: CUDA result %d", what, result);
+}
+
+void device_begin(void) {
+    if (gpu == NULL)
+        harness_ok(hora_gpu_get(getenv("HORA_CUDA_LIBRARY"), 0, &gpu));
+}
+
+void *device_stream(void) {
+    hora_cuda_stream_t stream;
+    harness_ok(hora_gpu_enter(gpu));
+    must(gpu->cuda->stream_create(&stream, HORA_CUDA_STREAM_NON_BLOCKING, 0), "a stream");
+    hora_gpu_leave(gpu);
+    return stream;
+}
+
+void device_make(device_buffer_t *b, size_t bytes) {
+    uint64_t at;
+    void    *host;
+    harness_ok(hora_gpu_enter(gpu));
+    must(gpu->cuda->alloc(&at, bytes > 0 ? bytes : 1), "device memory");
+    must(gpu->cuda->host_alloc(&host, bytes > 0 ? bytes : 1, 0), "pinned memory");
+    hora_gpu_leave(gpu);
+    *b = (device_buffer_t){(void *)(uintptr_t)at, host, bytes};
+}
+
+void device_destroy(device_buffer_t *b) {
+    harness_ok(hora_gpu_enter(gpu));
+    must(gpu->cuda->free((uint64_t)(uintptr_t)b->at), "freeing device memory");
+    must(gpu->cuda->host_free(b->host), "freeing pinned memory");
+    hora_gpu_leave(gpu);
+}
+
+void device_put(const device_buffer_t *b, void *stream) {
+    if (b->bytes == 0)
+        return;
+    harness_ok(hora_gpu_enter(gpu));
+    must(gpu->cuda->copy_in((uint64_t)(uintptr_t)b->at, b->host, b->bytes, stream), "a copy in");
+    hora_gpu_leave(gpu);
+}
+
+void device_get_from(const void *at, void *pinned, size_t bytes, void *stream) {
+    if (bytes == 0)
+        return;
+    harness_ok(hora_gpu_enter(gpu));
+    must(gpu->cuda->copy_out(pinned, (uint64_t)(uintptr_t)at, bytes, stream), "a copy out");
+    hora_gpu_leave(gpu);
+}
+
+void device_get(const device_buffer_t *b, void *stream) {
+    device_get_from(b->at, b->host, b->bytes, stream);
+}
+
+void device_finish(void *stream) {
+    struct timespec nap = {0, 20000};
+    double          begin = harness_now();
+    int             result;
+    harness_ok(hora_gpu_enter(gpu));
+    while ((result = gpu->cuda->stream_query(stream)) == HORA_CUDA_NOT_READY) {
+        harness_check(harness_now() - begin < LIMIT, "%s", "the GPU does not come to it");
+        nanosleep(&nap, NULL);
+    }
+    must(result, "work on the GPU");
+    hora_gpu_leave(gpu);
+}

@@ -1,0 +1,319 @@
+/*
+ * The communicator API on a GPU, on the stand-in with its delays: `test_gpu_comm shm 3 STANDIN`. Every
+ * collective, type and operation through the staged path, blocking and started; and its errors.
+ */
+#include <coll.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "device.h"
+
+#define LENGTH(array) ((int)(sizeof(array) / sizeof((array)[0])))
+
+static const char *transport;
+static int         nranks;
+
+/* ---- In a rank ----------------------------------------------------------------------------- */
+
+/* A call with its buffers on the GPU. */
+typedef struct gpu_call {
+    coll_t          coll;
+    device_buffer_t in, out;
+    hora_request_t *request;
+} gpu_call_t;
+
+static void describe(const gpu_call_t *call, hora_status_t st, size_t wrong) {
+    const coll_t *c = &call->coll;
+    harness_check(st == HORA_OK && wrong == 0, "%s %s %s, count %zu, root %d%s: %s, %zu wrong",
+                  coll_name(c->kind), hora_dtype_name(c->dtype), hora_op_name(c->op), c->count,
+                  c->root, c->in_place ? ", in place" : "",
+                  st == HORA_OK ? "ok" : hora_last_error(), wrong);
+}
+
+/* Queues the input for the GPU, and calls: what comes first on the stream must come first. */
+static void begin(gpu_call_t *call, hora_comm_t *comm, void *stream, bool starts) {
+    hora_call_options_t options = HORA_CALL_OPTIONS_INIT;
+    coll_t             *c = &call->coll;
+    options.device = 0;
+    options.stream = stream;
+    options.request_p = starts ? &call->request : NULL;
+    call->request = NULL;
+    device_make(&call->in, coll_bytes_in(c));
+    device_make(&call->out, coll_bytes_out(c));
+    c->in_memory = call->in.host;
+    c->out_memory = call->out.host;
+    coll_write(c);
+    device_put(&call->in, stream);
+    device_put(&call->out, stream);
+    c->in_memory = call->in.at;
+    c->out_memory = call->out.at;
+    describe(call, coll_call(c, comm, &options), 0);
+}
+
+static void end(gpu_call_t *call, void *stream) {
+    coll_t *c = &call->coll;
+    if (call->request != NULL)
+        describe(call, hora_request_wait(call->request), 0);
+    device_finish(stream); /* the pinned memory is read until then */
+    memset(call->in.host, 0xa5, call->in.bytes);
+    memset(call->out.host, 0xa5, call->out.bytes);
+    device_get(&call->in, stream);
+    device_get(&call->out, stream);
+    device_finish(stream);
+    c->in_memory = call->in.host;
+    c->out_memory = call->out.host;
+    describe(call, HORA_OK, coll_wrong(c));
+    device_destroy(&call->in);
+    device_destroy(&call->out);
+    coll_destroy(c);
+}
+
+static void place(gpu_call_t *call, hora_comm_t *comm, coll_kind_t kind, hora_dtype_t dtype,
+                  hora_op_t op, size_t count, bool in_place) {
+    static unsigned salt;
+    int size = hora_comm_size(comm);
+    harness_check(coll_init(&call->coll, kind, dtype, op, count), "%s", "memory");
+    salt++;
+    harness_check(coll_place(&call->coll, hora_comm_rank(comm), size, (int)(salt % (unsigned)size),
+                             in_place, salt), "%s", "memory");
+}
+
+static void one(hora_comm_t *comm, coll_kind_t kind, hora_dtype_t dtype, hora_op_t op, size_t count,
+                bool in_place, void *stream) {
+    gpu_call_t call;
+    place(&call, comm, kind, dtype, op, count, in_place);
+    begin(&call, comm, stream, false);
+    end(&call, stream);
+}
+
+static bool is_here(coll_kind_t kind) {
+    return kind != COLL_SENDRECV;
+}
+
+/* Parts are of 4 KB: counts with one, several, and uneven ones. */
+static void kinds_main(hora_comm_t *comm, int rank, int size, void *arg) {
+    static const size_t counts[] = {0, 1, 61, 5003};
+    void               *stream;
+    (void)rank, (void)size, (void)arg;
+    device_begin();
+    stream = device_stream();
+    for (int kind = 0; kind < COLL_KIND_COUNT; kind++)
+        for (int i = 0; i < LENGTH(counts) && is_here((coll_kind_t)kind); i++)
+            for (int in_place = 0; in_place <= coll_can_be_in_place((coll_kind_t)kind); in_place++)
+                one(comm, (coll_kind_t)kind, i % 2 ? HORA_FLOAT32 : HORA_INT16, HORA_SUM, counts[i],
+                    in_place, i == 2 ? NULL : stream);
+    harness_ok(hora_barrier(comm, NULL));
+}
+
+static void types_main(hora_comm_t *comm, int rank, int size, void *arg) {
+    void *stream;
+    (void)rank, (void)size, (void)arg;
+    device_begin();
+    stream = device_stream();
+    for (int d = 0; d < HORA_DTYPE_COUNT; d++)
+        for (int op = 0; op < HORA_OP_COUNT; op++)
+            if (coll_takes(COLL_ALLREDUCE, (hora_dtype_t)d, (hora_op_t)op))
+                one(comm, op % 2 || op == HORA_ADASUM ? COLL_ALLREDUCE : COLL_REDUCE_SCATTER,
+                    (hora_dtype_t)d, (hora_op_t)op, 1237, (d + op) % 2, stream);
+    harness_ok(hora_barrier(comm, NULL));
+}
+
+/* Requests in flight at once, waited for in another order; host calls between. */
+static void requests_main(hora_comm_t *comm, int rank, int size, void *arg) {
+    gpu_call_t calls[COLL_KIND_COUNT];
+    float      x = (float)rank;
+    void      *stream;
+    int        done = 0;
+    (void)arg;
+    device_begin();
+    stream = device_stream();
+    for (int kind = 0; kind < COLL_KIND_COUNT; kind++)
+        if (is_here((coll_kind_t)kind)) {
+            place(&calls[kind], comm, (coll_kind_t)kind, HORA_FLOAT64, HORA_SUM, 700, false);
+            begin(&calls[kind], comm, stream, true);
+        }
+    while (!done)
+        harness_ok(hora_request_test(calls[COLL_REDUCE].request, &done));
+    harness_ok(hora_allreduce(comm, &x, &x, 1, HORA_FLOAT32, HORA_SUM, NULL));
+    harness_check(x == (float)(size * (size - 1) / 2), "%g", x);
+    for (int kind = COLL_KIND_COUNT - 1; kind >= 0; kind--)
+        if (is_here((coll_kind_t)kind))
+            end(&calls[kind], stream);
+}
+
+/* Bits: those of the CPU in rank order, for values that round, scaled before and after. */
+static void bits_main(hora_comm_t *comm, int rank, int size, void *arg) {
+    static const hora_dtype_t types[] = {HORA_FLOAT16, HORA_BFLOAT16, HORA_FLOAT32, HORA_FLOAT64,
+                                         HORA_INT32};
+    hora_call_options_t options = HORA_CALL_OPTIONS_INIT, on_gpu;
+    device_buffer_t     b;
+    void               *stream;
+    unsigned char       expected[3000 * 8];
+    (void)size, (void)arg;
+    device_begin();
+    stream = device_stream();
+    options.prescale = 0.3;
+    options.postscale = 1.7;
+    on_gpu = options;
+    on_gpu.device = 0;
+    on_gpu.stream = stream;
+    for (int t = 0; t < LENGTH(types); t++) {
+        size_t elem = hora_dtype_size(types[t]);
+        device_make(&b, 3000 * elem);
+        for (size_t i = 0; i < 3000; i++)
+            pattern_encode(types[t], (double)((i * 7919 + (size_t)rank * 104729) % 10007) / 97 - 40,
+                           b.host + i * elem);
+        memcpy(expected, b.host, 3000 * elem);
+        harness_ok(hora_allreduce(comm, expected, expected, 3000, types[t], HORA_AVERAGE, &options));
+        device_put(&b, stream);
+        harness_ok(hora_allreduce(comm, b.at, b.at, 3000, types[t], HORA_AVERAGE, &on_gpu));
+        device_finish(stream);
+        device_get(&b, stream);
+        device_finish(stream);
+        harness_check(memcmp(expected, b.host, 3000 * elem) == 0, "%s", hora_dtype_name(types[t]));
+        device_destroy(&b);
+    }
+}
+
+static void expect_text(hora_status_t got, hora_status_t status, const char *text) {
+    harness_check(got == status && strstr(hora_last_error(), text) != NULL, "%s (%s), not %s (%s)",
+                  hora_status_name(got), hora_last_error(), hora_status_name(status), text);
+}
+
+/* What only this rank sees leaves the communicator usable. */
+static void arguments_main(hora_comm_t *comm, int rank, int size, void *arg) {
+    hora_call_options_t options = HORA_CALL_OPTIONS_INIT;
+    float               x = 1;
+    (void)arg;
+    device_begin();
+    options.device = 7;
+    expect_text(hora_allreduce(comm, &x, &x, 1, HORA_FLOAT32, HORA_SUM, &options),
+                HORA_ERR_INVALID_ARGUMENT, "no GPU number 7");
+    options.device = 0;
+    expect_text(hora_send(comm, &x, 1, HORA_FLOAT32, rank, 0, &options), HORA_ERR_UNSUPPORTED,
+                "only in host memory");
+    harness_ok(hora_barrier(comm, &options));
+    harness_ok(hora_allreduce(comm, &x, &x, 1, HORA_FLOAT32, HORA_SUM, NULL));
+    harness_check(x == (float)size, "%g", x);
+}
+
+/* A rank that passes host memory: all find out. */
+static void mixed_main(hora_comm_t *comm, int rank, int size, void *arg) {
+    hora_call_options_t options = HORA_CALL_OPTIONS_INIT;
+    device_buffer_t     b;
+    hora_status_t       st;
+    float               x = 1;
+    (void)size, (void)arg;
+    device_begin();
+    device_make(&b, sizeof(x));
+    options.device = 0;
+    harness_ok(hora_allreduce(comm, b.at, b.at, 1, HORA_FLOAT32, HORA_SUM, &options));
+    st = rank == 0 ? hora_allreduce(comm, &x, &x, 1, HORA_FLOAT32, HORA_SUM, NULL)
+                   : hora_allreduce(comm, b.at, b.at, 1, HORA_FLOAT32, HORA_SUM, &options);
+    expect_text(st, HORA_ERR_MISMATCH, "on a GPU");
+    device_destroy(&b);
+}
+
+/* One rank's driver refuses: all get the error, with the rank that it is about. */
+static void refused_main(hora_comm_t *unused, int rank, int size, void *arg) {
+    hora_call_options_t options = HORA_CALL_OPTIONS_INIT;
+    device_buffer_t     b;
+    hora_comm_t        *comm;
+    const char        **what = arg;
+    (void)unused;
+    if (rank == size - 1)
+        setenv("HORA_STANDIN_FAIL", what[0], 1);
+    comm = harness_join();
+    device_begin();
+    device_make(&b, 40000);
+    options.device = 0;
+    for (int i = 0; i < 3; i++) {
+        hora_status_t st = hora_allreduce(comm, b.at, b.at, 10000, HORA_FLOAT32, HORA_SUM, &options);
+        if (st == HORA_OK && i < 2)
+            continue;
+        harness_check((st == HORA_ERR_NO_MEMORY || st == HORA_ERR_SYSTEM) &&
+                          strstr(hora_last_error(), what[1]) != NULL,
+                      "%s: %s", hora_status_name(st), hora_last_error());
+        break;
+    }
+    hora_comm_free(comm);
+}
+
+/* ---- Tests --------------------------------------------------------------------------------- */
+
+static void run(harness_main_t rank_main, void *arg, bool bare) {
+    harness_job_t job = {.nranks = nranks, .main = rank_main, .arg = arg, .transport = transport,
+                         .bare = bare, .keep_fds = bare};
+    assert_int_equal(harness_run(&job), 0);
+}
+
+static void every_kind(void **state) {
+    (void)state;
+    run(kinds_main, NULL, false);
+}
+
+static void every_type_and_operation(void **state) {
+    (void)state;
+    run(types_main, NULL, false);
+}
+
+static void requests(void **state) {
+    (void)state;
+    run(requests_main, NULL, false);
+}
+
+static void bits_of_the_cpu(void **state) {
+    (void)state;
+    setenv("HORA_DETERMINISTIC", "1", 1);
+    run(bits_main, NULL, false);
+    unsetenv("HORA_DETERMINISTIC");
+}
+
+static void wrong_arguments(void **state) {
+    (void)state;
+    run(arguments_main, NULL, false);
+}
+
+static void host_memory_on_one_rank(void **state) {
+    (void)state;
+    if (nranks > 1)
+        run(mixed_main, NULL, false);
+}
+
+static void a_driver_that_fails(void **state) {
+    static const char *cases[][2] = {
+        {"cuMemHostAlloc:2:2", "pinned host memory"}, /* where no arena can be pinned */
+        {"cuStreamCreateWithPriority:1:2", "making streams"},
+        {"cuMemcpyHtoDAsync_v2:2:719:lost", "allreduce"},
+        {"cuEventQuery:3:700:lost", "allreduce"},
+    };
+    (void)state;
+    for (int i = strcmp(transport, "tcp") == 0 ? 0 : 1; i < LENGTH(cases) && nranks > 1; i++)
+        run(refused_main, cases[i], true);
+}
+
+int main(int argc, char **argv) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(every_kind),
+        cmocka_unit_test(every_type_and_operation),
+        cmocka_unit_test(requests),
+        cmocka_unit_test(bits_of_the_cpu),
+        cmocka_unit_test(wrong_arguments),
+        cmocka_unit_test(host_memory_on_one_rank),
+        cmocka_unit_test(a_driver_that_fails),
+    };
+    if (argc != 4 || !harness_arguments(3, argv, &transport, &nranks)) {
+        fprintf(stderr, "usage: %s TRANSPORT RANKS STANDIN\n", argv[0]);
+        return 2;
+    }
+    setenv("HORA_CUDA_LIBRARY", argv[3], 1);
+    setenv("HORA_STANDIN_DELAY_US", "200", 1);
+    setenv("HORA_GPU_CHUNK", "4k", 1);
+    setenv("HORA_GPU_PATH", "staged", 1);
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
