@@ -2,6 +2,9 @@
  * Arrays in and out of the extension: torch tensors by DLPack's table of C functions (about 80 ns),
  * what offers the buffer protocol (NumPy, bytearray, ...) by that, all else by __dlpack__().
  *
+ * An array on a GPU comes with the stream that its library works on (core_stream_of). A library without
+ * DLPack's C functions is asked, through __dlpack__, to synchronise with the default stream.
+ *
  * Invariant: memory that goes out has one count of users (the Array, each DLPack tensor made from
  * it) and is released with the last of them. A buffer's user is its Array.
  */
@@ -93,11 +96,8 @@ static bool is_contiguous(const DLTensor *tensor, size_t count) {
 /* Names from DLPack's enumeration of devices. */
 static const char *device_name(int32_t type) {
     switch (type) {
-    case 2:
     case 13:
-        return "a CUDA device";
-    case 3:
-        return "a CUDA device's pinned memory";
+        return "CUDA's managed memory";
     case 8:
         return "a Metal device";
     case 10:
@@ -109,14 +109,27 @@ static const char *device_name(int32_t type) {
     }
 }
 
-static bool fill_array(const DLTensor *tensor, core_array_t *array_p) {
-    if (tensor->device.device_type != HORA_DL_CPU) {
+static bool read_device(const DLDevice *device, int *device_p) {
+    switch (device->device_type) {
+    case HORA_DL_CPU:
+    case HORA_DL_CUDA_HOST:
+        *device_p = -1;
+        return true;
+    case HORA_DL_CUDA:
+        *device_p = device->device_id;
+        return true;
+    default:
         PyErr_Format(PyExc_ValueError,
-                     "hora takes arrays in CPU memory; this one is on %s (DLPack device type %d): "
-                     "copy it to the host first", device_name(tensor->device.device_type),
-                     (int)tensor->device.device_type);
+                     "hora takes arrays in CPU memory and on CUDA devices; this one is on %s (DLPack "
+                     "device type %d): copy it to the host first", device_name(device->device_type),
+                     (int)device->device_type);
         return false;
     }
+}
+
+static bool fill_array(const DLTensor *tensor, core_array_t *array_p) {
+    if (!read_device(&tensor->device, &array_p->device))
+        return false;
     int dtype = dtype_from_dl(tensor->dtype);
     if (dtype < 0) {
         PyErr_Format(PyExc_ValueError,
@@ -144,6 +157,35 @@ static bool fill_array(const DLTensor *tensor, core_array_t *array_p) {
     return true;
 }
 
+/* What object.__dlpack_device__() says; false, without an exception, where there is none. */
+static bool is_on_gpu(PyObject *object) {
+    int type = 0, id = 0;
+    PyObject *device = PyObject_CallMethod(object, "__dlpack_device__", NULL);
+    bool known = device && PyTuple_Check(device) && PyArg_ParseTuple(device, "ii", &type, &id);
+    Py_XDECREF(device);
+    PyErr_Clear();
+    return known && type == HORA_DL_CUDA;
+}
+
+#define LEGACY_DEFAULT_STREAM 1 /* in the array API's numbering of CUDA streams */
+
+/* The keywords of __dlpack__. An older library knows no max_version. */
+static PyObject *dlpack_options(bool on_gpu, bool versioned) {
+    if (!versioned)
+        return on_gpu ? Py_BuildValue("{s:i}", "stream", LEGACY_DEFAULT_STREAM) : PyDict_New();
+    return on_gpu ? Py_BuildValue("{s:(ii),s:i}", "max_version", HORA_DLPACK_MAJOR,
+                                  HORA_DLPACK_MINOR, "stream", LEGACY_DEFAULT_STREAM)
+                  : Py_BuildValue("{s:(ii)}", "max_version", HORA_DLPACK_MAJOR, HORA_DLPACK_MINOR);
+}
+
+static PyObject *call_with_options(PyObject *method, bool on_gpu, bool versioned) {
+    PyObject *arguments = PyTuple_New(0), *options = dlpack_options(on_gpu, versioned);
+    PyObject *capsule = arguments && options ? PyObject_Call(method, arguments, options) : NULL;
+    Py_XDECREF(options);
+    Py_XDECREF(arguments);
+    return capsule;
+}
+
 static PyObject *call_dlpack(PyObject *object) {
     PyObject *method = PyObject_GetAttrString(object, "__dlpack__");
     if (!method) {
@@ -151,17 +193,12 @@ static PyObject *call_dlpack(PyObject *object) {
                                       "not %R", (PyObject *)Py_TYPE(object));
         return NULL;
     }
-    PyObject *arguments = PyTuple_New(0), *options = NULL, *capsule = NULL;
-    if (arguments)
-        options = Py_BuildValue("{s:(ii)}", "max_version", HORA_DLPACK_MAJOR, HORA_DLPACK_MINOR);
-    if (options)
-        capsule = PyObject_Call(method, arguments, options);
-    if (options && !capsule && PyErr_ExceptionMatches(PyExc_TypeError)) {
-        PyErr_Clear(); /* an older library: no max_version */
-        capsule = PyObject_Call(method, arguments, NULL);
+    bool on_gpu = is_on_gpu(object);
+    PyObject *capsule = call_with_options(method, on_gpu, true);
+    if (!capsule && PyErr_ExceptionMatches(PyExc_TypeError)) {
+        PyErr_Clear();
+        capsule = call_with_options(method, on_gpu, false);
     }
-    Py_XDECREF(options);
-    Py_XDECREF(arguments);
     Py_DECREF(method);
     return capsule;
 }
@@ -250,6 +287,13 @@ bool core_array_read(PyObject *object, core_array_t *array_p) {
     return fill_array(&tensor, array_p);
 }
 
+bool core_stream_of(const DLPackExchangeAPI *api, int device, void **stream_p) {
+    *stream_p = NULL;
+    if (!api || !api->current_work_stream)
+        return true;
+    return api->current_work_stream(HORA_DL_CUDA, device, stream_p) == 0;
+}
+
 PyObject *core_is_dense(PyObject *module, PyObject *object) {
     (void)module;
     const DLPackExchangeAPI *api = find_api(Py_TYPE(object));
@@ -336,6 +380,11 @@ static void delete_legacy(DLManagedTensor *self) {
     release_exported(self->manager_ctx);
 }
 
+static DLDevice device_of(const shared_t *shared) {
+    int device = shared->memory.device;
+    return device < 0 ? (DLDevice){HORA_DL_CPU, 0} : (DLDevice){HORA_DL_CUDA, device};
+}
+
 /* One user more of the memory. */
 static exported_t *export_memory(shared_t *shared, hora_dtype_t dtype, int ndim,
                                  const int64_t *shape, bool versioned) {
@@ -353,7 +402,7 @@ static exported_t *export_memory(shared_t *shared, hora_dtype_t dtype, int ndim,
     exported->shared = shared;
     atomic_fetch_add(&shared->users, 1);
     DLTensor tensor = {.data = shared->memory.data,
-                       .device = {HORA_DL_CPU, 0},
+                       .device = device_of(shared),
                        .ndim = ndim,
                        .dtype = dtype_to_dl(dtype),
                        .shape = exported->shape,
@@ -440,6 +489,7 @@ static bool read_own(PyObject *object, core_array_t *array_p) {
     array_p->ndim = self->ndim;
     array_p->dtype = self->dtype;
     array_p->count = self->count;
+    array_p->device = self->shared->memory.device;
     return true;
 }
 
@@ -456,6 +506,11 @@ static int array_get_buffer(PyObject *object, hora_buffer_t *view, int flags) {
     array_object_t *self = (array_object_t *)object;
     const char *format = buffer_format(self->dtype);
     view->obj = NULL;
+    if (self->shared->memory.device >= 0) {
+        PyErr_Format(PyExc_BufferError, "this array is on GPU %d; use DLPack (from_dlpack)",
+                     self->shared->memory.device);
+        return -1;
+    }
     if (!format) {
         PyErr_Format(PyExc_BufferError, "Python's buffers know no %s; use DLPack (from_dlpack)",
                      hora_dtype_name(self->dtype));
@@ -487,6 +542,19 @@ static void drop_capsule(PyObject *capsule) {
     }
 }
 
+/* Is the consumer's stream one that sees what the default stream has done? None, -1 (it does not ask),
+ * 0 and 1 are; others cannot be made to wait here. */
+static bool check_stream(PyObject *stream, int device) {
+    if (device < 0 || stream == Py_None)
+        return true;
+    long number = PyLong_AsLong(stream);
+    if (number >= -1 && number <= LEGACY_DEFAULT_STREAM && !PyErr_Occurred())
+        return true;
+    PyErr_Clear();
+    PyErr_SetString(PyExc_BufferError, "hora's arrays are handed over on the default CUDA stream");
+    return false;
+}
+
 /* __dlpack__(*, stream=None, max_version=None, dl_device=None, copy=None) */
 static PyObject *array_dlpack(PyObject *object, PyObject *args, PyObject *options) {
     static char *names[] = {"stream", "max_version", "dl_device", "copy", NULL};
@@ -497,13 +565,17 @@ static PyObject *array_dlpack(PyObject *object, PyObject *args, PyObject *option
         return NULL;
     if (copy == Py_True)
         return PyErr_Format(PyExc_BufferError, "hora's arrays are exported without a copy");
-    int major = 0, minor = 0, type = HORA_DL_CPU, id = 0;
+    DLDevice own = device_of(self->shared);
+    int major = 0, minor = 0, type = own.device_type, id = own.device_id;
     if (version != Py_None && !PyArg_ParseTuple(version, "ii", &major, &minor))
         return NULL;
     if (device != Py_None && !PyArg_ParseTuple(device, "ii", &type, &id))
         return NULL;
-    if (type != HORA_DL_CPU)
-        return PyErr_Format(PyExc_BufferError, "hora's arrays are in CPU memory");
+    if (type != own.device_type || id != own.device_id)
+        return PyErr_Format(PyExc_BufferError, "this array is on DLPack device (%d, %d), and is not "
+                            "copied to another", (int)own.device_type, (int)own.device_id);
+    if (!check_stream(stream, self->shared->memory.device))
+        return NULL;
     exported_t *exported =
         export_memory(self->shared, self->dtype, self->ndim, self->shape, major >= 1);
     if (!exported)
@@ -516,8 +588,9 @@ static PyObject *array_dlpack(PyObject *object, PyObject *args, PyObject *option
 }
 
 static PyObject *array_device(PyObject *object, PyObject *unused) {
-    (void)object, (void)unused;
-    return Py_BuildValue("(ii)", HORA_DL_CPU, 0);
+    (void)unused;
+    DLDevice device = device_of(((array_object_t *)object)->shared);
+    return Py_BuildValue("(ii)", (int)device.device_type, (int)device.device_id);
 }
 
 static PyObject *array_shape(PyObject *object, void *unused) {
@@ -541,7 +614,7 @@ bool core_array_add_type(PyObject *module) {
     static PyMethodDef methods[] = {
         {"__dlpack__", (PyCFunction)(void (*)(void))array_dlpack, METH_VARARGS | METH_KEYWORDS,
          "The memory, shared and not copied, as a DLPack capsule."},
-        {"__dlpack_device__", array_device, METH_NOARGS, "(1, 0): CPU memory."},
+        {"__dlpack_device__", array_device, METH_NOARGS, "(1, 0): CPU memory; (2, n): GPU n."},
         {NULL, NULL, 0, NULL},
     };
     static PyGetSetDef members[] = {

@@ -93,6 +93,7 @@ static bool fill_array(held_t *held, core_array_t *array_p) {
     array_p->ndim = view->ndim;
     array_p->dtype = (hora_dtype_t)dtype;
     array_p->count = count;
+    array_p->device = -1;
     array_p->read_only = view->readonly;
     return true;
 }

@@ -2,6 +2,9 @@
  * The operations of a communicator on arrays as they come, blocking or with a Request. Under the
  * GIL, except while an operation runs.
  *
+ * On a GPU a call is queued on the stream that the arrays' library works on, and done when it is queued:
+ * what comes later on that stream, the reuse of their memory too, comes after it.
+ *
  * Invariant: a Request holds its Comm and its arrays until its operation has ended. If it is
  * dropped before, they are never freed, because other ranks may still write into them;
  * communicator.py keeps that from happening.
@@ -55,6 +58,22 @@ static void drop_call(call_t *call) {
     free(call->out_counts);
 }
 
+/* Where the arrays are; and on a GPU, the stream that their library works on. */
+static bool read_place(call_t *call) {
+    const core_array_t *array = call->has_in ? &call->in : &call->out;
+    if (!call->has_in && !call->has_out)
+        return true;
+    if (call->has_out && call->out.device != array->device) {
+        PyErr_Format(PyExc_ValueError, "%s: the input is on device %d, the output on device %d (-1: in "
+                     "CPU memory): they do not fit", kind_names[call->kind], array->device,
+                     call->out.device);
+        return false;
+    }
+    call->options.device = array->device;
+    return array->device < 0 ||
+           core_stream_of(array->api, array->device, &call->options.stream);
+}
+
 /* dtype: what the arrays really hold, of the same size; -1: what they say. */
 static bool read_arrays(call_t *call, PyObject *in, PyObject *out, int dtype) {
     call->has_in = in != Py_None;
@@ -71,7 +90,7 @@ static bool read_arrays(call_t *call, PyObject *in, PyObject *out, int dtype) {
     }
     if (dtype >= 0 && hora_dtype_size((hora_dtype_t)dtype) == hora_dtype_size(call->dtype))
         call->dtype = (hora_dtype_t)dtype;
-    return true;
+    return read_place(call);
 }
 
 /* Elements of one row; an array without dimensions is a row. */

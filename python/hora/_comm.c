@@ -193,7 +193,7 @@ static PyObject *comm_alloc(PyObject *self, PyObject *const *args, Py_ssize_t na
         !read_request(args, &ndim, shape, &dtype, &bytes))
         return NULL;
     comm_box_t *box = ((comm_object_t *)self)->box;
-    core_memory_t memory = {NULL, box, release_allocated};
+    core_memory_t memory = {NULL, box, release_allocated, -1};
     hora_status_t status = hora_alloc(comm, bytes ? bytes : 1, &memory.data);
     if (status != HORA_OK)
         return core_raise(status);
@@ -226,7 +226,7 @@ static PyObject *core_alloc(PyObject *module, PyObject *const *args, Py_ssize_t 
     int ndim;
     size_t bytes;
     hora_dtype_t dtype;
-    core_memory_t memory = {NULL, (void *)job_number, release_of_job};
+    core_memory_t memory = {NULL, (void *)job_number, release_of_job, -1};
     (void)module;
     if (!core_check_count(nargs, 2, "alloc") || !core_check_process())
         return NULL;
@@ -249,7 +249,7 @@ static PyObject *core_empty(PyObject *module, PyObject *const *args, Py_ssize_t 
     int ndim;
     size_t bytes;
     hora_dtype_t dtype;
-    core_memory_t memory = {NULL, NULL, release_empty};
+    core_memory_t memory = {NULL, NULL, release_empty, -1};
     (void)module;
     if (!core_check_count(nargs, 2, "empty") || !read_request(args, &ndim, shape, &dtype, &bytes))
         return NULL;

@@ -20,15 +20,20 @@ typedef struct core_array {
     int                      ndim;
     hora_dtype_t             dtype;
     size_t                   count;      /* elements */
+    int                      device;     /* -1: host memory; else the GPU of this number */
     bool                     read_only;
     const DLPackExchangeAPI *api;        /* of its library; NULL when it has none */
     PyObject                *keep;       /* owned: what must live while the data is used, or NULL */
 } core_array_t;
 
-/* Reads a CPU array, by DLPack or the buffer protocol. It must be contiguous (C order) and of a type
- * that hora has. On failure sets TypeError, ValueError or BufferError and returns false. The caller
- * drops array_p->keep. */
+/* Reads an array in host memory or on a GPU, by DLPack or the buffer protocol. It must be contiguous
+ * (C order) and of a type that hora has. On failure sets TypeError, ValueError or BufferError and
+ * returns false. The caller drops array_p->keep. */
 bool core_array_read(PyObject *object, core_array_t *array_p);
+/* The stream of a GPU that a library works on, in this thread, now. api NULL: the default stream, with
+ * which libraries without DLPack's C functions were asked to synchronise when core_array_read called
+ * their __dlpack__. False with an exception. */
+bool core_stream_of(const DLPackExchangeAPI *api, int device, void **stream_p);
 /* The same for what offers the buffer protocol, where it is enough to be offered. */
 bool core_buffer_offered(PyObject *object);
 bool core_buffer_read(PyObject *object, core_array_t *array_p);
@@ -44,6 +49,7 @@ typedef struct core_memory {
     void *data;
     void *owner;
     void (*release)(void *owner, void *data);
+    int   device; /* -1: host memory; else the GPU of this number */
 } core_memory_t;
 
 /* A new hora._core.Array over the memory, which it then owns (also when this fails). */

@@ -4,6 +4,11 @@
  * Runs under the GIL except while a thread blocks in hora_handle_wait. Invariant: the references in
  * `keep` are dropped only after hora_handle_poll has said done, because the engine reads and writes
  * the arrays until then. A handle that is dropped early moves to the list of orphans.
+ *
+ * On a GPU, done means that the work is queued. So before the references are dropped, the stream on
+ * which the task was enqueued is made to wait for it: a caching allocator (torch's) gives memory out
+ * again in the order of that stream, on which the arrays may be used. wait() makes the stream that is
+ * current then wait as well, where that is another one.
  */
 #include "_core.h"
 
@@ -11,11 +16,19 @@
 
 #define KEEP 4
 
+/* Where the arrays of an operation are that are not in host memory. */
+typedef struct gpu {
+    int                      device; /* -1: all are */
+    const DLPackExchangeAPI *api;    /* of their library */
+    void                    *stream; /* its current one at the enqueue */
+} gpu_t;
+
 typedef struct handle_object {
     PyObject_HEAD
     hora_handle_t           *handle; /* NULL once released */
     PyObject                *keep[KEEP];
     const DLPackExchangeAPI *api;    /* of the first array that came in */
+    gpu_t                    gpu;
     int                      size;   /* number of ranks that take part */
     size_t                   ntasks;
     hora_dtype_t             dtype;  /* of task 0 */
@@ -25,11 +38,20 @@ typedef struct handle_object {
 typedef struct orphan {
     struct orphan *next;
     hora_handle_t *handle;
+    gpu_t          gpu;
     PyObject      *keep[KEEP];
 } orphan_t;
 
 static PyTypeObject *handle_type;
 static orphan_t     *orphans;
+
+/* The handle is done; its references may be dropped then. Where an operation has failed, this may fail
+ * too, and there is nobody to be told. */
+static void release_handle(hora_handle_t *handle, const gpu_t *gpu) {
+    if (gpu->device >= 0)
+        hora_handle_stream_wait(handle, gpu->device, gpu->stream);
+    hora_handle_release(handle);
+}
 
 /* Dropping a reference may run any Python code, which may sweep again: so the list is left alone by
  * then. */
@@ -48,7 +70,7 @@ void core_handle_sweep(void) {
     while (done) {
         orphan_t *orphan = done;
         done = orphan->next;
-        hora_handle_release(orphan->handle);
+        release_handle(orphan->handle, &orphan->gpu);
         for (int i = 0; i < KEEP; i++)
             Py_XDECREF(orphan->keep[i]);
         free(orphan);
@@ -65,7 +87,7 @@ static void make_orphan(handle_object_t *self) {
     orphan_t *orphan = malloc(sizeof(*orphan));
     if (!orphan)
         return;
-    *orphan = (orphan_t){.next = orphans, .handle = self->handle};
+    *orphan = (orphan_t){.next = orphans, .handle = self->handle, .gpu = self->gpu};
     for (int i = 0; i < KEEP; i++)
         orphan->keep[i] = self->keep[i];
     orphans = orphan;
@@ -78,7 +100,7 @@ static void handle_dealloc(PyObject *object) {
         make_orphan(self);
     } else {
         if (self->handle && !core_forked)
-            hora_handle_release(self->handle);
+            release_handle(self->handle, &self->gpu);
         drop_references(self);
     }
     if (self->dtypes != &self->dtype)
@@ -93,6 +115,7 @@ static handle_object_t *new_handle(size_t ntasks) {
         return NULL;
     self->handle = NULL;
     self->api = NULL;
+    self->gpu = (gpu_t){-1, NULL, NULL};
     self->size = 0;
     self->ntasks = ntasks;
     self->dtype = HORA_FLOAT32;
@@ -135,6 +158,26 @@ static bool same_extent(const core_array_t *in, const core_array_t *out) {
     return true;
 }
 
+/* Where the array is. A group's arrays on a GPU are on one, and of one library: so there is one stream
+ * to wait for and one to make wait. */
+static bool read_place(gpu_t *gpu, const core_array_t *array, hora_task_t *task_p) {
+    task_p->device = array->device;
+    if (array->device < 0)
+        return true;
+    if (gpu->device < 0) {
+        if (!core_stream_of(array->api, array->device, &gpu->stream))
+            return false;
+        gpu->device = array->device;
+        gpu->api = array->api;
+    }
+    task_p->stream = gpu->stream;
+    if (array->device == gpu->device && array->api == gpu->api)
+        return true;
+    PyErr_Format(PyExc_ValueError, "the arrays of one operation must be of one library and on one GPU, "
+                 "not on GPU %d and GPU %d", gpu->device, array->device);
+    return false;
+}
+
 static bool read_pair(handle_object_t *self, PyObject *tensor, PyObject *output,
                       hora_task_t *task_p) {
     core_array_t in, out;
@@ -152,6 +195,8 @@ static bool read_pair(handle_object_t *self, PyObject *tensor, PyObject *output,
         if (!kept)
             return false;
     }
+    if (!read_place(&self->gpu, &in, task_p))
+        return false;
     if (output == tensor && !in.read_only) {
         task_p->out = in.data;
         return true;
@@ -166,6 +211,10 @@ static bool read_pair(handle_object_t *self, PyObject *tensor, PyObject *output,
         Py_DECREF(out.keep);
         if (!kept)
             return false;
+    }
+    if (in.device != out.device) {
+        PyErr_SetString(PyExc_ValueError, "input and output must be on one device");
+        return false;
     }
     if (!same_extent(&in, &out)) {
         PyErr_SetString(PyExc_ValueError, "input and output must have one type and shape");
@@ -184,9 +233,9 @@ static bool read_number_output(handle_object_t *self, PyObject *output, hora_tas
     Py_XDECREF(out.keep);
     if (!kept)
         return false;
-    if (out.dtype == HORA_INT32 && out.count == 1)
+    if (out.dtype == HORA_INT32 && out.count == 1 && out.device < 0)
         return true;
-    PyErr_SetString(PyExc_ValueError, "without an input, the output is one int32");
+    PyErr_SetString(PyExc_ValueError, "without an input, the output is one int32 in CPU memory");
     return false;
 }
 
@@ -351,6 +400,23 @@ static PyObject *handle_poll(PyObject *object, PyObject *unused) {
     return PyBool_FromLong(hora_handle_poll(((handle_object_t *)object)->handle));
 }
 
+/* Before the references are dropped: see the head. False with an exception; the operation's own, if it
+ * has failed, stays. */
+static bool order_streams(const handle_object_t *self, bool good) {
+    const gpu_t *gpu = &self->gpu;
+    void *stream;
+    if (gpu->device < 0)
+        return good;
+    hora_status_t status = hora_handle_stream_wait(self->handle, gpu->device, gpu->stream);
+    if (!good || !core_stream_of(gpu->api, gpu->device, &stream))
+        return false;
+    if (status == HORA_OK && stream != gpu->stream)
+        status = hora_handle_stream_wait(self->handle, gpu->device, stream);
+    if (status != HORA_OK)
+        core_raise(status);
+    return status == HORA_OK;
+}
+
 static PyObject *handle_wait(PyObject *object, PyObject *unused) {
     (void)unused;
     handle_object_t *self = (handle_object_t *)object;
@@ -367,10 +433,12 @@ static PyObject *handle_wait(PyObject *object, PyObject *unused) {
     } else {
         status = hora_handle_wait(self->handle);
     }
+    PyObject *result = core_finish(status, blocks);
+    if (!order_streams(self, result != NULL))
+        Py_CLEAR(result);
     PyObject *output = self->keep[1]; /* what came in as output */
     self->keep[1] = NULL;
     drop_references(self);
-    PyObject *result = core_finish(status, blocks);
     if (!result || !output) {
         Py_XDECREF(output);
         return result;
@@ -430,7 +498,7 @@ static PyObject *get_output(handle_object_t *self, PyObject *number, bool export
     if (!output)
         return NULL;
     PyObject *splits = read_received_splits(self, output);
-    core_memory_t memory = {output->data, output, release_output};
+    core_memory_t memory = {output->data, output, release_output, output->device};
     int ndim = output->ndim;
     PyObject *array =
         exported && self->api
@@ -457,7 +525,8 @@ bool core_handle_add_type(PyObject *module) {
         {"poll", handle_poll, METH_NOARGS, "True when the operation is done, well or not."},
         {"wait", handle_wait, METH_NOARGS,
          "Blocks until done; raises if the operation failed. Returns the output, or the tuple of "
-         "outputs, that was passed to enqueue; from the second time on, None."},
+         "outputs, that was passed to enqueue; from the second time on, None. On a GPU, done means "
+         "queued: the current stream waits for the results."},
         {"output", handle_output, METH_O,
          "output(i): (Array, received splits or None) of task i, once, after wait()."},
         {"tensor", handle_tensor, METH_O,

@@ -17,6 +17,7 @@ from hora.constants import DType, to_dtype_name
 
 __all__ = ["Kind", "kind_of"]
 
+_HOST = (1, 3)  # DLPack's device types: CPU memory, and pinned by CUDA
 AS_IT_IS = -1  # the element type is what the array says
 
 
@@ -127,7 +128,7 @@ class _Torch(Kind):
         return x, AS_IT_IS
 
     def empty(self, x: Any, shape: tuple[int, ...]) -> Any:
-        return self.torch.empty(shape, dtype=x.dtype)
+        return self.torch.empty(shape, dtype=x.dtype, device=x.device)
 
 
 class _Buffer(Kind):
@@ -165,25 +166,22 @@ class _Buffer(Kind):
 class _DLPack(Kind):
     """JAX, CuPy, ...: results are handed over to their library's from_dlpack, where it is known."""
 
-    def _check(self, x: Any) -> Any:
+    def empty(self, x: Any, shape: tuple[int, ...]) -> Any:
         device, number = x.__dlpack_device__()
-        if device != 1:
-            names = {2: "CUDA", 3: "pinned CUDA", 8: "Metal", 10: "ROCm", 13: "managed CUDA"}
+        if device in _HOST:
+            return super().empty(x, shape)
+        space = x.__array_namespace__() if hasattr(x, "__array_namespace__") else None
+        if not hasattr(space, "empty"):
             raise ValueError(
-                f"hora takes arrays in CPU memory; this one is on {names.get(device, 'another')} "
-                f"device {number} (DLPack device type {int(device)}): copy it to the host first"
+                f"give out=: hora cannot make an array like {type(x)!r} on DLPack device "
+                f"({int(device)}, {number})"
             )
-        return x
-
-    def read(self, x: Any) -> tuple[Any, int]:
-        return self._check(x), AS_IT_IS
-
-    def write(self, x: Any) -> tuple[Any, int]:
-        return self._check(x), AS_IT_IS
+        return space.empty(shape, dtype=x.dtype, device=x.device)
 
     def give(self, x: Any, result: Any) -> Any:
         namespace = getattr(x, "__array_namespace__", None)
-        return namespace().from_dlpack(result) if namespace else result
+        made_here = isinstance(result, _core.Array)
+        return namespace().from_dlpack(result) if namespace and made_here else result
 
 
 _found: dict[type, Kind] = {}

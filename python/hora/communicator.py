@@ -12,9 +12,9 @@
 Every rank makes the same calls in the same order, as with MPI. Nothing is negotiated, so this is
 the shortest way between ranks; ``hora.torch`` has Horovod's interface, where order does not matter.
 
-Arrays. Whatever speaks DLPack or the buffer protocol and lies in CPU memory: NumPy arrays and
-scalars, torch tensors, JAX arrays, ``bytearray``, ``memoryview``, ``array.array``, and the
-``Array`` that ``alloc`` returns. Without ``out`` the result is a new array of the input's kind.
+Arrays. Whatever speaks DLPack or the buffer protocol, in CPU memory or on a CUDA device: NumPy arrays
+and scalars, torch tensors, JAX and CuPy arrays, ``bytearray``, ``memoryview``, ``array.array``, and
+the ``Array`` that ``alloc`` returns. Without ``out`` the result is a new array of the input's kind.
 With ``out`` it is written there and returned; ``out=x`` works in place. An input with gaps between
 its elements, or in the byte order of another machine, is copied; such an output is an error, as is
 a read-only one. A tensor that requires a gradient is used as its data: these calls are not
@@ -22,6 +22,11 @@ differentiable.
 
 Blocks. Where ranks contribute blocks (allgather, ...), blocks are cut along the first dimension,
 and counts are rows. An array without dimensions counts as one row.
+
+GPUs. A call on arrays on a CUDA device is queued on torch's current stream of that device, or, for
+other libraries, on the default stream; it is done when it is queued. What comes later on that stream
+sees the result, and another stream has to wait for it, also after ``Request.wait``. Either all ranks
+pass arrays on a GPU or none does, and those of one call are on one device.
 
 Threads. A communicator and its requests are used by one thread at a time; a second thread gets a
 RuntimeError at once, and nothing is disturbed. Several threads use one communicator each

@@ -13,7 +13,9 @@
 #define HORA_DLPACK_MAJOR 1
 #define HORA_DLPACK_MINOR 0 /* what hora's own tensors need */
 
-#define HORA_DL_CPU 1
+#define HORA_DL_CPU       1
+#define HORA_DL_CUDA      2
+#define HORA_DL_CUDA_HOST 3 /* pinned host memory */
 
 enum {
     HORA_DL_INT = 0,
@@ -26,7 +28,7 @@ enum {
 #define HORA_DL_FLAG_READ_ONLY 1u
 
 typedef struct DLDevice {
-    int32_t device_type; /* HORA_DL_CPU; anything else is refused */
+    int32_t device_type; /* HORA_DL_...; anything else is refused */
     int32_t device_id;
 } DLDevice;
 
@@ -73,7 +75,7 @@ typedef struct DLPackExchangeAPI {
     int (*managed_tensor_from_py_object_no_sync)(void *object, DLManagedTensorVersioned **out);
     int (*managed_tensor_to_py_object_no_sync)(DLManagedTensorVersioned *tensor, void **out);
     int (*dltensor_from_py_object_no_sync)(void *object, DLTensor *out); /* may be NULL */
-    void *current_work_stream;
+    int (*current_work_stream)(int device_type, int32_t device_id, void **stream_out);
 } DLPackExchangeAPI;
 
 #endif
