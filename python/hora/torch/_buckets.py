@@ -1,9 +1,10 @@
-"""Gradients as views of buckets: a bucket is one tensor in memory that the ranks of a host share,
-and is reduced where it lies, in one operation, without being packed or copied."""
+"""Gradients as views of buckets: a bucket is one tensor, which is reduced where it lies, in one
+operation, without being packed. In CPU memory it is in memory that the ranks of a host share, and
+nothing is copied either."""
 
 from __future__ import annotations
 
-from typing import Iterable, Sequence
+from typing import Any, Iterable, Sequence
 
 import torch
 
@@ -31,12 +32,15 @@ def divide(parameters: Iterable[torch.Tensor], most: int) -> list[list[torch.Ten
     return buckets
 
 
-def _allocate(count: int, dtype: torch.dtype) -> torch.Tensor:
-    return torch.from_dlpack(_core.alloc((count,), str(dtype).removeprefix("torch.")))
+def _zeros(count: int, like: torch.Tensor) -> torch.Tensor:
+    if like.device.type != "cpu":
+        return torch.zeros(count, dtype=like.dtype, device=like.device)
+    return torch.from_dlpack(_core.alloc((count,), str(like.dtype).removeprefix("torch."))).zero_()
 
 
 class Buckets:
-    """The buckets of some groups of parameters. All members of a group are of one type."""
+    """The buckets of some groups of parameters. All members of a group are of one type and on one
+    device."""
 
     def __init__(self, groups: Iterable[Group]) -> None:
         self.flat: dict[Group, torch.Tensor] = {}
@@ -44,11 +48,14 @@ class Buckets:
         self._places: dict[torch.Tensor, tuple[torch.Tensor, tuple[int, ...], int]] = {}
         for group in groups:
             self._add(group)
+        for device in {flat.device for flat in self.flat.values() if flat.is_cuda}:
+            # The zeros must be there before another stream's gradients are. This is done once.
+            torch.cuda.current_stream(device).synchronize()
 
     def _add(self, group: Group) -> None:
         step = max(1, _ALIGNMENT // group[0].element_size())
         counts = [(p.numel() + step - 1) // step * step for p in group]
-        flat = self.flat[group] = _allocate(sum(counts), group[0].dtype).zero_()
+        flat = self.flat[group] = _zeros(sum(counts), group[0])
         at = 0
         for p, count in zip(group, counts):
             strides = torch.empty_like(p, device="meta").stride()  # the parameter's, if dense
@@ -98,8 +105,8 @@ class Buckets:
 
 
 def by_type(group: Sequence[torch.Tensor]) -> list[Group]:
-    """The group's members, apart by type."""
-    found: dict[torch.dtype, list[torch.Tensor]] = {}
+    """The group's members, apart by type and device."""
+    found: dict[Any, list[torch.Tensor]] = {}
     for p in group:
-        found.setdefault(p.dtype, []).append(p)
+        found.setdefault((p.dtype, p.device), []).append(p)
     return [tuple(members) for members in found.values()]

@@ -1,9 +1,9 @@
 """Broadcasting parameters and optimizer state, and exchanging Python objects.
 
-Objects travel as pickles, as in Horovod. Unpickling runs code that the sender chose: these
-functions trust the other ranks of the job. Where the job has a secret (HORA_SECRET, which
-`hora run` sets), every rank has proved to know it. What pickle cannot do (lambdas, classes made in
-functions) is left to cloudpickle if that is installed.
+Objects travel as pickles, as in Horovod, and through CPU memory, whatever torch's default device is.
+Unpickling runs code that the sender chose: these functions trust the other ranks of the job. Where
+the job has a secret (HORA_SECRET, which `hora run` sets), every rank has proved to know it. What
+pickle cannot do (lambdas, classes made in functions) is left to cloudpickle if that is installed.
 """
 
 from __future__ import annotations
@@ -121,14 +121,14 @@ def broadcast_object(
     name = "broadcast_object" if name is None else name
     i_am_root = rank() == root_rank
     data, error = _try_to_bytes(obj) if i_am_root else (None, None)
-    count = torch.tensor([-1 if data is None else len(data)])
+    count = torch.tensor([-1 if data is None else len(data)], device="cpu")
     broadcast_(count, root_rank, f"{name}.sz", process_set)
     if error is not None:
         raise error
     if count.item() < 0:
         raise RuntimeError(f"broadcast_object: rank {root_rank} could not pickle its object")
     if not i_am_root:
-        data = torch.empty(count.item(), dtype=torch.uint8)
+        data = torch.empty(count.item(), dtype=torch.uint8, device="cpu")
     broadcast_(data, root_rank, f"{name}.t", process_set)
     return obj if i_am_root else _from_bytes(data)
 
@@ -140,7 +140,7 @@ def allgather_object(
     raises what pickle does, and the others RuntimeError."""
     name = "allgather_object" if name is None else name
     data, error = _try_to_bytes(obj)
-    count = torch.tensor([-1 if data is None else len(data)])
+    count = torch.tensor([-1 if data is None else len(data)], device="cpu")
     counts = allgather(count, name=f"{name}.sz", process_set=process_set).tolist()
     if error is not None:
         raise error
@@ -160,13 +160,14 @@ class _Slot(NamedTuple):
     index: int
     shape: tuple[int, ...]
     dtype: torch.dtype
+    device: str  # "cpu", or "cuda": each rank's own
 
 
 def _describe(value: Any, tensors: list[torch.Tensor]) -> Any:
     """The value with a slot for each tensor, which goes to ``tensors``."""
     if isinstance(value, torch.Tensor) and value.layout == torch.strided:
         tensors.append(value)
-        return _Slot(len(tensors) - 1, tuple(value.shape), value.dtype)
+        return _Slot(len(tensors) - 1, tuple(value.shape), value.dtype, value.device.type)
     if isinstance(value, dict):
         return {key: _describe(item, tensors) for key, item in value.items()}
     if type(value) in (list, tuple):
@@ -174,16 +175,24 @@ def _describe(value: Any, tensors: list[torch.Tensor]) -> Any:
     return value
 
 
-def _fill(value: Any, tensors: list[torch.Tensor]) -> Any:
-    """Undoes :func:`_describe` with new tensors, which go to ``tensors`` in their order."""
+def _fill(value: Any, tensors: list[torch.Tensor], cuda: torch.device | str) -> Any:
+    """Undoes :func:`_describe` with new tensors, which go to ``tensors`` in their order; those on a GPU
+    to ``cuda``."""
     if isinstance(value, _Slot):
-        tensors.append(torch.empty(value.shape, dtype=value.dtype))
+        device = cuda if value.device == "cuda" else value.device
+        tensors.append(torch.empty(value.shape, dtype=value.dtype, device=device))
         return tensors[-1]
     if isinstance(value, dict):
-        return {key: _fill(item, tensors) for key, item in value.items()}
+        return {key: _fill(item, tensors, cuda) for key, item in value.items()}
     if type(value) in (list, tuple):
-        return type(value)(_fill(item, tensors) for item in value)
+        return type(value)(_fill(item, tensors, cuda) for item in value)
     return value
+
+
+def _gpu_of(optimizer: torch.optim.Optimizer) -> torch.device | str:
+    """Where this rank's optimizer has its parameters on a GPU; the current GPU if it has none."""
+    parameters = (p for group in optimizer.param_groups for p in group["params"])
+    return next((p.device for p in parameters if p.is_cuda), "cuda")
 
 
 def _keep_types(loaded: Any, sent: Any) -> Any:
@@ -232,7 +241,7 @@ def broadcast_optimizer_state(
     state = broadcast_object(state, root_rank, "optimizer_state", process_set)
     if not i_am_root:
         tensors = []
-        state = _fill(state, tensors)
+        state = _fill(state, tensors, _gpu_of(optimizer))
     named = [(f"optimizer_state.{i}", tensor) for i, tensor in enumerate(tensors)]
     broadcast_parameters(named, root_rank, process_set)
     if not i_am_root:

@@ -1,6 +1,11 @@
 """The collectives on tensors, with Horovod's names, arguments and results.
 
-Tensors are in CPU memory. hora takes what Horovod refuses where it is safe: tensors that are not
+Tensors are in CPU memory or on a CUDA device, the same one for all of a rank's; an operation's are on a
+device on all ranks or on none. On a device, operations come after what is queued on the current
+stream, and ``synchronize``, like the forms that block, makes the stream that is current then wait for
+the result: the host waits until the work is queued, not until it has run.
+
+hora takes what Horovod refuses where it is safe: tensors that are not
 contiguous are copied (and the result copied back when the operation is in place), and reductions
 work on all of hora's types. ``hora.torch._ops.start`` says how operations are named.
 """

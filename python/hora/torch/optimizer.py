@@ -1,7 +1,7 @@
 """DistributedOptimizer: averages gradients over the ranks while the backward pass still runs.
 
 A hook on each parameter starts its allreduce as soon as its gradient is complete; ``step()`` waits
-for all of them. Parameters whose hook did not run in this step on this rank (unused, or fewer
+for all of them. Hooks run on a thread of autograd's for each GPU, and on the caller's for the CPU. Parameters whose hook did not run in this step on this rank (unused, or fewer
 backward passes) are reduced by ``step()`` with the gradient that they have, zero if none: so ranks
 may use different parts of a model, and an unused parameter has a gradient of zero, not None, after.
 Parameters that the caller froze or thawed after wrapping must be the same ones on all ranks.
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 import warnings
 import weakref
 import zlib
@@ -97,6 +98,8 @@ class _DistributedOptimizer(Wrapping):
         self._groups: dict[torch.Tensor, Group] = {}
         self._bucketed: dict[Group, None] = {}  # groups whose gradients are to lie in a bucket
         self._buckets = Buckets(())  # made when the first gradient is there
+        self._streams: dict[Group, set[torch.cuda.Stream]] = {}  # that gradients were made on
+        self._group_lock = threading.Lock()  # hooks of one group may run on several threads
         self._hooks: list[Any] = []
         self._active = self._has_work()
         self._group_count = 0  # groups that are to be made when this rank becomes a member
@@ -248,19 +251,30 @@ class _DistributedOptimizer(Wrapping):
     # ---- Reducing --------------------------------------------------------------------------------
 
     def _gradient_ready(self, p: torch.Tensor) -> None:
+        group = self._groups.get(p)
+        if group is not None:
+            with self._group_lock:
+                self._member_ready(p, group)
+        elif self._count_pass(p) == 0:
+            self._handles[p] = self._start(p)
+
+    def _count_pass(self, p: torch.Tensor) -> int:
+        """How many passes are to come before the gradient is complete."""
         delay = self._allreduce_delay[p] = self._allreduce_delay[p] - 1
         if delay < 0:
             self._fail_too_many_passes(p)
         assert not p.grad.requires_grad, "gradients of gradients cannot be reduced"
-        if self._bucketed:
-            self._put_into_bucket(p)
         self._handles.setdefault(p, (None, None))
-        if delay == 0:
-            group = self._groups.get(p)
-            if group is None:
-                self._handles[p] = self._start(p)
-            elif all(self._allreduce_delay[member] == 0 for member in group):
-                self._start_group(group)
+        return delay
+
+    def _member_ready(self, p: torch.Tensor, group: Group) -> None:
+        delay = self._count_pass(p)
+        if group in self._bucketed:
+            self._put_into_bucket(p)
+        if p.is_cuda:
+            self._streams.setdefault(group, set()).add(torch.cuda.current_stream(p.device))
+        if delay == 0 and all(self._allreduce_delay[member] == 0 for member in group):
+            self._start_group(group)
 
     def _fail_too_many_passes(self, p: torch.Tensor) -> None:
         self._allreduce_delay[p] = 0
@@ -330,7 +344,15 @@ class _DistributedOptimizer(Wrapping):
         small, context = self._compression.compress(gradient)
         return allreduce_async_(small, *self._how(name)), context
 
+    def _await_members(self, group: Group) -> None:
+        """The operation is enqueued on one stream, which has to wait for the others."""
+        for stream in self._streams.pop(group, ()):
+            current = torch.cuda.current_stream(stream.device)
+            if current != stream:
+                current.wait_stream(stream)
+
     def _start_group(self, group: Group) -> None:
+        self._await_members(group)
         started = self._start_bucket(group) if group in self._bucketed else self._start_all(group)
         for p in group:
             self._handles.pop(p, None)
@@ -478,9 +500,11 @@ class _DistributedOptimizer(Wrapping):
 
 
 def _empty_sparse(p: torch.Tensor, sparse_dim: int) -> torch.Tensor:
-    indices = torch.empty((sparse_dim, 0), dtype=torch.int64)
-    values = torch.empty((0, *p.shape[sparse_dim:]), dtype=p.dtype)
-    return torch.sparse_coo_tensor(indices, values, p.shape, check_invariants=False)
+    indices = torch.empty((sparse_dim, 0), dtype=torch.int64, device=p.device)
+    values = torch.empty((0, *p.shape[sparse_dim:]), dtype=p.dtype, device=p.device)
+    return torch.sparse_coo_tensor(
+        indices, values, p.shape, device=p.device, check_invariants=False
+    )
 
 
 def _check_passes(passes: int) -> None:
@@ -516,11 +540,12 @@ def DistributedOptimizer(
         whose first gradient is sparse on some ranks and missing on others needs it.
     process_set: the ranks whose gradients are reduced; on others this is the optimizer as it was.
     gradient_as_bucket_view: as in torch's DistributedDataParallel: a gradient that is ready moves
-        into a bucket of up to 25 MB (with ``groups``: one bucket for each group and type), which
-        lies in memory that the ranks of this host share, and ``p.grad`` is a view of it. Buckets
-        are reduced where they lie. ``zero_grad(set_to_none=False)`` keeps gradients there, so that
-        nothing moves at all. Not for sparse gradients, unless ``sparse_as_dense``. At the end of
-        the job (``shutdown()``, an elastic reset) gradients move back.
+        into a bucket of up to 25 MB (with ``groups``: one bucket for each group, type and device),
+        and ``p.grad`` is a view of it. Buckets are reduced where they lie; those in CPU memory are
+        in memory that the ranks of this host share. ``zero_grad(set_to_none=False)`` keeps
+        gradients there, so that nothing moves at all. Not for sparse gradients, unless
+        ``sparse_as_dense``. At the end of the job (``shutdown()``, an elastic reset) gradients move
+        back.
 
     The result is of a subclass of the optimizer's class and shares its parameters and state; the
     optimizer passed in should not be used any more. It can be pickled and copied: a copy reduces

@@ -1,6 +1,7 @@
 """SyncBatchNorm: batch normalization with the statistics of all ranks' batches together.
 
-Works on tensors of any device that torch can compute on; statistics travel through CPU memory.
+Works on tensors of any device that torch can compute on. Statistics stay on a CUDA device, where the
+host does not wait for them; those of other devices travel through CPU memory.
 Ranks may have batches of different sizes, also empty ones. There is one allgather in the forward
 pass and one allreduce in the backward pass; gradients of weight and bias are this rank's own share,
 which the distributed optimizer reduces as those of all parameters.
@@ -78,7 +79,7 @@ class SyncBatchNorm(_BatchNorm):
         )
 
     @torch.no_grad()
-    def _track(self, mean: Tensor, var: Tensor, count: int) -> None:
+    def _track(self, mean: Tensor, var: Tensor, count: Tensor) -> None:
         self.num_batches_tracked.add_(1)
         factor = self.momentum
         if factor is None:  # the average of all batches so far
@@ -127,12 +128,19 @@ def _channels(vector: Tensor, like: Tensor) -> Tensor:
     return vector.view(1, -1, *[1] * (like.dim() - 2))
 
 
+def _place(tensor: Tensor) -> torch.device:
+    """Where its statistics travel."""
+    return tensor.device if tensor.is_cuda else torch.device("cpu")
+
+
 # A compiled model is cut here: collectives cannot be traced.
 _outside_of_graphs = _disable_dynamo(SyncBatchNorm._forward_together)
 
 
 @torch.no_grad()
-def _everyones_statistics(input: Tensor, process_set: ProcessSet) -> tuple[Tensor, Tensor, int]:
+def _everyones_statistics(
+    input: Tensor, process_set: ProcessSet
+) -> tuple[Tensor, Tensor, Tensor]:
     """Mean and variance per channel (float64, biased) and number of values of all ranks' batches.
 
     Ranks exchange their mean and their sum of squared distances from it, which loses nothing where
@@ -140,7 +148,7 @@ def _everyones_statistics(input: Tensor, process_set: ProcessSet) -> tuple[Tenso
     """
     channels = input.shape[1]
     count = input.numel() // channels if channels else 0
-    mine = torch.zeros(1, 2 * channels + 1, dtype=torch.float64)
+    mine = torch.zeros(1, 2 * channels + 1, dtype=torch.float64, device=_place(input))
     mine[0, 0] = count
     if count:
         dims = [0, *range(2, input.dim())]
@@ -149,21 +157,21 @@ def _everyones_statistics(input: Tensor, process_set: ProcessSet) -> tuple[Tenso
         mine[0, channels + 1 :] = var.double() * count
     everyone = allgather(mine, name="sync_batch_norm.statistics", process_set=process_set)
     counts, means, squares = everyone.split([1, channels, channels], dim=1)
-    total = int(counts.sum().item())
-    if total <= 1:
+    total = counts.sum()
+    if count <= 1 and total.item() <= 1:  # asked last: on a GPU the host has to wait for it
         raise ValueError(
             "Expected more than 1 value per channel when training, got input size "
-            f"{tuple(input.shape)} and {total} value(s) per channel on all ranks together"
+            f"{tuple(input.shape)} and {int(total)} value(s) per channel on all ranks together"
         )
     mean = (means * counts).sum(dim=0) / total
     var = (squares + (means - mean).square() * counts).sum(dim=0) / total
-    return mean.to(input.device), var.to(input.device), total
+    return mean.to(input.device), var.to(input.device), total.to(input.device)
 
 
 def _sum_of_all(vector: Tensor, process_set: ProcessSet) -> Tensor:
-    device = vector.device
     name = "sync_batch_norm.gradients"
-    return allreduce(vector.cpu(), name=name, op=Sum, process_set=process_set).to(device)
+    summed = allreduce(vector.to(_place(vector)), name=name, op=Sum, process_set=process_set)
+    return summed.to(vector.device)
 
 
 class _Normalize(torch.autograd.Function):
@@ -173,7 +181,7 @@ class _Normalize(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, input: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor,
-        var: Tensor, count: int, eps: float, process_set: ProcessSet,
+        var: Tensor, count: Tensor, eps: float, process_set: ProcessSet,
     ) -> Tensor:  # fmt: skip
         wide = _wide(input)
         inverse = (var + eps).rsqrt()

@@ -37,7 +37,8 @@ def _gathered_grads(
 ) -> list[torch.Tensor]:
     """The part of each gathered gradient that belongs to this rank's rows, averaged."""
     reduced = grouped_allreduce(grads, op=_core.AVERAGE, process_set=process_set)
-    counts = allgather(torch.tensor([rows], dtype=torch.int64), process_set=process_set)
+    mine = torch.tensor([rows], dtype=torch.int64, device="cpu")
+    counts = allgather(mine, process_set=process_set)
     before = counts[: process_set.rank()].sum(dim=0).tolist()
     return [grad.narrow(0, at, n) for grad, at, n in zip(reduced, before, rows)]
 

@@ -39,7 +39,8 @@ def _check_splits(tensor: torch.Tensor, splits: Any, process_set: ProcessSet) ->
 def _alltoall(
     tensor: torch.Tensor, splits: Any, name: str | None, process_set: ProcessSet, flags: int
 ) -> Operation:
-    dtype = splits.dtype if isinstance(splits, torch.Tensor) else torch.int32
+    given = isinstance(splits, torch.Tensor)
+    dtype, device = (splits.dtype, splits.device) if given else (torch.int32, "cpu")
     work = dense(tensor)
     if splits is not None:
         splits = _check_splits(tensor, splits, process_set)
@@ -51,7 +52,7 @@ def _alltoall(
 
     def finish(handle: Any) -> tuple[torch.Tensor, torch.Tensor]:
         output, received = handle.tensor(0)
-        return output, torch.tensor(received, dtype=dtype)
+        return output, torch.tensor(received, dtype=dtype, device=device)
 
     return Finishing(handle, finish)
 

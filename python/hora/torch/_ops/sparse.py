@@ -42,6 +42,8 @@ def sparse_allreduce_async(
         what = synchronize(values)
         if op == _core.AVERAGE:
             what = what / process_set.size()
-        return torch.sparse_coo_tensor(where, what, tensor.shape, check_invariants=False).coalesce()
+        return torch.sparse_coo_tensor(
+            where, what, tensor.shape, device=what.device, check_invariants=False
+        ).coalesce()
 
     return finish

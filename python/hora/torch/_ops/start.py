@@ -177,7 +177,8 @@ def register(operation: Operation) -> int:
 
 
 def poll(handle: int) -> bool:
-    """True when the operation is done, well or not: :func:`synchronize` will not block."""
+    """True when the operation is done, well or not (on a GPU: queued): :func:`synchronize` will not
+    block."""
     if handle not in operations:
         raise ValueError(f"there is no operation with handle {handle!r}")
     return operations[handle].poll()
@@ -186,7 +187,8 @@ def poll(handle: int) -> bool:
 def synchronize(handle: int) -> Any:
     """Waits for an operation, forgets its handle, and returns its result: a tensor, a tuple of
     tensors for a group, or (tensor, received splits) for alltoall. None for an unknown handle.
-    Raises HorovodInternalError if the operation failed."""
+    Raises HorovodInternalError if the operation failed. The result of tensors on a GPU may be used at
+    once on the stream that is current here."""
     operation = operations.pop(handle, None)
     return None if operation is None else operation.wait()
 
@@ -219,7 +221,7 @@ def join(device: int = -1, process_set: ProcessSet = global_process_set) -> int:
     neutral values, until all ranks have called it. Returns the rank (of the job) that was last.
     ``device`` is ignored. Unnamed operations are numbered afresh after it."""
     number = set_id(process_set)
-    last = torch.full((1,), -1, dtype=torch.int32)
+    last = torch.full((1,), -1, dtype=torch.int32, device="cpu")
     begin(_core.JOIN, "join", "all", None, last, process_set, flags=WAIT).wait()
     forget_unnamed(number)
     return process_set.ranks[int(last)]
