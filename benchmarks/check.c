@@ -34,7 +34,7 @@ typedef struct board {
 typedef struct check_options {
     int         nranks; /* 0: a launcher made us */
     const char *transport, *algo, *json;
-    bool        verbose;
+    bool        cuda, verbose;
 } check_options_t;
 
 typedef struct check_context {
@@ -53,6 +53,8 @@ static const char help[] =
     "  -np N, --np N       fork N ranks on this machine (4)\n"
     "  --transport NAME    only this one: shm, tcp or mpi\n"
     "  --algo NAME         only this algorithm (see HORA_ALGO)\n"
+    "  --device NAME       cuda: buffers on GPUs, which the ranks of a host take in turn, by each path\n"
+    "                      (HORA_GPU_PATH) in place of each algorithm; cpu (cpu)\n"
     "  --json FILE         write the results as JSON; - is standard output\n"
     "  -v, --verbose       a line for each transport and algorithm\n"
     "  -h, --help          this text\n"
@@ -71,6 +73,7 @@ static bool read_options(int argc, char **argv, check_options_t *o, int *code_p)
     static const struct option long_options[] = {
         {"np", required_argument, NULL, 'n'},   {"transport", required_argument, NULL, 't'},
         {"algo", required_argument, NULL, 'a'}, {"json", required_argument, NULL, 'j'},
+        {"device", required_argument, NULL, 'd'},
         {"verbose", no_argument, NULL, 'v'},    {"help", no_argument, NULL, 'h'},
         {NULL, 0, NULL, 0},
     };
@@ -89,6 +92,10 @@ static bool read_options(int argc, char **argv, check_options_t *o, int *code_p)
             o->json = optarg;
         else if (option == 'v')
             o->verbose = true;
+        else if (option == 'd' && (strcmp(optarg, "cuda") == 0 || strcmp(optarg, "cpu") == 0))
+            o->cuda = strcmp(optarg, "cuda") == 0;
+        else if (option == 'd')
+            return fprintf(stderr, "hora-check: --device %s; cpu or cuda\n", optarg), false;
         else
             return false;
         if (option == 'n' && (o->nranks < 1 || o->nranks > 256))
@@ -142,10 +149,12 @@ static int check_main(int rank, int size, void *arg) {
     check_context_t *context = arg;
     board_t *board = context->board;
     (void)size;
-    const char *name = board->transports[board->transport].name;
     bool forked = context->options->nranks > 0;
-    check_rank_t *mine = &board->ranks[forked ? rank : 0];
-    return check_transport(name, context->options->algo, forked, mine);
+    check_job_t job = {.transport = board->transports[board->transport].name,
+                       .only = context->options->algo,
+                       .own_rendezvous = forked,
+                       .cuda = context->options->cuda};
+    return check_transport(&job, &board->ranks[forked ? rank : 0]);
 }
 
 /* Writes a failure that the rank could not write itself. */
@@ -237,8 +246,8 @@ static void print_not_checked(const check_options_t *o, const board_t *board) {
 
 /* Of the transport that was checked last. */
 static void print_rounds(const check_options_t *o, const board_t *board) {
-    for (int k = 0; k < CHECK_ROUNDS && o->verbose && board->ranks[0].rank == 0; k++)
-        check_print_round(&board->ranks[0], k, board->transports[board->transport].name);
+    for (int k = 0; k < CHECK_ROUNDS && (o->verbose || o->cuda) && board->ranks[0].rank == 0; k++)
+        check_print_round(&board->ranks[0].rounds[k], board->transports[board->transport].name);
 }
 
 static int report(const check_options_t *o, const board_t *board, int nranks, const char *names,
@@ -280,7 +289,8 @@ static int run_forked(check_context_t *context, char *names, size_t names_size) 
         return 1;
     }
     for (int i = 0; i < board->ntransports; i++) {
-        if (!is_wanted(o, &board->transports[i]))
+        bool hopeless = o->cuda && board->ranks[0].failures > 0; /* there is no GPU, say */
+        if (!is_wanted(o, &board->transports[i]) || hopeless)
             continue;
         board->transport = i;
         check_forked(context, ends);

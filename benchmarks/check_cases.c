@@ -5,6 +5,7 @@
 #include "check_cases.h"
 
 #include "common/coll.h"
+#include "common/gpu.h"
 
 #include <stdarg.h>
 #include <stdio.h>
@@ -18,10 +19,15 @@ typedef struct round {
     check_rank_t  *result;
     unsigned       salt;
     unsigned char *in_memory, *out_memory;
+    gpu_mirror_t  *mirror; /* NULL: calls are on host memory */
+    bool           forced; /* a path that need not do everything here */
+    check_round_t *round;
 } round_t;
 
 static const char *const algos[CHECK_ROUNDS] = {"auto",     "arena",   "oneshot", "direct",  "ring",
                                                 "doubling", "halving", "tree",    "twolevel"};
+
+static const char *const paths[] = {"auto", "nccl", "ipc", "staged"}; /* on GPUs */
 
 /* The matrix of types and operations runs with few elements, one type runs with more. */
 static const size_t few[] = {1, 37};
@@ -46,6 +52,13 @@ static void note_failure(round_t *r, const char *format, ...) {
     result->failures++;
 }
 
+static hora_status_t call_on_gpu(gpu_mirror_t *mirror, coll_t *c, hora_comm_t *comm) {
+    if (!gpu_mirror_put(mirror, c))
+        return HORA_ERR_SYSTEM;
+    hora_status_t st = gpu_mirror_call(mirror, c, comm);
+    return st == HORA_OK && !gpu_mirror_get(mirror, c) ? HORA_ERR_SYSTEM : st;
+}
+
 static bool run_call(round_t *r, coll_t *c) {
     snprintf(r->result->doing, sizeof(r->result->doing), "%s: %s of %zu %s, %s%s", r->algo,
              coll_name(c->kind), c->count, hora_dtype_name(c->dtype), hora_op_name(c->op),
@@ -53,10 +66,16 @@ static bool run_call(round_t *r, coll_t *c) {
     c->in_memory = r->in_memory;
     c->out_memory = r->out_memory;
     coll_write(c);
-    hora_status_t st = coll_call(c, r->comm, NULL);
+    hora_status_t st = r->mirror != NULL ? call_on_gpu(r->mirror, c, r->comm)
+                                         : coll_call(c, r->comm, NULL);
+    const char *text = r->mirror != NULL ? gpu_text(r->mirror->gpu) : hora_last_error();
+    if (st == HORA_ERR_UNSUPPORTED && r->forced) { /* on all ranks */
+        snprintf(r->round->why, sizeof(r->round->why), "%.199s", text);
+        return true;
+    }
     r->result->calls++;
     if (st != HORA_OK) {
-        note_failure(r, "%s, %s: %s", r->transport, r->result->doing, hora_last_error());
+        note_failure(r, "%s, %s: %s", r->transport, r->result->doing, text);
         return false;
     }
     size_t wrong = coll_wrong(c);
@@ -97,19 +116,20 @@ static bool run_kind(round_t *r, coll_kind_t kind) {
     return true;
 }
 
-static bool get_memory(round_t *r, int size) {
-    /* The longest: every block of the largest count, the v forms' additions, 8 bytes each. */
-    size_t bytes = (more[LENGTH(more) - 1] + 8) * (size_t)(size + 1) * 8 + COLL_GUARD;
-    r->in_memory = malloc(bytes);
-    r->out_memory = malloc(bytes);
-    if (r->in_memory != NULL && r->out_memory != NULL)
-        return true;
-    note_failure(r, "%s: no memory for %zu bytes", r->transport, bytes);
-    return false;
+/* The longest: every block of the largest count, the v forms' additions, 8 bytes each. */
+static size_t most_bytes(int size) {
+    return (more[LENGTH(more) - 1] + 8) * (size_t)(size + 1) * 8 + COLL_GUARD;
 }
 
-static bool run_round(round_t *r) {
-    bool good = get_memory(r, hora_comm_size(r->comm));
+static bool run_kinds(round_t *r) {
+    size_t bytes = most_bytes(hora_comm_size(r->comm));
+    bool   good = true;
+    r->in_memory = malloc(bytes);
+    r->out_memory = malloc(bytes);
+    if (r->in_memory == NULL || r->out_memory == NULL) {
+        note_failure(r, "%s: no memory for %zu bytes", r->transport, bytes);
+        good = false;
+    }
     for (int kind = 0; kind < COLL_KIND_COUNT && good; kind++)
         good = run_kind(r, (coll_kind_t)kind);
     free(r->in_memory);
@@ -117,13 +137,28 @@ static bool run_round(round_t *r) {
     return good;
 }
 
-static bool open_round(round_t *r, int number, bool own_rendezvous) {
+static bool run_on_gpu(round_t *r) {
+    static gpu_t gpu; /* one for all rounds; closed with the process */
+    gpu_mirror_t mirror;
+    size_t       bytes = most_bytes(hora_comm_size(r->comm));
+    if ((gpu.stream == NULL && !gpu_open(&gpu, hora_comm_local_rank(r->comm))) ||
+        !gpu_mirror_open(&mirror, &gpu, bytes, bytes)) {
+        note_failure(r, "--device cuda: %s", gpu.error);
+        return false;
+    }
+    r->mirror = &mirror;
+    bool good = run_kinds(r);
+    gpu_mirror_close(&mirror);
+    return good;
+}
+
+static bool open_round(round_t *r, int number, const check_job_t *job) {
     char rendezvous[128];
     hora_comm_options_t options = HORA_COMM_OPTIONS_INIT;
     snprintf(rendezvous, sizeof(rendezvous), "%s-%d", getenv("HORA_RENDEZVOUS") ? getenv("HORA_RENDEZVOUS") : "", number);
     options.transport = r->transport;
-    options.rendezvous = own_rendezvous ? rendezvous : NULL;
-    setenv("HORA_ALGO", r->algo, 1);
+    options.rendezvous = job->own_rendezvous ? rendezvous : NULL;
+    setenv(job->cuda ? "HORA_GPU_PATH" : "HORA_ALGO", r->algo, 1);
     snprintf(r->result->doing, sizeof(r->result->doing), "%s: start", r->algo);
     if (hora_comm_create(&options, &r->comm) == HORA_OK)
         return true;
@@ -131,37 +166,53 @@ static bool open_round(round_t *r, int number, bool own_rendezvous) {
     return false;
 }
 
-int check_transport(const char *transport, const char *only, bool own_rendezvous,
-                    check_rank_t *result) {
-    static unsigned salt;
-    memset(result->rounds, 0, sizeof(result->rounds));
-    for (int i = 0; i < CHECK_ROUNDS; i++) {
-        round_t r = {.transport = transport, .algo = algos[i], .result = result, .salt = salt};
-        bool arena_only = i == 1 || i == 2;
-        if ((only != NULL && strcmp(only, algos[i]) != 0) ||
-            (arena_only && strcmp(transport, "shm") != 0 && strcmp(transport, "auto") != 0))
-            continue;
-        double begin = now();
-        long before = result->calls;
-        if (!open_round(&r, i, own_rendezvous))
-            return 1;
-        result->rank = hora_comm_rank(r.comm);
-        result->size = hora_comm_size(r.comm);
-        bool good = run_round(&r);
-        salt = r.salt;
-        if (hora_comm_free(r.comm) != HORA_OK && good) {
-            note_failure(&r, "%s, end: %s", transport, hora_last_error());
-            good = false;
-        }
-        result->rounds[i] = (check_round_t){result->calls - before, now() - begin};
-        if (!good)
-            return 1;
+/* Is round i to be run? */
+static bool is_wanted(const check_job_t *job, int i) {
+    bool arena = i == 1 || i == 2, one_host = strcmp(job->transport, "tcp") != 0 &&
+                                              strcmp(job->transport, "mpi") != 0;
+    if (job->only != NULL && strcmp(job->only, job->cuda ? paths[i] : algos[i]) != 0)
+        return false;
+    return job->cuda || !arena || one_host;
+}
+
+/* False: the rest need not be tried. */
+static bool run_round(const check_job_t *job, int i, unsigned *salt, check_rank_t *result) {
+    round_t r = {.transport = job->transport, .algo = job->cuda ? paths[i] : algos[i],
+                 .result = result, .salt = *salt, .round = &result->rounds[i],
+                 .forced = job->cuda && i > 0};
+    double begin = now();
+    long before = result->calls;
+    if (!open_round(&r, i, job))
+        return false;
+    result->rank = hora_comm_rank(r.comm);
+    result->size = hora_comm_size(r.comm);
+    bool good = job->cuda ? run_on_gpu(&r) : run_kinds(&r);
+    *salt = r.salt;
+    if (hora_comm_free(r.comm) != HORA_OK && good) {
+        note_failure(&r, "%s, end: %s", job->transport, hora_last_error());
+        good = false;
     }
+    snprintf(r.round->name, sizeof(r.round->name), "%s", r.algo);
+    r.round->calls = result->calls - before;
+    r.round->seconds = now() - begin;
+    return good;
+}
+
+int check_transport(const check_job_t *job, check_rank_t *result) {
+    static unsigned salt;
+    int rounds = job->cuda ? (int)LENGTH(paths) : (int)LENGTH(algos);
+    memset(result->rounds, 0, sizeof(result->rounds));
+    for (int i = 0; i < rounds; i++)
+        if (is_wanted(job, i) && !run_round(job, i, &salt, result))
+            return 1;
     return result->failures != 0;
 }
 
-void check_print_round(const check_rank_t *rank, int round, const char *transport) {
-    if (rank->rounds[round].calls > 0)
-        printf("%-5s %-9s %6ld calls %6.2f s\n", transport, algos[round], rank->rounds[round].calls,
-               rank->rounds[round].seconds);
+void check_print_round(const check_round_t *round, const char *transport) {
+    if (round->calls > 0)
+        printf("%-5s %-9s %6ld calls %6.2f s\n", transport, round->name, round->calls,
+               round->seconds);
+    if (round->why[0] != '\0')
+        printf("%-5s %-9s not checked%s: %s\n", transport, round->name,
+               round->calls > 0 ? " in all cases" : "", round->why);
 }

@@ -11,8 +11,10 @@
 #define CHECK_ROUNDS   9 /* one for each algorithm */
 
 typedef struct check_round {
+    char   name[16]; /* of the algorithm or the path */
     long   calls;
     double seconds;
+    char   why[200]; /* a path that was asked for does not do this here: why; else "" */
 } check_round_t;
 
 /* The results of one rank; the parent reads them even when the rank has died. */
@@ -24,12 +26,18 @@ typedef struct check_rank {
     check_round_t rounds[CHECK_ROUNDS]; /* of the last transport */
 } check_rank_t;
 
-/* Checks one transport: a communicator for each algorithm (or only `only`, if not NULL), and every
- * case on it. own_rendezvous: the ranks were forked here, so that each communicator may meet at a
- * name of its own. Returns the exit code of the rank: 0 if all is well. */
-int check_transport(const char *transport, const char *only, bool own_rendezvous,
-                    check_rank_t *result);
+/* What is checked over one transport. */
+typedef struct check_job {
+    const char *transport;
+    const char *only; /* this algorithm (or path) alone; NULL: each */
+    bool        own_rendezvous; /* the ranks were forked here: each communicator meets at a name of its own */
+    bool        cuda; /* on GPUs: paths (HORA_GPU_PATH) take the place of algorithms */
+} check_job_t;
 
-void check_print_round(const check_rank_t *rank, int round, const char *transport);
+/* Checks one transport: a communicator for each algorithm, and every case on it. Returns the exit code
+ * of the rank: 0 if all is well. */
+int check_transport(const check_job_t *job, check_rank_t *result);
+
+void check_print_round(const check_round_t *round, const char *transport);
 
 #endif

@@ -6,6 +6,7 @@
  * that the scheduler of a busy machine has delayed must not decide.
  */
 #include "common/coll.h"
+#include "common/gpu.h"
 #include "common/ranks.h"
 #include "perf_choices.h"
 #include "perf_options.h"
@@ -24,6 +25,8 @@ typedef struct bench {
     perf_report_t         report;
     double               *times; /* [iters] */
     unsigned              salt;
+    gpu_t                 gpu;
+    gpu_mirror_t         *mirror; /* of the buffers that are measured; NULL: they are in host memory */
 } bench_t;
 
 static double now(void) {
@@ -95,14 +98,22 @@ static void put_memory(bench_t *b, void *memory) {
         free(memory);
 }
 
+static hora_status_t call(bench_t *b, coll_t *c) {
+    return b->mirror != NULL ? gpu_mirror_call(b->mirror, c, b->comm)
+                             : coll_call(c, b->comm, NULL);
+}
+
 /* One call: buffers written, barrier, the call itself. Only the call is timed. */
 static hora_status_t timed_call(bench_t *b, coll_t *c, double *time_p) {
-    coll_write(c);
+    if (b->mirror == NULL)
+        coll_write(c);
+    else if (!gpu_mirror_put(b->mirror, c))
+        return HORA_ERR_SYSTEM;
     hora_status_t st = hora_barrier(b->comm, NULL);
     if (st != HORA_OK)
         return st;
     double begin = now();
-    st = coll_call(c, b->comm, NULL);
+    st = call(b, c);
     *time_p = now() - begin;
     return st;
 }
@@ -116,6 +127,20 @@ static hora_status_t run_calls(bench_t *b, coll_t *c) {
         if (i >= 0)
             b->times[i] = time;
     }
+    if (st == HORA_OK && b->mirror != NULL && !gpu_mirror_get(b->mirror, c))
+        return HORA_ERR_SYSTEM;
+    return st;
+}
+
+static hora_status_t run_calls_on_gpu(bench_t *b, coll_t *c) {
+    gpu_mirror_t mirror;
+    if (!gpu_mirror_open(&mirror, &b->gpu, coll_bytes_in(c), coll_bytes_out(c)))
+        return HORA_ERR_NO_MEMORY;
+    coll_write(c); /* once: it is copied to the GPU before each call */
+    b->mirror = &mirror;
+    hora_status_t st = run_calls(b, c);
+    b->mirror = NULL;
+    gpu_mirror_close(&mirror);
     return st;
 }
 
@@ -152,7 +177,7 @@ static hora_status_t measure_place(bench_t *b, coll_t *c, int root, bool in_plac
     st = get_memory(b, coll_bytes_out(c), &c->out_memory);
     if (st != HORA_OK)
         goto out_in;
-    st = run_calls(b, c);
+    st = b->options->cuda ? run_calls_on_gpu(b, c) : run_calls(b, c);
     if (st == HORA_OK)
         st = gather_result(b, c, result);
     put_memory(b, c->out_memory);
@@ -220,14 +245,26 @@ static hora_status_t measure_all(bench_t *b) {
 /* ---- A rank -------------------------------------------------------------------------------- */
 
 static int fail(const bench_t *b, const char *what) {
-    fprintf(stderr, "hora-perf: rank %d: %s: %s\n", b->rank, what, hora_last_error());
+    fprintf(stderr, "hora-perf: rank %d: %s: %s\n", b->rank, what, gpu_text(&b->gpu));
     return 1;
+}
+
+/* The ranks end together if one has no GPU. */
+static bool open_gpu(bench_t *b) {
+    int64_t good = gpu_open(&b->gpu, hora_comm_local_rank(b->comm)), all = good;
+    if (hora_allreduce(b->comm, &good, &all, 1, HORA_INT64, HORA_MIN, NULL) != HORA_OK)
+        return fail(b, "start"), false;
+    if (!good)
+        fail(b, "--device cuda");
+    return all != 0;
 }
 
 static int run_bench(bench_t *b) {
     int64_t pid = getpid(), *pids = calloc((size_t)b->size, sizeof(*pids));
     b->times = calloc((size_t)b->options->iters, sizeof(*b->times));
     int code = 1;
+    if (b->options->cuda && !open_gpu(b))
+        return free(pids), free(b->times), 1;
     if (pids == NULL || b->times == NULL)
         fprintf(stderr, "hora-perf: out of memory\n");
     else if (hora_allgather(b->comm, &pid, pids, 1, HORA_INT64, NULL) != HORA_OK)

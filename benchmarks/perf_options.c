@@ -31,6 +31,7 @@ static const char help[] =
     "  -o OP             sum, prod, min, max, avg, adasum, band, bor, bxor or all (sum)\n"
     "  -r RANK           root; -1: each in turn (0)\n"
     "  --arena           buffers from hora_alloc (default: ordinary memory)\n"
+    "  --device NAME     cuda: buffers on GPUs, which the ranks of a host take in turn; cpu (cpu)\n"
     "  --table           a narrower table for people, sizes with units\n"
     "  --algorithms      measure nothing; print which algorithm does what here, and the time that it\n"
     "                    is expected to take (-e, --json, -np)\n"
@@ -39,16 +40,21 @@ static const char help[] =
     "  --json FILE       write the results as JSON too; - is standard output\n"
     "  -h, --help        this text\n"
     "\n"
+    "On a GPU, a call's time ends when its work there has run. HORA_GPU_PATH chooses the way.\n"
     "time: the median over the timed calls of the average over the ranks. Every call is preceded by\n"
     "a rewrite of the buffers and a barrier, which are not timed. algbw: size/time, GB = 1e9 bytes;\n"
     "busbw: algbw times a factor that makes it comparable with the hardware's peak (nccl-tests).\n"
     "Exit code 1 if a result is wrong, 2 for a wrong option.\n";
 
-enum { OPTION_COLL = 256, OPTION_NP, OPTION_ARENA, OPTION_TABLE, OPTION_JSON, OPTION_ALGORITHMS, OPTION_CALIBRATE };
+enum {
+    OPTION_COLL = 256, OPTION_NP, OPTION_ARENA, OPTION_DEVICE, OPTION_TABLE, OPTION_JSON,
+    OPTION_ALGORITHMS, OPTION_CALIBRATE
+};
 
 static const struct option long_options[] = {
     {"coll", required_argument, NULL, OPTION_COLL}, {"np", required_argument, NULL, OPTION_NP},
-    {"arena", no_argument, NULL, OPTION_ARENA},     {"table", no_argument, NULL, OPTION_TABLE},
+    {"arena", no_argument, NULL, OPTION_ARENA},     {"device", required_argument, NULL, OPTION_DEVICE},
+    {"table", no_argument, NULL, OPTION_TABLE},
     {"json", required_argument, NULL, OPTION_JSON}, {"algorithms", no_argument, NULL, OPTION_ALGORITHMS},
     {"calibrate", no_argument, NULL, OPTION_CALIBRATE}, {"help", no_argument, NULL, 'h'},
     {NULL, 0, NULL, 0},
@@ -104,6 +110,9 @@ static bool read_option(int option, const char *arg, perf_options_t *o) {
         return read_int(arg, 1, &o->nranks) && o->nranks <= 1024;
     case OPTION_ARENA:
         return o->arena = true;
+    case OPTION_DEVICE:
+        o->cuda = strcmp(arg, "cuda") == 0;
+        return o->cuda || strcmp(arg, "cpu") == 0;
     case OPTION_TABLE:
         return o->table = true;
     case OPTION_ALGORITHMS:
@@ -142,6 +151,8 @@ static bool agree(const perf_options_t *o) {
         return fprintf(stderr, "hora-perf: -e is smaller than -b\n"), false;
     if (o->factor == 1 && o->step_bytes == 0)
         return fprintf(stderr, "hora-perf: -f 1 needs a step, -i\n"), false;
+    if (o->arena && o->cuda)
+        return fprintf(stderr, "hora-perf: --arena is host memory; leave it or --device out\n"), false;
     if (o->nranks > 0 && o->root >= o->nranks)
         return fprintf(stderr, "hora-perf: root %d of %d ranks\n", o->root, o->nranks), false;
     if (o->op == HORA_OP_COUNT || o->dtype == HORA_DTYPE_COUNT || !coll_reduces(o->kind))

@@ -18,6 +18,7 @@ typedef struct perf_options {
     int          root;  /* -1: all */
     int          nranks; /* ranks to fork; 0: a launcher has made them */
     bool         arena;
+    bool         cuda; /* buffers on GPUs */
     bool         table; /* for people: sizes with units, one line of units */
     bool         choices, calibrate; /* --algorithms, --calibrate: no table */
     const char  *json;  /* file to write; NULL: none */

@@ -26,7 +26,7 @@ static void print_banner(const perf_options_t *o, hora_comm_t *comm) {
     else
         snprintf(step, sizeof(step), "%zu(bytes)", o->step_bytes);
     printf("# hora-perf %s: %s, ranks %d, memory: %s\n", hora_version(), coll_name(o->kind),
-           hora_comm_size(comm), o->arena ? "arena" : "ordinary");
+           hora_comm_size(comm), o->cuda ? "GPU" : o->arena ? "arena" : "ordinary");
     printf("# minBytes %zu maxBytes %zu step: %s warmup iters: %d iters: %d validation: %d\n",
            o->min_bytes, o->max_bytes, step, o->warmup, o->iters, o->check);
     printf("# time: median over the iters of the average over the ranks; before each call the "
@@ -52,8 +52,9 @@ static void json_begin(perf_report_t *report, hora_comm_t *comm) {
     const perf_options_t *o = report->options;
     fprintf(report->json, "{\"version\": \"%s\", \"collective\": \"%s\", \"ranks\": %d, ",
             hora_version(), coll_name(o->kind), hora_comm_size(comm));
-    fprintf(report->json, "\"iters\": %d, \"warmup\": %d, \"arena\": %s, \"transports\": [", o->iters,
-            o->warmup, o->arena ? "true" : "false");
+    fprintf(report->json, "\"iters\": %d, \"warmup\": %d, \"arena\": %s, \"device\": \"%s\", ",
+            o->iters, o->warmup, o->arena ? "true" : "false", o->cuda ? "cuda" : "cpu");
+    fputs("\"transports\": [", report->json);
     for (int r = 0; r < hora_comm_size(comm); r++) {
         fputs(r > 0 ? ", " : "", report->json);
         text_json(report->json, hora_comm_transport(comm, r));
