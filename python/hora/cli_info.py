@@ -92,6 +92,23 @@ def backends() -> tuple[list[dict[str, Any]], str | None]:
     return list(_core.backends()), None
 
 
+def gpu_paths(rows: list[dict[str, Any]]) -> list[dict[str, str]]:
+    """Which way collectives of GPU tensors would go, and why. The ranks of a job decide it at their
+    first one (src/offload/cuda/device.c), when they know of each other."""
+    found = {(row["name"], row["kind"]): row for row in rows}
+    cuda, nccl = found.get(("cuda", "device")), found.get(("nccl", "offload"))
+    if cuda is None or not cuda["available"]:
+        return [{"ranks": "any", "path": "none", "why": cuda["detail"] if cuda else "no back-end"}]
+    forced = os.environ.get("HORA_GPU_PATH") or "auto"
+    if forced != "auto":
+        return [{"ranks": "any", "path": forced, "why": "HORA_GPU_PATH"}]
+    without = "ipc on one host, if its GPUs can open each other's memory; else staged"
+    alone = (("nccl", nccl["detail"]) if nccl and nccl["available"] else
+             (without, f"no NCCL: {nccl['detail'] if nccl else 'no back-end'}"))
+    return [{"ranks": "with a GPU each", "path": alone[0], "why": alone[1]},
+            {"ranks": "that share a GPU", "path": without, "why": "NCCL takes one rank for a GPU"}]
+
+
 def collect() -> dict[str, Any]:
     rows, problem = backends()
     return {
@@ -99,6 +116,7 @@ def collect() -> dict[str, Any]:
         "package": str(Path(__file__).parent),
         "problem": problem,
         "backends": rows,
+        "gpu_paths": gpu_paths(rows),
         "python": platform.python_version(),
         "torch": package_version("torch"),
         "numpy": package_version("numpy"),
@@ -136,6 +154,9 @@ def print_text(info: dict[str, Any], out: Any) -> None:
         print(line, file=out)
         if row["remedy"] and not row["available"]:
             print(f"{'':>23}{row['remedy']}", file=out)
+    print("\ntensors on GPUs:", file=out)
+    for way in info["gpu_paths"]:
+        print(f"  ranks {way['ranks']:<17} {way['path']} ({way['why']})", file=out)
     print("\nsettings from the environment:" if info["settings"] else
           "\nno settings in the environment; all are at their defaults (docs/config.md)", file=out)
     for name, value in info["settings"].items():

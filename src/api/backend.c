@@ -2,9 +2,9 @@
  * What this build and machine have: one row per back-end, for `hora info`. Any thread; probes do no
  * more than open a library or a descriptor and close it again.
  */
+#include "api/gpus.h"
 #include "offload/nccl/library.h"
 #include "transport/transport.h"
-#include "util/cuda.h"
 
 #include <dlfcn.h>
 #include <kernels/cpu/kernels.h>
@@ -51,7 +51,7 @@ static bool probe_library(const row_t *row, hora_backend_t *backend) {
 
 /* The kernels are in this build, but nothing runs on a GPU yet. */
 static bool probe_cuda(const row_t *row, hora_backend_t *backend) {
-    bool   here = hora_cuda_probe(backend);
+    bool   here = hora_gpus_probe(backend);
     size_t len = strlen(backend->detail);
     (void)row;
     if (here)
@@ -70,20 +70,24 @@ static const row_t rows[] = {
     {"cpu", "kernels", probe_kernels, NULL},
     {"cuda", "device", probe_cuda, NULL},
 };
+#define ROWS (sizeof(rows) / sizeof(rows[0])) /* after them, one for each GPU */
+
+static bool describe(const row_t *row, hora_backend_t *backend) {
+    snprintf(backend->name, sizeof(backend->name), "%s", row->name);
+    snprintf(backend->kind, sizeof(backend->kind), "%s", row->kind);
+    return row->probe(row, backend);
+}
 
 hora_status_t hora_backend_get(size_t index, hora_backend_t *backend_p) {
     hora_backend_t backend = HORA_BACKEND_INIT;
-    const row_t   *row;
-    if (index >= sizeof(rows) / sizeof(rows[0]))
-        return hora_fail(HORA_ERR_INVALID_ARGUMENT, "backend_get: there are %zu back-ends",
-                         sizeof(rows) / sizeof(rows[0]));
+    size_t         count = index < ROWS ? ROWS : ROWS + hora_gpus_count();
+    if (index >= count)
+        return hora_fail(HORA_ERR_INVALID_ARGUMENT, "backend_get: there are %zu back-ends", count);
     if (backend_p == NULL || backend_p->size < sizeof(size_t))
         return hora_fail(HORA_ERR_INVALID_ARGUMENT, "backend_get: backend_p is NULL or its size is not "
                          "set; use HORA_BACKEND_INIT");
-    row = &rows[index];
-    snprintf(backend.name, sizeof(backend.name), "%s", row->name);
-    snprintf(backend.kind, sizeof(backend.kind), "%s", row->kind);
-    backend.available = row->probe(row, &backend);
+    backend.available = index < ROWS ? describe(&rows[index], &backend)
+                                     : hora_gpus_describe((int)(index - ROWS), &backend);
     backend.size = backend_p->size < sizeof(backend) ? backend_p->size : sizeof(backend);
     memcpy(backend_p, &backend, backend.size);
     return HORA_OK;
