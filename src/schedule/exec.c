@@ -23,6 +23,7 @@
 #define IDLE_MAX     8
 #define STALE_EVENTS 1024 /* events without news for this call before a look at the failure flag */
 #define POLL_TURNS   64   /* turns between looks for a crossing call while waiting for a phase */
+#define ALL_TURNS    8    /* turns between looks at all links while waiting for a transfer */
 
 /* ---- executions and their memory ---- */
 
@@ -196,19 +197,28 @@ static hora_status_t advance(hora_exec_t *exec) {
     return st == HORA_IN_PROGRESS ? st : exec->status;
 }
 
+/* Moves links on: in most turns only the one that is waited for. Another rank may need a message of
+ * mine, of another operation, before it comes to this one. */
+static unsigned move_links(const hora_exec_t *exec, unsigned turn) {
+    if (exec->blocked_xfer != NULL && turn % ALL_TURNS != ALL_TURNS - 1)
+        return hora_p2p_look(exec->comm->world, exec->blocked_xfer);
+    return hora_p2p_progress(exec->comm->world);
+}
+
 /* Blocks until the head of the queue can move on. */
 static hora_status_t block(hora_exec_t *exec) {
-    hora_world_t *world = exec->comm->world;
     hora_waiter_t w;
     hora_status_t st = HORA_OK;
-    unsigned      stale = 0, turns = 0;
+    unsigned      stale = 0;
     hora_waiter_begin(&w, exec->comm, exec->coll.timeout, exec->what);
-    while (st == HORA_OK && !hora_run_ready(exec)) {
+    for (unsigned turn = 0; st == HORA_OK && !hora_run_ready(exec); turn++) {
         /* Who waits for a phase leaves the links to the waiter's slow turns, unless they have work. */
         bool moves = exec->blocked_xfer != NULL || exec->drained < exec->started;
-        if (moves && hora_p2p_progress(world) > 0 && ++stale % STALE_EVENTS != 0)
+        if (w.announced)
+            turn = ALL_TURNS - 1;
+        if (moves && move_links(exec, turn) > 0 && ++stale % STALE_EVENTS != 0)
             continue;
-        if (moves || w.announced || turns++ % POLL_TURNS == 0)
+        if (moves || w.announced || turn % POLL_TURNS == 0)
             st = hora_run_check_crossing(exec);
         if (st == HORA_OK)
             st = hora_waiter_turn(&w, exec->blocked_rank);

@@ -56,11 +56,8 @@ void hora_p2p_recv(hora_world_t *world, int peer, hora_xfer_t *xfer) {
     pthread_mutex_unlock(&world->lock);
 }
 
-/* What is moved on here may be what another thread of this process sleeps for. */
-static unsigned progress_all(hora_world_t *world) {
-    unsigned events = 0;
-    for (int i = 0; i < world->ntransports; i++)
-        events += world->transports[i]->ops->progress(world->transports[i]);
+/* What was moved on may be what another thread of this process sleeps for. */
+static unsigned wake_others(hora_world_t *world, unsigned events) {
     if (events == 0)
         return 0;
     atomic_thread_fence(memory_order_seq_cst);
@@ -69,9 +66,28 @@ static unsigned progress_all(hora_world_t *world) {
     return events;
 }
 
+static unsigned progress_all(hora_world_t *world) {
+    unsigned events = 0;
+    for (int i = 0; i < world->ntransports; i++)
+        events += world->transports[i]->ops->progress(world->transports[i], NULL);
+    return wake_others(world, events);
+}
+
 unsigned hora_p2p_progress(hora_world_t *world) {
     pthread_mutex_lock(&world->lock);
     unsigned events = progress_all(world);
+    pthread_mutex_unlock(&world->lock);
+    return events;
+}
+
+unsigned hora_p2p_look(hora_world_t *world, const hora_xfer_t *xfer) {
+    hora_transport_t *transport;
+    unsigned          events = 0;
+    pthread_mutex_lock(&world->lock);
+    if (!hora_xfer_done(xfer) && xfer->link != NULL) {
+        transport = xfer->link->transport;
+        events = wake_others(world, transport->ops->progress(transport, xfer));
+    }
     pthread_mutex_unlock(&world->lock);
     return events;
 }

@@ -23,6 +23,9 @@ int hora_p2p_test_any(hora_world_t *world, hora_xfer_t *const *xfers, int n, int
 
 /* Moves all transports on, without blocking. Returns the number of events. */
 unsigned hora_p2p_progress(hora_world_t *world);
+/* Looks, without blocking, for what moves this transfer on, and perhaps for nothing else: for who waits
+ * for it and looks at all transports now and then. Returns the number of events. */
+unsigned hora_p2p_look(hora_world_t *world, const hora_xfer_t *xfer);
 
 /* After it, nobody touches the transfer or its buffer. Does nothing to a transfer that is done. */
 void hora_p2p_cancel(hora_world_t *world, hora_xfer_t *xfer);

@@ -67,8 +67,9 @@ typedef struct hora_transport_ops {
     void (*recv)(hora_link_t *link, hora_xfer_t *xfer);
     /* Withdraws it: afterwards the transport never touches xfer or its buffer again. */
     void (*cancel)(hora_link_t *link, hora_xfer_t *xfer);
-    /* Moves everything on that can be moved now; returns the number of events (0: nothing). */
-    unsigned (*progress)(hora_transport_t *self);
+    /* Moves everything on that can be moved now; returns the number of events (0: nothing). With
+     * `awaited`, a transfer of this transport's, it may look for that one only, where it is quicker. */
+    unsigned (*progress)(hora_transport_t *self, const hora_xfer_t *awaited);
     /* A descriptor that polls readable when progress has something to do; -1: none, poll me;
      * HORA_FD_BELL. Without the lock. */
     int (*fd)(hora_transport_t *self);

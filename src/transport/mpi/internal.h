@@ -92,7 +92,7 @@ typedef struct mpi_transport {
 void     hora_mpi_send(hora_link_t *link, hora_xfer_t *xfer);
 void     hora_mpi_recv(hora_link_t *link, hora_xfer_t *xfer);
 void     hora_mpi_cancel(hora_link_t *link, hora_xfer_t *xfer);
-unsigned hora_mpi_progress(hora_transport_t *transport);
+unsigned hora_mpi_progress(hora_transport_t *transport, const hora_xfer_t *awaited);
 /* Posts the link's receive for packets. Failure: self->dead. */
 void hora_mpi_listen(mpi_transport_t *self, mpi_link_t *link);
 /* Sends the packet that says that nothing more comes. */

@@ -310,7 +310,8 @@ static unsigned look(mpi_transport_t *self) {
     return (unsigned)n;
 }
 
-unsigned hora_mpi_progress(hora_transport_t *transport) {
+unsigned hora_mpi_progress(hora_transport_t *transport, const hora_xfer_t *awaited) {
+    (void)awaited;
     mpi_transport_t *self = (mpi_transport_t *)transport;
     unsigned         events = 0, n = 1;
     for (int round = 0; round < ROUNDS && n > 0 && self->dead == HORA_OK; round++)
@@ -331,7 +332,7 @@ static bool in_use(const mpi_transport_t *self, const mpi_link_t *link, unsigned
 bool hora_mpi_settle(mpi_transport_t *self, const mpi_link_t *link, unsigned mask, double seconds) {
     uint64_t end = hora_clock_ns() + hora_clock_from_seconds(seconds);
     while (self->dead == HORA_OK && in_use(self, link, mask)) {
-        if (hora_mpi_progress(&self->base) > 0)
+        if (hora_mpi_progress(&self->base, NULL) > 0)
             continue;
         if (hora_clock_ns() > end)
             return false;
@@ -362,7 +363,7 @@ static void withdraw(mpi_transport_t *self, hora_xfer_t *xfer, int slot) {
             hora_mpi_die(self, HORA_ERR_PEER_FAILED, link, self->plugin->error());
     }
     while (self->dead == HORA_OK && slot_of(self, xfer) >= 0) {
-        if (hora_mpi_progress(&self->base) > 0)
+        if (hora_mpi_progress(&self->base, NULL) > 0)
             continue;
         if (hora_clock_ns() > end)
             hora_mpi_die(self, HORA_ERR_PEER_FAILED, link,

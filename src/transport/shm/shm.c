@@ -250,8 +250,9 @@ static unsigned drain(shm_link_t *link) {
     return 1;
 }
 
-static unsigned shm_progress(hora_transport_t *transport) {
+static unsigned shm_progress(hora_transport_t *transport, const hora_xfer_t *awaited) {
     unsigned events = 0;
+    (void)awaited;
     for (shm_link_t *link = ((shm_transport_t *)transport)->links; link; link = link->next) {
         if (link->sends != NULL)
             events += flush(link);

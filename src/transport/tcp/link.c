@@ -2,8 +2,8 @@
  * Links: made when a rank is connected to or says hello, whichever is first; how they fail. Under
  * world->lock.
  *
- * The two directions fail apart, because they are different sockets: a rank that leaves in order
- * closes all of them, and what it sent before must still arrive although nothing can be sent to it.
+ * The two directions fail apart: a rank that leaves in order closes all connections, and what it sent
+ * before must still arrive although nothing can be sent to it.
  */
 #include "transport/tcp/tcp.h"
 
@@ -71,9 +71,12 @@ static void note(hora_tcp_link_t *link, hora_status_t status, const char *text, 
 void hora_tcp_in_close(hora_tcp_in_t *in) {
     hora_tcp_link_t *link = in->link;
     link->in[in->index] = NULL;
+    if (link->latest == in)
+        link->latest = NULL;
     link->in_open--;
     link->stalled -= in->stalled;
-    hora_tcp_bury(hora_tcp_of(link), &in->source);
+    in->conn->reads = false;
+    hora_tcp_conn_release(hora_tcp_of(link), in->conn);
 }
 
 static void free_parts(hora_tcp_link_t *link) {
@@ -89,7 +92,7 @@ void hora_tcp_link_fail_receives(hora_tcp_link_t *link, hora_status_t status, co
         return;
     note(link, status, text, receives_pending(&link->match));
     link->recv_status = status;
-    for (int i = 0; i < HORA_TCP_CONNECTIONS_MAX; i++)
+    for (int i = 0; i < HORA_TCP_WAYS; i++)
         if (link->in[i] != NULL)
             hora_tcp_in_close(link->in[i]);
     link->paused = 0;
@@ -103,11 +106,9 @@ void hora_tcp_link_fail_sends(hora_tcp_link_t *link, hora_status_t status, const
         return;
     note(link, status, text, sends_pending(link));
     link->send_status = status;
-    for (unsigned i = 0; i < link->out_count; i++)
-        if (link->out[i] != NULL) {
-            hora_tcp_bury(self, &link->out[i]->source);
-            link->out[i] = NULL;
-        }
+    for (int i = 0; i < HORA_TCP_WAYS; i++)
+        if (link->out[i] != NULL)
+            hora_tcp_out_close(link->out[i]);
     while (link->sends != NULL) {
         if (link->sends->xfer != NULL)
             hora_xfer_finish(link->sends->xfer, status);
@@ -161,7 +162,7 @@ static bool out_tick(hora_tcp_link_t *link, hora_tcp_out_t *out, uint64_t now) {
         hora_tcp_out_failed(out, ETIMEDOUT);
         return false;
     }
-    if (out->blocked && !out->connecting && silent(out->source.fd)) {
+    if (out->blocked && !out->connecting && silent(out->conn->source.fd)) {
         char text[sizeof(link->text)];
         hora_tcp_link_lost_text(link, EHOSTUNREACH, text, sizeof(text));
         hora_tcp_link_fail(link, HORA_ERR_PEER_FAILED, text);
@@ -172,8 +173,8 @@ static bool out_tick(hora_tcp_link_t *link, hora_tcp_out_t *out, uint64_t now) {
 
 uint64_t hora_tcp_link_tick(hora_tcp_link_t *link, uint64_t now) {
     uint64_t want = 0;
-    for (unsigned i = 0; i < link->out_count && link->send_status == HORA_OK; i++) {
-        if (!link->out[i]->blocked)
+    for (int i = 0; i < HORA_TCP_WAYS && link->send_status == HORA_OK; i++) {
+        if (link->out[i] == NULL || !link->out[i]->blocked)
             continue;
         if (!out_tick(link, link->out[i], now))
             break;

@@ -67,9 +67,8 @@ static void stranger_drop(hora_tcp_stranger_t *stranger, const char *why) {
     stranger->source.events = UINT32_MAX;
 }
 
-/* Says why a hello is not good enough; NULL: it is. */
-static const char *hello_fault(const hora_tcp_t *self, const uint8_t *bytes,
-                               hora_tcp_hello_t *hello) {
+const char *hora_tcp_hello_fault(const hora_tcp_t *self, const uint8_t *bytes,
+                                 hora_tcp_hello_t *hello) {
     const hora_world_t *world = self->base.world;
     if (!hora_tcp_hello_decode(bytes, hello))
         return "it did not say hello";
@@ -85,6 +84,15 @@ static const char *hello_fault(const hora_tcp_t *self, const uint8_t *bytes,
     return NULL;
 }
 
+/* The descriptor stays the stranger's. */
+static void adopt_failed(hora_tcp_link_t *link, hora_tcp_conn_t *conn) {
+    if (conn->in != NULL) {
+        link->in[conn->in->index] = NULL;
+        link->in_open--;
+    }
+    hora_tcp_conn_free(conn);
+}
+
 /* Makes a connection out of a stranger; takes its descriptor over if it returns NULL. */
 static const char *adopt(hora_tcp_t *self, int fd, const hora_tcp_hello_t *hello) {
     hora_tcp_link_t *link = hora_tcp_link_get(self, (int)hello->rank);
@@ -94,25 +102,24 @@ static const char *adopt(hora_tcp_t *self, int fd, const hora_tcp_hello_t *hello
                 (link->in_count == hello->count && link->in_seen < link->in_count);
     if (!more || link->recv_status != HORA_OK || link->in[hello->index] != NULL)
         return "that connection is not awaited";
-    hora_tcp_in_t *in = malloc(sizeof(*in));
-    if (in == NULL)
+    hora_tcp_conn_t *conn = hora_tcp_conn_new(fd);
+    if (conn == NULL)
         return "no memory";
-    memset(in, 0, offsetof(hora_tcp_in_t, buf));
-    in->source = (hora_tcp_source_t){HORA_TCP_IN, fd, UINT32_MAX, NULL};
-    in->link = link;
-    in->index = hello->index;
-    if (hora_tcp_watch(self, &in->source, EPOLLIN) != HORA_OK) {
-        free(in);
-        return "it cannot be watched";
+    hora_tcp_in_t *in = hora_tcp_in_new(link, conn, hello->index);
+    if (in == NULL || hora_tcp_conn_watch(self, conn) != HORA_OK) {
+        adopt_failed(link, conn);
+        return "no memory, or it cannot be watched";
     }
     hora_tcp_tune(fd);
-    link->in[hello->index] = in;
     link->in_count = hello->count;
     link->in_seen++;
-    link->in_open++;
     hora_log(HORA_LOG_DEBUG, "tcp: rank %d opened connection %u of %u", link->base.peer,
              hello->index + 1, hello->count);
     hora_tcp_in_event(in, EPOLLIN);
+    /* Without memory all goes over connections of my own. */
+    if (conn->reads && hello->index == 0 && hello->rank < (uint32_t)self->base.world->rank &&
+        hora_tcp_out_back(link, conn))
+        hora_tcp_push(link);
     return NULL;
 }
 
@@ -129,7 +136,7 @@ void hora_tcp_stranger_event(hora_tcp_t *self, hora_tcp_stranger_t *stranger) {
     stranger->got += (size_t)n;
     if (stranger->got < HORA_TCP_HELLO_SIZE)
         return;
-    const char *fault = hello_fault(self, stranger->hello, &hello);
+    const char *fault = hora_tcp_hello_fault(self, stranger->hello, &hello);
     int         fd = stranger->source.fd;
     if (fault == NULL && stranger->source.events != UINT32_MAX)
         epoll_ctl(self->epoll, EPOLL_CTL_DEL, fd, NULL);

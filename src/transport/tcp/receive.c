@@ -45,6 +45,17 @@ static verdict_t protocol_error(hora_tcp_in_t *in, const char *what) {
     return FAILED;
 }
 
+/* Over a connection of my own the peer says hello, too, before anything else. */
+static verdict_t greet(hora_tcp_in_t *in) {
+    hora_tcp_hello_t hello;
+    if (hora_tcp_hello_fault(hora_tcp_of(in->link), in->buf + in->begin, &hello) != NULL ||
+        hello.rank != (uint32_t)in->link->base.peer)
+        return protocol_error(in, "no hello where one belongs");
+    in->begin += HORA_TCP_HELLO_SIZE;
+    in->greeted = true;
+    return GO_ON;
+}
+
 static bool is_wanted(const hora_tcp_link_t *link, uint64_t tag) {
     for (const hora_xfer_t *x = link->match.posted; x != NULL; x = x->next)
         if (x->tag == tag)
@@ -180,7 +191,7 @@ static verdict_t begin_frame(hora_tcp_in_t *in) {
         verdict = further(in, &h);
     else if (h.number == in->link->recv_number)
         verdict = head(in, &h);
-    else if (in->link->in_count > 1)
+    else if (in->link->in_count > 1 || in->link->in[HORA_TCP_BACK] != NULL)
         verdict = STALL;
     else
         verdict = protocol_error(in, "a message is missing");
@@ -218,9 +229,12 @@ static void advance(hora_tcp_in_t *in, size_t n) {
 static verdict_t use_buffer(hora_tcp_in_t *in) {
     for (;;) {
         if (in->inbound == NULL) {
-            if (in->end - in->begin < HORA_TCP_HEADER_SIZE)
+            size_t need = in->greeted ? HORA_TCP_HEADER_SIZE : HORA_TCP_HELLO_SIZE;
+            if (in->end - in->begin < need)
                 return EMPTY;
-            verdict_t verdict = begin_frame(in);
+            verdict_t verdict = in->greeted ? begin_frame(in) : greet(in);
+            if (verdict == GO_ON && in->inbound == NULL)
+                continue;
             if (verdict != GO_ON)
                 return verdict;
         }
@@ -261,7 +275,7 @@ static verdict_t fill(hora_tcp_in_t *in, size_t *budget) {
         pieces[msg.msg_iovlen++] = (struct iovec){in->inbound->body + in->offset, direct};
     if (room > 0)
         pieces[msg.msg_iovlen++] = (struct iovec){in->buf + in->end, room};
-    ssize_t got = recvmsg(in->source.fd, &msg, MSG_DONTWAIT);
+    ssize_t got = recvmsg(in->conn->source.fd, &msg, MSG_DONTWAIT);
     if (got < 0)
         return errno == EINTR ? GO_ON : errno == EAGAIN ? EMPTY : BROKEN;
     if (got == 0)
@@ -276,13 +290,13 @@ static verdict_t fill(hora_tcp_in_t *in, size_t *budget) {
 
 /* Reads and uses until there is nothing more now, or the budget is spent. `whole`: on to the very
  * end, because nobody will tell when there is more. */
-static verdict_t in_run(hora_tcp_in_t *in, size_t budget, bool whole) {
+static verdict_t in_run(hora_tcp_in_t *in, size_t *budget, bool whole) {
     verdict_t filled = GO_ON;
     for (;;) {
         verdict_t used = use_buffer(in);
-        if (used != EMPTY || budget == 0 || (filled == SHORT && !whole))
+        if (used != EMPTY || *budget == 0 || (filled == SHORT && !whole))
             return used;
-        filled = fill(in, &budget);
+        filled = fill(in, budget);
         if (filled != GO_ON && filled != SHORT)
             return filled;
     }
@@ -290,12 +304,28 @@ static verdict_t in_run(hora_tcp_in_t *in, size_t budget, bool whole) {
 
 /* ---- Life of a connection ---- */
 
+hora_tcp_in_t *hora_tcp_in_new(hora_tcp_link_t *link, hora_tcp_conn_t *conn, unsigned index) {
+    hora_tcp_in_t *in = malloc(sizeof(*in));
+    if (in == NULL)
+        return NULL;
+    memset(in, 0, offsetof(hora_tcp_in_t, buf));
+    in->conn = conn;
+    in->link = link;
+    in->index = index;
+    in->greeted = index != HORA_TCP_BACK;
+    link->in[index] = in;
+    link->in_open++;
+    conn->in = in;
+    conn->reads = true;
+    return in;
+}
+
 static void set_stalled(hora_tcp_in_t *in, bool stalled) {
     if (in->stalled == stalled)
         return;
     in->stalled = stalled;
     in->link->stalled += stalled ? 1u : -1u;
-    hora_tcp_watch(hora_tcp_of(in->link), &in->source, stalled ? 0 : EPOLLIN);
+    hora_tcp_conn_watch(hora_tcp_of(in->link), in->conn);
 }
 
 /* The peer closed it (err 0) or it broke. */
@@ -317,23 +347,27 @@ static void in_ended(hora_tcp_in_t *in, int err) {
         hora_tcp_link_fail_receives(link, HORA_ERR_PEER_FAILED, text);
 }
 
-/* Runs one connection and does what came out of it. */
-static void service(hora_tcp_in_t *in, size_t budget, bool whole) {
+/* Runs one connection and does what came out of it. True: bytes were read. */
+static bool service(hora_tcp_in_t *in, size_t budget, bool whole) {
     int       err;
-    verdict_t verdict = in_run(in, budget, whole);
+    size_t    left = budget;
+    verdict_t verdict = in_run(in, &left, whole);
     err = errno;
+    if (left < budget && in->conn->reads)
+        in->link->latest = in;
     if (verdict == STALL)
         set_stalled(in, true);
     else if (verdict == CLOSED)
         in_ended(in, 0);
     else if (verdict == BROKEN)
         in_ended(in, err);
+    return left < budget;
 }
 
 void hora_tcp_resume(hora_tcp_link_t *link) {
     do {
         link->resume = false;
-        for (int i = 0; i < HORA_TCP_CONNECTIONS_MAX; i++) {
+        for (int i = 0; i < HORA_TCP_WAYS; i++) {
             hora_tcp_in_t *in = link->in[i];
             if (in == NULL || !in->stalled)
                 continue;
@@ -344,7 +378,7 @@ void hora_tcp_resume(hora_tcp_link_t *link) {
 }
 
 void hora_tcp_drain(hora_tcp_link_t *link) {
-    for (int i = 0; i < HORA_TCP_CONNECTIONS_MAX; i++)
+    for (int i = 0; i < HORA_TCP_WAYS; i++)
         if (link->in[i] != NULL && !link->in[i]->stalled)
             service(link->in[i], DRAIN_BYTES, true);
     if (link->stalled > 0)
@@ -356,7 +390,7 @@ void hora_tcp_in_event(hora_tcp_in_t *in, uint32_t events) {
     if (in->stalled && (events & (EPOLLERR | EPOLLHUP))) {
         int       err = 0;
         socklen_t len = sizeof(err);
-        getsockopt(in->source.fd, SOL_SOCKET, SO_ERROR, &err, &len);
+        getsockopt(in->conn->source.fd, SOL_SOCKET, SO_ERROR, &err, &len);
         in_ended(in, err != 0 ? err : ECONNRESET);
         return;
     }
@@ -365,4 +399,11 @@ void hora_tcp_in_event(hora_tcp_in_t *in, uint32_t events) {
     service(in, HORA_TCP_BUDGET, false);
     if (link->resume && link->stalled > 0)
         hora_tcp_resume(link);
+}
+
+bool hora_tcp_look(hora_tcp_link_t *link) {
+    bool came = service(link->latest, HORA_TCP_BUDGET, false);
+    if (link->resume && link->stalled > 0)
+        hora_tcp_resume(link);
+    return came;
 }

@@ -21,6 +21,8 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#define SHORT_SEGMENTS 3 /* longest message that goes back, in segments; see HORA_TCP_SHORT */
+
 /* ---- Send records ---- */
 
 static hora_tcp_send_t *send_new(hora_tcp_link_t *link, hora_xfer_t *xfer) {
@@ -74,10 +76,20 @@ static uint32_t core_here(const hora_tcp_link_t *link) {
     return (uint32_t)atomic_load_explicit(&world->bell->core, memory_order_relaxed);
 }
 
-/* Takes the next frame of the oldest message that has one; false: there is none. */
+/* Short messages go back over the peer's connection, where there is that way. */
+static bool goes_back(const hora_tcp_link_t *link, const hora_tcp_send_t *send) {
+    return link->out[HORA_TCP_BACK] != NULL && send->len <= link->back_max;
+}
+
+static bool may_take(const hora_tcp_out_t *out) {
+    const hora_tcp_send_t *send = out->link->unassigned;
+    return send != NULL && goes_back(out->link, send) == (out->index == HORA_TCP_BACK);
+}
+
+/* Takes the next frame of the oldest message that has one; false: there is none for this connection. */
 static bool frame_take(hora_tcp_link_t *link, hora_tcp_out_t *out) {
     hora_tcp_send_t *send = link->unassigned;
-    if (send == NULL)
+    if (!may_take(out))
         return false;
     size_t            left = send->len - send->assigned;
     size_t            most = link->out_count > 1 ? HORA_TCP_CHUNK : HORA_TCP_FRAME_MAX;
@@ -170,42 +182,7 @@ static bool set_blocked(hora_tcp_out_t *out, bool blocked) {
     out->blocked = blocked;
     if (blocked)
         hora_tcp_timer_want(self, HORA_TCP_TICK_NS);
-    return hora_tcp_watch(self, &out->source,
-                          EPOLLIN | EPOLLRDHUP | (blocked ? EPOLLOUT : 0)) == HORA_OK;
-}
-
-/* Writes until there is nothing left, no room, or enough for one turn. False: it failed, and the
- * connection is gone. */
-static bool out_run(hora_tcp_out_t *out) {
-    struct iovec pieces[2 * HORA_TCP_BATCH];
-    size_t       written = 0;
-    for (;;) {
-        frames_take(out);
-        if (out->count == 0 || written >= HORA_TCP_BUDGET)
-            break;
-        struct msghdr msg = {.msg_iov = pieces, .msg_iovlen = (size_t)batch_pieces(out, pieces)};
-        ssize_t       n = sendmsg(out->source.fd, &msg, MSG_DONTWAIT | MSG_NOSIGNAL);
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n < 0 && errno == EAGAIN)
-            break;
-        if (n < 0) {
-            hora_tcp_out_failed(out, errno);
-            return false;
-        }
-        written += (size_t)n;
-        batch_advance(out, (size_t)n);
-    }
-    if (out->blocked != (out->count > 0))
-        set_blocked(out, out->count > 0);
-    return true;
-}
-
-/* Gives waiting messages to connections that have room. */
-static void push(hora_tcp_link_t *link) {
-    for (unsigned i = 0; i < link->out_count && link->unassigned != NULL; i++)
-        if (!link->out[i]->blocked && !out_run(link->out[i]))
-            return;
+    return hora_tcp_conn_watch(self, out->conn) == HORA_OK;
 }
 
 void hora_tcp_out_failed(hora_tcp_out_t *out, int err) {
@@ -226,15 +203,30 @@ void hora_tcp_out_failed(hora_tcp_out_t *out, int err) {
     hora_tcp_link_fail_sends(link, HORA_ERR_PEER_FAILED, text);
 }
 
+static void make_hello(hora_tcp_out_t *out) {
+    const hora_tcp_link_t *link = out->link;
+    const hora_world_t    *world = link->base.transport->world;
+    bool                   back = out->index == HORA_TCP_BACK;
+    hora_tcp_hello_t       hello = {HORA_TCP_VERSION, (uint32_t)world->rank, (uint32_t)world->size,
+                                    back ? 0 : out->index,
+                                    back ? 1 : hora_tcp_of(link)->connections, {0}};
+    memcpy(hello.token, link->address.token, sizeof(hello.token));
+    hora_tcp_hello_encode(&hello, out->hello);
+}
+
 /* The connection stands, or writes again: the hello goes first. */
 static bool out_greet(hora_tcp_out_t *out) {
     int       err = 0;
     socklen_t len = sizeof(err);
-    if (getsockopt(out->source.fd, SOL_SOCKET, SO_ERROR, &err, &len) != 0 || err != 0) {
+    if (out->hello_sent == 0) {
+        out->opened = hora_clock_ns();
+        make_hello(out);
+    }
+    if (getsockopt(out->conn->source.fd, SOL_SOCKET, SO_ERROR, &err, &len) != 0 || err != 0) {
         hora_tcp_out_failed(out, err != 0 ? err : errno);
         return false;
     }
-    ssize_t n = send(out->source.fd, out->hello + out->hello_sent,
+    ssize_t n = send(out->conn->source.fd, out->hello + out->hello_sent,
                      HORA_TCP_HELLO_SIZE - out->hello_sent, MSG_DONTWAIT | MSG_NOSIGNAL);
     if (n < 0 && errno != EAGAIN && errno != EINTR) {
         hora_tcp_out_failed(out, errno);
@@ -245,10 +237,50 @@ static bool out_greet(hora_tcp_out_t *out) {
     return true;
 }
 
+/* Writes until there is nothing left, no room, or enough for one turn. False: it failed, and the
+ * connection is gone. */
+static bool out_run(hora_tcp_out_t *out) {
+    struct iovec pieces[2 * HORA_TCP_BATCH];
+    size_t       written = 0;
+    if (out->hello_sent < HORA_TCP_HELLO_SIZE && may_take(out) && !out_greet(out))
+        return false;
+    while (!out->connecting) {
+        frames_take(out);
+        if (out->count == 0 || written >= HORA_TCP_BUDGET)
+            break;
+        struct msghdr msg = {.msg_iov = pieces, .msg_iovlen = (size_t)batch_pieces(out, pieces)};
+        ssize_t       n = sendmsg(out->conn->source.fd, &msg, MSG_DONTWAIT | MSG_NOSIGNAL);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0 && errno == EAGAIN)
+            break;
+        if (n < 0) {
+            hora_tcp_out_failed(out, errno);
+            return false;
+        }
+        written += (size_t)n;
+        batch_advance(out, (size_t)n);
+    }
+    bool waits = out->count > 0 || out->connecting;
+    if (out->blocked != waits)
+        set_blocked(out, waits);
+    return true;
+}
+
+void hora_tcp_push(hora_tcp_link_t *link) {
+    const hora_tcp_send_t *before;
+    do {
+        before = link->unassigned;
+        for (int i = 0; i < HORA_TCP_WAYS && link->unassigned != NULL; i++)
+            if (link->out[i] != NULL && !link->out[i]->blocked && !out_run(link->out[i]))
+                return;
+    } while (link->unassigned != NULL && link->unassigned != before);
+}
+
 /* Nobody sends anything this way: it can only be the end. */
 static void out_ended(hora_tcp_out_t *out) {
     char    byte, text[sizeof(out->link->text)];
-    ssize_t n = recv(out->source.fd, &byte, 1, MSG_DONTWAIT);
+    ssize_t n = recv(out->conn->source.fd, &byte, 1, MSG_DONTWAIT);
     if (n < 0 && (errno == EAGAIN || errno == EINTR))
         return;
     if (n <= 0) {
@@ -264,13 +296,14 @@ static void out_ended(hora_tcp_out_t *out) {
 void hora_tcp_out_event(hora_tcp_out_t *out, uint32_t events) {
     if (out->connecting && (events & (EPOLLOUT | EPOLLERR | EPOLLHUP)) && !out_greet(out))
         return;
-    if ((events & (EPOLLIN | EPOLLRDHUP | EPOLLERR | EPOLLHUP)) && !out->connecting) {
+    if ((events & (EPOLLIN | EPOLLRDHUP | EPOLLERR | EPOLLHUP)) && !out->connecting &&
+        !out->conn->reads) {
         out_ended(out);
-        if (out->source.fd < 0)
+        if (!out->conn->writes)
             return;
     }
-    if ((events & EPOLLOUT) && !out->connecting)
-        out_run(out);
+    if ((events & EPOLLOUT) && !out->connecting && out_run(out))
+        hora_tcp_push(out->link);
 }
 
 /* This rank cannot make a connection. */
@@ -329,39 +362,77 @@ static int out_socket(hora_tcp_link_t *link) {
     return -1;
 }
 
-static hora_tcp_out_t *out_new(hora_tcp_link_t *link, unsigned index) {
-    hora_world_t    *world = link->base.transport->world;
-    hora_tcp_hello_t hello = {HORA_TCP_VERSION, (uint32_t)world->rank, (uint32_t)world->size, index,
-                              hora_tcp_of(link)->connections, {0}};
-    hora_tcp_out_t  *out = calloc(1, sizeof(*out));
+static hora_tcp_out_t *out_new(hora_tcp_link_t *link, hora_tcp_conn_t *conn, unsigned index) {
+    hora_tcp_out_t *out = calloc(1, sizeof(*out));
     if (out == NULL)
         return NULL;
-    out->source = (hora_tcp_source_t){HORA_TCP_OUT, -1, UINT32_MAX, NULL};
+    out->conn = conn;
     out->link = link;
+    out->index = index;
+    link->out[index] = out;
+    conn->out = out;
+    conn->writes = true;
+    return out;
+}
+
+/* A connection with its halves. Takes fd over, unless it returns NULL: no memory. */
+static hora_tcp_out_t *out_make(hora_tcp_link_t *link, int fd, unsigned index) {
+    hora_tcp_conn_t *conn = hora_tcp_conn_new(fd);
+    hora_tcp_out_t  *out = conn != NULL ? out_new(link, conn, index) : NULL;
+    bool             back = index == 0 && link->base.transport->world->rank < link->base.peer;
+    if (out == NULL) {
+        free(conn);
+        return NULL;
+    }
+    if (back && link->recv_status == HORA_OK &&
+        hora_tcp_in_new(link, conn, HORA_TCP_BACK) == NULL) {
+        link->out[index] = NULL;
+        hora_tcp_conn_free(conn);
+        return NULL;
+    }
     out->connecting = true;
     out->opened = hora_clock_ns();
-    memcpy(hello.token, link->address.token, sizeof(hello.token));
-    hora_tcp_hello_encode(&hello, out->hello);
+    link->out_count = index + 1;
     return out;
+}
+
+bool hora_tcp_out_back(hora_tcp_link_t *link, hora_tcp_conn_t *conn) {
+    int       segment = 0;
+    socklen_t len = sizeof(segment);
+    if (link->send_status != HORA_OK || out_new(link, conn, HORA_TCP_BACK) == NULL)
+        return false;
+    getsockopt(conn->source.fd, IPPROTO_TCP, TCP_MAXSEG, &segment, &len);
+    link->back_max = (size_t)segment * SHORT_SEGMENTS;
+    if (link->back_max > HORA_TCP_SHORT)
+        link->back_max = HORA_TCP_SHORT;
+    return true;
+}
+
+void hora_tcp_out_close(hora_tcp_out_t *out) {
+    out->link->out[out->index] = NULL;
+    out->count = 0;
+    out->conn->writes = false;
+    if (out->connecting && out->conn->reads)
+        hora_tcp_in_close(out->conn->in); /* nothing can come over it either */
+    else
+        hora_tcp_conn_release(hora_tcp_of(out->link), out->conn);
 }
 
 /* Begins connection number `index`; it greets once it stands. Failure is in send_status. */
 static void out_open(hora_tcp_link_t *link, unsigned index) {
-    hora_tcp_out_t *out = out_new(link, index);
+    int             fd = out_socket(link);
+    hora_tcp_out_t *out;
+    if (fd < 0) {
+        out_impossible(link, HORA_ERR_SYSTEM, errno);
+        return;
+    }
+    out = out_make(link, fd, index);
     if (out == NULL) {
+        close(fd);
         out_impossible(link, HORA_ERR_NO_MEMORY, ENOMEM);
         return;
     }
-    out->source.fd = out_socket(link);
-    if (out->source.fd < 0) {
-        int err = errno;
-        free(out);
-        out_impossible(link, HORA_ERR_SYSTEM, err);
-        return;
-    }
-    link->out[index] = out;
-    link->out_count = index + 1;
-    if (connect(out->source.fd, (struct sockaddr *)&link->address.sa, link->address.len) != 0 &&
+    if (connect(fd, (struct sockaddr *)&link->address.sa, link->address.len) != 0 &&
         errno != EINPROGRESS && errno != EINTR)
         hora_tcp_out_failed(out, errno);
     else if (!set_blocked(out, true))
@@ -382,22 +453,23 @@ void hora_tcp_send(hora_link_t *base, hora_xfer_t *xfer) {
         hora_xfer_finish(xfer, hora_fail_again(link->send_status, link->text));
         return;
     }
-    if (send_new(link, xfer) == NULL) {
+    hora_tcp_send_t *send = send_new(link, xfer);
+    if (send == NULL) {
         hora_xfer_finish(xfer, hora_fail(HORA_ERR_NO_MEMORY, "no memory for a send"));
         return;
     }
-    if (link->out_count > 0)
-        push(link);
-    for (unsigned i = link->out_count; i < self->connections && link->send_status == HORA_OK; i++)
-        out_open(link, i); /* the first message opens them */
+    bool opens = link->out_count == 0 && !goes_back(link, send);
+    hora_tcp_push(link);
+    for (unsigned i = 0; opens && i < self->connections && link->send_status == HORA_OK; i++)
+        out_open(link, i); /* the first message that needs them */
 }
 
 /* First byte of the message that is not yet written. */
 static size_t unwritten(const hora_tcp_link_t *link, const hora_tcp_send_t *send) {
     size_t low = send->assigned;
-    for (unsigned c = 0; c < link->out_count; c++) {
+    for (int c = 0; c < HORA_TCP_WAYS; c++) {
         const hora_tcp_out_t *out = link->out[c];
-        for (unsigned i = 0; i < out->count; i++) {
+        for (unsigned i = 0; out != NULL && i < out->count; i++) {
             const hora_tcp_frame_t *f = &out->frames[(out->first + i) % HORA_TCP_BATCH];
             size_t sent = i == 0 ? out->sent : 0;
             size_t done = sent > HORA_TCP_HEADER_SIZE ? sent - HORA_TCP_HEADER_SIZE : 0;

@@ -40,23 +40,11 @@ hora_status_t hora_tcp_watch(hora_tcp_t *self, hora_tcp_source_t *source, uint32
     return HORA_OK;
 }
 
-void hora_tcp_bury(hora_tcp_t *self, hora_tcp_source_t *source) {
-    if (source->fd >= 0) {
-        /* A forked child may hold it open, too: close alone would tell nobody. */
-        epoll_ctl(self->epoll, EPOLL_CTL_DEL, source->fd, NULL);
-        shutdown(source->fd, SHUT_RDWR);
-        close(source->fd);
-    }
-    source->fd = -1;
-    source->buried = self->graves;
-    self->graves = source;
-}
-
 static void clear_graves(hora_tcp_t *self) {
     while (self->graves != NULL) {
         hora_tcp_source_t *source = self->graves;
         self->graves = source->buried;
-        free(source);
+        hora_tcp_conn_free((hora_tcp_conn_t *)source);
     }
 }
 
@@ -102,6 +90,14 @@ static void tick(hora_tcp_t *self) {
         hora_tcp_timer_want(self, next);
 }
 
+static void conn_event(hora_tcp_conn_t *conn, uint32_t events) {
+    bool established = conn->out == NULL || !conn->out->connecting;
+    if (conn->reads && established && (events & ~(uint32_t)EPOLLOUT) != 0)
+        hora_tcp_in_event(conn->in, events);
+    if (conn->writes)
+        hora_tcp_out_event(conn->out, events);
+}
+
 static void dispatch(hora_tcp_t *self, hora_tcp_source_t *source, uint32_t events) {
     if (source->fd < 0)
         return; /* closed by an earlier event of this turn */
@@ -115,21 +111,31 @@ static void dispatch(hora_tcp_t *self, hora_tcp_source_t *source, uint32_t event
     case HORA_TCP_STRANGER:
         hora_tcp_stranger_event(self, (hora_tcp_stranger_t *)source);
         break;
-    case HORA_TCP_OUT:
-        hora_tcp_out_event((hora_tcp_out_t *)source, events);
-        break;
-    case HORA_TCP_IN:
-        hora_tcp_in_event((hora_tcp_in_t *)source, events);
+    case HORA_TCP_CONN:
+        conn_event((hora_tcp_conn_t *)source, events);
         break;
     }
 }
 
-static unsigned tcp_progress(hora_transport_t *base) {
+/* A read costs no more than to ask epoll whether to read. Not while something waits to be written. Not
+ * for long messages: a look takes the socket from whoever delivers to it. */
+static bool may_look(const hora_xfer_t *awaited) {
+    const hora_tcp_link_t *link = (const hora_tcp_link_t *)awaited->link;
+    return awaited->len <= HORA_TCP_SHORT && link->latest != NULL && link->in_count <= 1 &&
+           link->stalled == 0 && link->sends == NULL;
+}
+
+static unsigned tcp_progress(hora_transport_t *base, const hora_xfer_t *awaited) {
     hora_tcp_t        *self = (hora_tcp_t *)base;
     struct epoll_event events[EVENTS_MAX];
-    int                n = epoll_wait(self->epoll, events, EVENTS_MAX, 0);
-    for (int i = 0; i < n; i++)
-        dispatch(self, events[i].data.ptr, events[i].events);
+    int                n;
+    if (awaited != NULL && may_look(awaited)) {
+        n = hora_tcp_look((hora_tcp_link_t *)awaited->link);
+    } else {
+        n = epoll_wait(self->epoll, events, EVENTS_MAX, 0);
+        for (int i = 0; i < n; i++)
+            dispatch(self, events[i].data.ptr, events[i].events);
+    }
     if (self->graves != NULL)
         clear_graves(self);
     return n > 0 ? (unsigned)n : 0;
@@ -249,13 +255,14 @@ static void flush(hora_tcp_t *self) {
     while (sends_pending(self) && (now = hora_clock_ns()) < deadline) {
         struct pollfd p = {.fd = self->epoll, .events = POLLIN};
         poll(&p, 1, (int)((deadline - now) / 1000000u) + 1);
-        tcp_progress(&self->base);
+        tcp_progress(&self->base, NULL);
     }
 }
 
 static void tcp_close(hora_transport_t *base) {
     hora_tcp_t *self = (hora_tcp_t *)base;
     flush(self);
+    hora_tcp_take_leave(self);
     for (int i = 0; i < base->world->size; i++)
         if (self->links[i] != NULL)
             hora_tcp_link_free(self->links[i], HORA_ERR_SHUT_DOWN);

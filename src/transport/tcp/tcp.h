@@ -1,12 +1,17 @@
 /*
  * The TCP transport's own structures. Everything here is under world->lock.
  *
- * Connections are one-way: whoever sends opens `count` connections to the receiver's listener, on
- * the first send, so two ranks never meet half-way. All sockets are non-blocking and watched by one
- * level-triggered epoll descriptor, which is what sleeping threads poll.
+ * Whoever sends opens `count` connections to the receiver's listener, on the first send, so two ranks
+ * never meet half-way. These carry messages one way, but for the first one that the lower rank opens:
+ * the higher one sends its short messages back over it, because an acknowledgement that rides on a
+ * message costs nothing. (Long ones it does not: two streams that share a socket get in each other's
+ * way.) All sockets are non-blocking and watched by one level-triggered epoll descriptor, which is what
+ * sleeping threads poll.
  *
- *   out:  sends (oldest first) --frames--> out[0..count) --> the peer's in[0..count)
- *   in :  in[0..in_count) --frames--> parts (messages in several frames) --> match
+ *   out:  sends (oldest first) --frames--> out[0..count), out[BACK] --> the peer's in[0..count), in[BACK]
+ *   in :  in[0..in_count), in[BACK] --frames--> parts (messages in several frames) --> match
+ *
+ *   the lower rank's out[0] and in[BACK] are one connection, as are the higher one's in[0] and out[BACK]
  *
  * A connection that ends is taken from its link and buried: freed when no event fetched from epoll
  * can point at it any more.
@@ -33,6 +38,9 @@
 #define HORA_TCP_PAUSE_MIN     HORA_TCP_BUFFER /* longer messages may be left in the kernel ... */
 #define HORA_TCP_PAUSE_NS      50000000u /* ... for so long, while nobody receives from the peer */
 #define HORA_TCP_TICK_NS       1000000000u
+#define HORA_TCP_BACK          HORA_TCP_CONNECTIONS_MAX /* index of the way back */
+#define HORA_TCP_WAYS          (HORA_TCP_CONNECTIONS_MAX + 1)
+#define HORA_TCP_SHORT         ((size_t)16 << 10) /* longest that may go back, or is looked for */
 
 typedef struct hora_tcp      hora_tcp_t;
 typedef struct hora_tcp_link hora_tcp_link_t;
@@ -41,8 +49,7 @@ typedef enum hora_tcp_kind {
     HORA_TCP_LISTENER,
     HORA_TCP_TIMER,
     HORA_TCP_STRANGER, /* accepted; has not said hello */
-    HORA_TCP_OUT,
-    HORA_TCP_IN
+    HORA_TCP_CONN
 } hora_tcp_kind_t;
 
 /* What an epoll event points at; first member of each kind's struct. */
@@ -52,6 +59,14 @@ typedef struct hora_tcp_source {
     uint32_t                events; /* that epoll watches */
     struct hora_tcp_source *buried; /* next in self->graves */
 } hora_tcp_source_t;
+
+/* A connection: one half or both. Its halves are freed with it. */
+typedef struct hora_tcp_conn {
+    hora_tcp_source_t    source;
+    struct hora_tcp_out *out; /* NULL: there never was one */
+    struct hora_tcp_in  *in;
+    bool                 writes, reads; /* these halves still live */
+} hora_tcp_conn_t;
 
 typedef struct hora_tcp_stranger {
     hora_tcp_source_t source;
@@ -82,8 +97,9 @@ typedef struct hora_tcp_frame {
 } hora_tcp_frame_t;
 
 typedef struct hora_tcp_out {
-    hora_tcp_source_t source;
+    hora_tcp_conn_t  *conn;
     hora_tcp_link_t  *link;
+    unsigned          index;
     bool              connecting, blocked; /* waits for EPOLLOUT */
     uint64_t          opened;              /* when */
     size_t            hello_sent;
@@ -102,9 +118,10 @@ typedef struct hora_tcp_part {
 } hora_tcp_part_t;
 
 typedef struct hora_tcp_in {
-    hora_tcp_source_t source;
+    hora_tcp_conn_t  *conn;
     hora_tcp_link_t  *link;
     unsigned          index;
+    bool              greeted; /* the peer has said hello on it */
     bool              stalled; /* the next frame must wait; not watched for input */
     hora_inbound_t   *inbound; /* of the frame that is arriving; NULL: between frames */
     size_t            offset, left; /* of that frame: next byte in the message, bytes to come */
@@ -121,13 +138,16 @@ struct hora_tcp_link {
     hora_tcp_send_t *sends, *last_send; /* oldest first */
     hora_tcp_send_t *unassigned;        /* first of them with bytes not yet given to a connection */
     uint64_t         send_number;       /* of the next message */
-    hora_tcp_out_t  *out[HORA_TCP_CONNECTIONS_MAX];
-    unsigned         out_count; /* 0: not opened */
+    hora_tcp_out_t  *out[HORA_TCP_WAYS];
+    unsigned         out_count; /* that I have opened; 0: not yet */
+    size_t           back_max;  /* bytes of the longest message for out[BACK] */
     hora_status_t    send_status; /* HORA_OK, or why no more can be sent */
 
-    hora_tcp_in_t   *in[HORA_TCP_CONNECTIONS_MAX];
+    hora_tcp_in_t   *in[HORA_TCP_WAYS];
+    hora_tcp_in_t   *latest;    /* that brought bytes; NULL: none, or gone */
     unsigned         in_count;  /* that the peer opens; 0: not known yet */
-    unsigned         in_seen, in_open;
+    unsigned         in_seen;   /* of those */
+    unsigned         in_open;   /* halves that live */
     unsigned         stalled;   /* connections among them */
     uint64_t         recv_number; /* of the next message head */
     hora_tcp_part_t *parts;
@@ -162,12 +182,25 @@ struct hora_tcp {
 /* tcp.c */
 /* Changes what epoll watches; 0 stops watching but for errors. */
 hora_status_t hora_tcp_watch(hora_tcp_t *self, hora_tcp_source_t *source, uint32_t events);
-/* Closes the descriptor and buries the struct. */
-void hora_tcp_bury(hora_tcp_t *self, hora_tcp_source_t *source);
 /* Makes sure that the timer fires within `period` ns. */
 void hora_tcp_timer_want(hora_tcp_t *self, uint64_t period);
 /* Options that both ends of a connection have. */
 void hora_tcp_tune(int fd);
+
+/* conn.c */
+/* A connection over fd, with neither half. NULL: no memory. */
+hora_tcp_conn_t *hora_tcp_conn_new(int fd);
+/* Watches it for what its halves need. */
+hora_status_t hora_tcp_conn_watch(hora_tcp_t *self, hora_tcp_conn_t *conn);
+/* One half has ended: closes the connection and buries it if the other one has, too. */
+void hora_tcp_conn_release(hora_tcp_t *self, hora_tcp_conn_t *conn);
+/* Frees one that was never watched; not its descriptor. */
+void hora_tcp_conn_free(hora_tcp_conn_t *conn);
+/* Before all are closed. A connection that is closed while it holds bytes that nobody has read, or that
+ * bytes come to afterwards, is reset, and what has not arrived at the other side by then never does. So
+ * this waits until the other kernels have acknowledged all, a second at most, and drops what nobody
+ * will read. */
+void hora_tcp_take_leave(hora_tcp_t *self);
 
 /* link.c */
 /* The link to a rank, made if need be. NULL: no memory. */
@@ -192,6 +225,9 @@ uint64_t hora_tcp_link_tick(hora_tcp_link_t *link, uint64_t now);
 hora_status_t hora_tcp_listen(hora_tcp_t *self);
 void          hora_tcp_accept(hora_tcp_t *self);
 void          hora_tcp_stranger_event(hora_tcp_t *self, hora_tcp_stranger_t *stranger);
+/* Says why a hello is not good enough; NULL: it is. */
+const char *hora_tcp_hello_fault(const hora_tcp_t *self, const uint8_t *bytes,
+                                 hora_tcp_hello_t *hello);
 /* Drops strangers that were silent too long; true: some are left. */
 bool hora_tcp_strangers_tick(hora_tcp_t *self, uint64_t now);
 
@@ -200,17 +236,27 @@ void hora_tcp_send(hora_link_t *base, hora_xfer_t *xfer);
 void hora_tcp_cancel_send(hora_tcp_link_t *link, hora_xfer_t *xfer);
 /* The connection is no good any more, or never was: fails the link's sends. */
 void hora_tcp_out_failed(hora_tcp_out_t *out, int err);
+/* Ends this half. */
+void hora_tcp_out_close(hora_tcp_out_t *out);
+/* The peer's first connection stands: opens the way back. False: no memory. */
+bool hora_tcp_out_back(hora_tcp_link_t *link, hora_tcp_conn_t *conn);
+/* Writes what waits, wherever there is room. */
+void hora_tcp_push(hora_tcp_link_t *link);
 void hora_tcp_out_event(hora_tcp_out_t *out, uint32_t events);
 /* Unlinks and frees a send. */
 void hora_tcp_send_free(hora_tcp_link_t *link, hora_tcp_send_t *send);
 
 /* receive.c */
+/* A half for reading, counted as open, that watches nothing yet. NULL: no memory. */
+hora_tcp_in_t *hora_tcp_in_new(hora_tcp_link_t *link, hora_tcp_conn_t *conn, unsigned index);
 void hora_tcp_in_event(hora_tcp_in_t *in, uint32_t events);
+/* Reads from where the link's last bytes came, without asking epoll first. True: there were some. */
+bool hora_tcp_look(hora_tcp_link_t *link);
 /* Tries stalled connections again. */
 void hora_tcp_resume(hora_tcp_link_t *link);
 /* Takes in everything that the kernel has for this link. */
 void hora_tcp_drain(hora_tcp_link_t *link);
-/* Ends a connection's life in its link. */
+/* Ends this half. */
 void hora_tcp_in_close(hora_tcp_in_t *in);
 
 static inline hora_tcp_t *hora_tcp_of(const hora_tcp_link_t *link) {

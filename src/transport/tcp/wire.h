@@ -2,9 +2,9 @@
  * What goes over the wire: address blobs, the hello of a new connection, and the header of a frame.
  * Fixed layouts, little endian. Decoders believe nothing; they only look at the bytes. Any thread.
  *
- * A connection carries bytes one way: hello, then frames. A message is one frame or several, which
- * may travel over several connections; each frame says to which message it belongs and where in it.
- * Messages of one pair are numbered from 0, and matched with receives in this order.
+ * A connection carries bytes one way, or both: each way a hello, then frames. A message is one frame or
+ * several, which may travel over several connections; each frame says to which message it belongs and
+ * where in it. Messages of one pair are numbered from 0, and matched with receives in this order.
  */
 #ifndef HORA_TRANSPORT_TCP_WIRE_H
 #define HORA_TRANSPORT_TCP_WIRE_H
@@ -14,7 +14,7 @@
 #include <stdint.h>
 #include <sys/socket.h>
 
-#define HORA_TCP_VERSION         2u
+#define HORA_TCP_VERSION         3u
 #define HORA_TCP_TOKEN_SIZE      16
 #define HORA_TCP_ADDRESS_SIZE    44
 #define HORA_TCP_HELLO_SIZE      64

@@ -41,7 +41,7 @@ static int from_environment(const char *const *names) {
 static unsigned progress(void) {
     unsigned n;
     pthread_mutex_lock(&world->lock);
-    n = world->transports[0]->ops->progress(world->transports[0]);
+    n = world->transports[0]->ops->progress(world->transports[0], NULL);
     pthread_mutex_unlock(&world->lock);
     if (n == 0)
         sched_yield();

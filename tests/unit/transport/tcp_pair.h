@@ -93,8 +93,8 @@ static inline int teardown(void **state) {
 }
 
 static inline unsigned turn(void) {
-    unsigned n = A.t != NULL ? ops->progress(A.t) : 0;
-    return n + (B.t != NULL ? ops->progress(B.t) : 0);
+    unsigned n = A.t != NULL ? ops->progress(A.t, NULL) : 0;
+    return n + (B.t != NULL ? ops->progress(B.t, NULL) : 0);
 }
 
 /* Drives both until the transfer is done. */

@@ -102,7 +102,7 @@ static int tear_down(void **state) {
 
 static void turn(pair_t *p) {
     for (int i = 0; i < 10; i++)
-        hora_transport_mpi.progress(p->t[i % 2]);
+        hora_transport_mpi.progress(p->t[i % 2], NULL);
 }
 
 static hora_xfer_t xfer_of(void *buf, size_t len) {
@@ -159,7 +159,7 @@ static void expect_dead(pair_t *p, hora_status_t status) {
     hora_transport_mpi.recv(p->link[0], &r);
     assert_int_equal(s.status, status);
     assert_int_equal(r.status, status);
-    assert_int_equal(hora_transport_mpi.progress(p->t[0]), 0);
+    assert_int_equal(hora_transport_mpi.progress(p->t[0], NULL), 0);
     assert_int_equal(fake->calls, calls); /* MPI is left alone from then on */
 }
 
@@ -185,7 +185,7 @@ static void test_progress_fails(void **state) {
     hora_transport_mpi.send(p->link[0], &s);
     hora_transport_mpi.recv(p->link[0], &r);
     fake->fail_test = true;
-    hora_transport_mpi.progress(p->t[0]);
+    hora_transport_mpi.progress(p->t[0], NULL);
     assert_int_equal(s.status, HORA_ERR_PEER_FAILED);
     assert_int_equal(r.status, HORA_ERR_PEER_FAILED);
     expect_dead(p, HORA_ERR_PEER_FAILED);

@@ -166,7 +166,7 @@ static void pair_close(pair_t *pair) {
 static void pair_progress(pair_t *pair, const hora_xfer_t *until) {
     for (int i = 0; i < 100000 && until->status == HORA_IN_PROGRESS; i++)
         for (int k = 0; k < 2; k++)
-            hora_transport_shm.progress(pair->world[k]->transports[0]);
+            hora_transport_shm.progress(pair->world[k]->transports[0], NULL);
     assert_int_not_equal(until->status, HORA_IN_PROGRESS);
 }
 
@@ -249,7 +249,7 @@ static void link__cancelled_receive_is_not_touched(void **state) {
     pair_open(&pair);
     hora_transport_shm.recv(pair.link[1], &one);
     hora_transport_shm.send(pair.link[0], &first);
-    hora_transport_shm.progress(pair.world[1]->transports[0]);
+    hora_transport_shm.progress(pair.world[1]->transports[0], NULL);
     hora_transport_shm.cancel(pair.link[1], &one);
     free(into); /* a later write would be seen by the sanitizer */
     hora_transport_shm.send(pair.link[0], &second);

@@ -196,7 +196,7 @@ static void test_fd(void **state) {
     ops->send(A.link, &s);
     assert_int_equal(s.status, HORA_OK); /* at once, without progress */
     assert_int_equal(poll(&b, 1, 1000), 1);
-    ops->progress(B.t);
+    ops->progress(B.t, NULL);
     assert_int_equal(r.status, HORA_OK);
     assert_int_equal(got, 5);
     assert_int_equal(poll(&b, 1, 0), 0);
@@ -215,9 +215,9 @@ static void test_sleepers_move_on(void **state) {
                               {.fd = ops->fd(B.t), .events = POLLIN}};
         assert_true(poll(p, 2, 5000) > 0);
         if (p[0].revents)
-            ops->progress(A.t);
+            ops->progress(A.t, NULL);
         if (p[1].revents)
-            ops->progress(B.t);
+            ops->progress(B.t, NULL);
     }
     assert_int_equal(r.status, HORA_OK);
     assert_same(out, in, len);
@@ -314,6 +314,43 @@ static void test_cancel_receive_midway(void **state) {
     free(out);
 }
 
+/* The higher rank's short messages go back over the lower one's connection, the long ones do not; what
+ * goes which way is matched in the order in which it was sent. */
+static void test_way_back(void **state) {
+    enum { N = 24 };
+    static const size_t length[] = {8, 100000, 0, 16384, 1u << 20, 3};
+    uint8_t            *in[N], *out[N];
+    hora_xfer_t         s[N], r[N];
+    (void)state;
+    exchange(&A, &B, 8, true);
+    exchange(&B, &A, 8, true);
+    hora_tcp_link_t *link = (hora_tcp_link_t *)B.link;
+    assert_non_null(link->out[HORA_TCP_BACK]);
+    assert_int_equal(link->out_count, 0); /* it needed none of its own */
+    for (uint32_t i = 0; i < N; i++) {
+        size_t len = length[i % 6];
+        in[i] = filled(len, i);
+        out[i] = empty(len);
+        s[i] = xfer(in[i], len, 5);
+        r[i] = xfer(out[i], len, 5);
+        ops->send(B.link, &s[i]);
+        if (i % 7 == 0)
+            turn();
+    }
+    assert_true(link->out_count > 0);
+    for (int i = 0; i < N; i++) {
+        ops->recv(A.link, &r[i]);
+        exchange(&A, &B, 64, i % 2);
+    }
+    for (int i = 0; i < N; i++) {
+        assert_int_equal(finish(&r[i]), HORA_OK);
+        assert_int_equal(finish(&s[i]), HORA_OK);
+        assert_same(out[i], in[i], s[i].len);
+        free(in[i]);
+        free(out[i]);
+    }
+}
+
 /* ---- Failures ---- */
 
 static void test_peer_leaves_idle(void **state) {
@@ -343,7 +380,7 @@ static void test_messages_survive_leaving(void **state) {
     ops->send(B.link, &s1);
     ops->send(B.link, &s2);
     for (int i = 0; i < 1000; i++)
-        ops->progress(B.t);
+        ops->progress(B.t, NULL);
     drive_for(100);
     assert_int_equal(finish(&s2), HORA_OK);
     side_close(&B);
@@ -358,6 +395,31 @@ static void test_messages_survive_leaving(void **state) {
     assert_int_equal(finish(&r3), HORA_ERR_PEER_FAILED);
     free(in);
     free(out);
+}
+
+/* Although the one that left has not read what came to it, and more is under way than A's kernel takes. */
+static void test_messages_survive_a_deaf_leaver(void **state) {
+    enum { N = 60, LEN = 16384 };
+    static uint8_t     in[N][LEN], out[N][LEN];
+    static hora_xfer_t s[N], r[N];
+    hora_xfer_t        lost = xfer(out, 2000, 9);
+    (void)state;
+    exchange(&A, &B, 8, true);
+    exchange(&B, &A, 8, true);
+    ops->send(A.link, &lost);
+    for (int i = 0; i < N; i++) {
+        memset(in[i], i + 1, LEN);
+        s[i] = xfer(in[i], LEN, 1);
+        ops->send(B.link, &s[i]);
+    }
+    side_close(&B);
+    for (int i = 0; i < N; i++) {
+        assert_int_equal(s[i].status, HORA_OK);
+        r[i] = xfer(out[i], LEN, 1);
+        ops->recv(A.link, &r[i]);
+        assert_int_equal(finish(&r[i]), HORA_OK);
+        assert_memory_equal(out[i], in[i], LEN);
+    }
 }
 
 static void test_peer_leaves_while_waited_for(void **state) {
@@ -477,6 +539,8 @@ int main(void) {
         FOUR(test_both_send_first),
         ONE(test_long_unexpected_is_overtaken),
         FOUR(test_long_unexpected_is_overtaken),
+        ONE(test_way_back),
+        FOUR(test_way_back),
         ONE(test_mismatch_then_works),
         ONE(test_fd),
         ONE(test_sleepers_move_on),
@@ -491,6 +555,7 @@ int main(void) {
         ONE(test_peer_leaves_idle),
         FOUR(test_peer_leaves_idle),
         ONE(test_messages_survive_leaving),
+        ONE(test_messages_survive_a_deaf_leaver),
         FOUR(test_messages_survive_leaving),
         ONE(test_peer_leaves_while_waited_for),
         FOUR(test_peer_leaves_while_waited_for),

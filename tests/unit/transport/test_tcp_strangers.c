@@ -158,6 +158,55 @@ static void test_malformed_frames(void **state) {
     }
 }
 
+/* Somebody who only pretends to be rank 1: a plain socket. Takes A's connection; A has sent `s`. */
+static int false_rank(hora_xfer_t *s, int *listener_p) {
+    hora_tcp_address_t address = {.len = sizeof(address.sa), .token = {7}};
+    struct sockaddr_in here = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    uint8_t            blob[HORA_TCP_ADDRESS_SIZE];
+    int                fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    assert_int_equal(bind(fd, (struct sockaddr *)&here, sizeof(here)), 0);
+    assert_int_equal(listen(fd, 1), 0);
+    assert_int_equal(getsockname(fd, (struct sockaddr *)&address.sa, &address.len), 0);
+    hora_tcp_address_encode(&address, blob);
+    assert_int_equal(ops->connect(A.t, 1, blob, sizeof(blob), &A.link), HORA_OK);
+    ops->send(A.link, s);
+    assert_int_equal(finish(s), HORA_OK);
+    *listener_p = fd;
+    return accept(fd, NULL, NULL);
+}
+
+/* Who answers on a connection that A has opened must know A's word, too. */
+static void test_answer_without_the_word(void **state) {
+    (void)state;
+    for (int fault = 0; fault < 4; fault++) {
+        static const hora_tcp_header_t frame = {2, 0, 8, 0, 8, 0, 0};
+        uint8_t          bytes[HORA_TCP_HELLO_SIZE + HORA_TCP_HEADER_SIZE + 8] = {0};
+        char             buf[8], got[8] = "";
+        hora_tcp_hello_t hello;
+        hora_xfer_t      s = xfer(buf, 8, 1), r = xfer(got, 8, 2);
+        int              listener;
+        world_make(&A, 0, 1);
+        side_open(&A);
+        int fd = false_rank(&s, &listener);
+        ops->recv(A.link, &r);
+        hello_of(&A, &hello);
+        hello.token[3] ^= fault == 1;
+        hello.rank = fault == 2 ? 0 : 1;
+        hello.version += fault == 3;
+        hora_tcp_hello_encode(&hello, bytes);
+        hora_tcp_header_encode(&frame, bytes + HORA_TCP_HELLO_SIZE);
+        memcpy(bytes + HORA_TCP_HELLO_SIZE + HORA_TCP_HEADER_SIZE, "answer!", 8);
+        put(fd, bytes, 40);
+        drive_for(1);
+        put(fd, bytes + 40, sizeof(bytes) - 40);
+        assert_int_equal(finish(&r), fault == 0 ? HORA_OK : HORA_ERR_PROTOCOL);
+        assert_string_equal(got, fault == 0 ? "answer!" : "");
+        close(fd);
+        close(listener);
+        side_close(&A);
+    }
+}
+
 /* Frames of one message that overlap, or change their mind about it. */
 static void test_malformed_pieces(void **state) {
     static const hora_tcp_header_t first = {1, 0, 64, 0, 32, 0, 0};
@@ -378,7 +427,8 @@ static void congestion_of_a(char name[32]) {
     socklen_t        len = 31;
     memset(name, 0, 32);
     exchange(&A, &B, 8, true);
-    assert_int_equal(getsockopt(link->out[0]->source.fd, IPPROTO_TCP, TCP_CONGESTION, name, &len), 0);
+    int fd = link->out[0]->conn->source.fd;
+    assert_int_equal(getsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, name, &len), 0);
 }
 
 static void test_congestion(void **state) {
@@ -443,6 +493,7 @@ int main(void) {
         ONE(test_silent_strangers),
         ONE(test_slow_hello),
         PLAIN(test_malformed_frames),
+        PLAIN(test_answer_without_the_word),
         PLAIN(test_malformed_pieces),
         PLAIN(test_mutated_streams),
         ONE(test_pieces_out_of_order),
