@@ -65,6 +65,10 @@ void hora_kernel_copy(void *dst, const void *src, size_t bytes);
  * so large as a whole. */
 void hora_kernel_copy_part(void *dst, const void *src, size_t bytes);
 
+/* memcpy that also takes src's lines over from the core that wrote them, by writing to each what it holds. That
+ * core is quick to write to them again then; nobody else may use src meanwhile. No overlap. */
+void hora_kernel_take(void *dst, void *src, size_t bytes);
+
 /* Name of the instruction set in use: "portable", "avx2", "avx512", "neon". */
 const char *hora_kernel_isa(void);
 /* Forces one (tests; HORA_KERNELS, which the caller reads); false, and no change, if this machine

@@ -3,6 +3,7 @@
  */
 #include "transport/shm/mailbox.h"
 
+#include <kernels/cpu/kernels.h>
 #include <string.h>
 
 void hora_mailbox_open(hora_mailbox_end_t *end, void *memory, size_t bytes) {
@@ -46,8 +47,8 @@ void hora_mailbox_take(hora_mailbox_end_t *end, void *bytes, size_t len) {
     size_t head = end->size - at < len ? end->size - at : len;
     if (len == 0)
         return;
-    memcpy(bytes, end->box->ring + at, head);
-    memcpy((uint8_t *)bytes + head, end->box->ring, len - head);
+    hora_kernel_take(bytes, end->box->ring + at, head);
+    hora_kernel_take((uint8_t *)bytes + head, end->box->ring, len - head);
     end->mine += len;
 }
 

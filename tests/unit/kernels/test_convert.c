@@ -306,6 +306,37 @@ static void test_copy(void **state)
     free(from);
 }
 
+/* From memory of exactly that length, at every place in a line: what lies beside it may be another's. */
+static void test_take(void **state)
+{
+    (void)state;
+    const size_t  sizes[] = {0, 1, 7, 63, 64, 65, 127, 128, 1000};
+    unsigned char to[1002], before[1000];
+    for (size_t s = 0; s < sizeof(sizes) / sizeof(sizes[0]); s++) {
+        for (size_t off = 0; off < 64; off += s % 2 ? 1 : 9) {
+            unsigned char *block = aligned_alloc(64, 1152), *from = block + off;
+            assert_non_null(block);
+            memset(block, 0x11, 1152);
+            for (size_t i = 0; i < sizes[s]; i++) {
+                from[i] = before[i] = (unsigned char)(i * 7 + off);
+            }
+            memset(to, 0xa5, sizeof(to));
+            hora_kernel_take(to + 1, from, sizes[s]);
+            assert_memory_equal(to + 1, before, sizes[s]);
+            assert_memory_equal(from, before, sizes[s]);
+            assert_int_equal(to[0], 0xa5);
+            assert_int_equal(to[sizes[s] + 1], 0xa5);
+            free(block);
+        }
+    }
+    unsigned char *exact = malloc(100); /* the sanitizers watch its ends */
+    assert_non_null(exact);
+    memset(exact, 3, 100);
+    hora_kernel_take(to, exact, 100);
+    free(exact);
+    hora_kernel_take(NULL, NULL, 0);
+}
+
 int main(void)
 {
     for (unsigned h = 0; h < HALVES; h++) {
@@ -316,6 +347,7 @@ int main(void)
         cmocka_unit_test(test_random),     cmocka_unit_test(test_other_half),
         cmocka_unit_test(test_scale),      cmocka_unit_test(test_tails),
         cmocka_unit_test(test_equal_types), cmocka_unit_test(test_copy),
+        cmocka_unit_test(test_take),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
