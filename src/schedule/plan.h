@@ -84,6 +84,7 @@ typedef struct hora_step {
     uint8_t    kind;
     bool       finish;    /* REDUCE, COPY, BLEND: apply divisor and postscale here (last touch) */
     bool       stream;    /* COPY: part of one that is larger than the caches */
+    bool       take;      /* COPY: from a slot, nobody else reads what is read there (hora_kernel_take) */
     bool       begin;     /* REDUCE, COPY: apply prescale to the sources here (first touch) */
     int32_t    nsrc;      /* as many as there are ranks, where one sums all */
     int32_t    peer;      /* AWAIT: HORA_ALL_RANKS for every member */
@@ -107,6 +108,7 @@ typedef struct hora_plan {
     uint32_t     phases;  /* highest phase signalled */
     size_t       tmp;     /* elements of HORA_BUF_TMP */
     size_t       slot;    /* elements of HORA_BUF_SLOT */
+    bool         turns;   /* two members: what was this slot is the other's the next time */
     hora_status_t status; /* HORA_ERR_NO_MEMORY once an emit failed; checked once, at the end */
 } hora_plan_t;
 

@@ -414,10 +414,13 @@ static hora_status_t wait_xfer(hora_exec_t *exec, uint32_t number) {
 
 static void run_copy(hora_exec_t *exec, const hora_step_t *step) {
     void *src = place_of(exec, &step->src), *dst = place_of(exec, &step->dst);
+    size_t bytes = step->count * exec->key.elem_size;
     if (src == dst)
         return;
-    (step->stream ? hora_kernel_copy_part : hora_kernel_copy)(dst, src,
-                                                              step->count * exec->key.elem_size);
+    if (step->take)
+        hora_kernel_take(dst, src, bytes);
+    else
+        (step->stream ? hora_kernel_copy_part : hora_kernel_copy)(dst, src, bytes);
 }
 
 static void run_reduce(hora_exec_t *exec, const hora_step_t *step, const hora_ref_t *src, int nsrc,
@@ -522,6 +525,7 @@ static hora_status_t advance_steps(hora_exec_t *exec) {
         exec->pads->base += (uint64_t)exec->meets + exec->plan.phases;
         exec->pads->last_sig = exec->sig;
         hora_pads_remember(exec->pads, exec->sig);
+        exec->pads->turns[exec->pads->calls & 1] ^= exec->plan.turns;
         exec->pads->calls += uses_pads(exec->algo);
     }
     exec->state = HORA_EXEC_DONE;

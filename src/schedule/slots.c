@@ -25,6 +25,15 @@
  * out, in pieces of a size for that. With one round it waits for nobody: that this half of the slot is
  * free it knows by awaiting phase 0, the last of the call before.
  *
+ * A line that another rank has read is slow to write (pads.h). Two ranks that both put and get change
+ * slots whenever they use a region again, so that each writes where it has read last. Else, where one
+ * rank alone reads what is put, it takes the lines over (hora_kernel_take); where several do, what is put
+ * is streamed.
+ *
+ *     round          0          2          4        (region 0; 1 in between)
+ *     rank 0 puts    slot 0     slot 1     slot 0   and gets from the other one
+ *     rank 1 puts    slot 1     slot 0     slot 1
+ *
  * When all inputs lie in the arena (hint->shared_in_out) nothing is put: each gets what it needs from
  * where it lies, and who was read waits until all have.
  *
@@ -50,6 +59,7 @@ typedef struct slots {
     size_t             piece; /* elements of a block that go in one round */
     size_t             regions;
     bool               shared;
+    bool               turns;  /* two ranks change slots */
     bool               stream; /* the outputs together are larger than the caches */
 } slots_t;
 
@@ -64,6 +74,12 @@ static size_t longest(const hora_coll_t *coll, const hora_plan_hint_t *hint) {
     return coll->counts == NULL ? coll->count : hora_block_longest(coll);
 }
 
+/* Does one rank alone copy what is put in a place? Sums do not take lines over. */
+static bool has_one_reader(const hora_coll_t *coll) {
+    bool for_one = !hora_blocks_for_all(coll) || coll->size == 2 || coll->kind == HORA_COLL_GATHER;
+    return for_one && !hora_coll_reduces(coll->kind);
+}
+
 /* ---- a round ---- */
 
 /* Where in the slot of `from` round k of its block for `to` lies. */
@@ -73,14 +89,19 @@ static size_t place(const slots_t *s, int from, int to, size_t k) {
     return (k % s->regions * lanes + lane) * s->piece;
 }
 
+/* In whose slot `from` puts round k. */
+static int slot_of(const slots_t *s, int from, size_t k) {
+    return s->turns && k / s->regions % 2 == 1 ? 1 - from : from;
+}
+
 static void put_one(const slots_t *s, int to, size_t k) {
+    int          me = s->coll->rank;
     size_t       begin = hora_blocks_begin_in(s->coll, to) + k * s->piece;
-    size_t       slot = place(s, s->coll->rank, to, k);
+    hora_ref_t   slot = hora_of(slot_of(s, me, k), HORA_BUF_SLOT, place(s, me, to, k));
     size_t       count = hora_chunk_count(s->piece, hora_blocks_count_to(s->coll, to), k);
-    hora_step_t *step = hora_plan_copy(s->plan, hora_own(HORA_BUF_IN, begin),
-                                       hora_own(HORA_BUF_SLOT, slot), count);
+    hora_step_t *step = hora_plan_copy(s->plan, hora_own(HORA_BUF_IN, begin), slot, count);
     if (step != NULL)
-        step->stream = true;
+        step->stream = !s->turns && !has_one_reader(s->coll);
 }
 
 static void put(const slots_t *s, size_t k) {
@@ -98,7 +119,7 @@ static hora_ref_t source(const slots_t *s, int from, size_t k) {
     if (from == me)
         return hora_own(HORA_BUF_IN, in);
     return s->shared ? hora_of(from, HORA_BUF_IN, in)
-                     : hora_of(from, HORA_BUF_SLOT, place(s, from, me, k));
+                     : hora_of(slot_of(s, from, k), HORA_BUF_SLOT, place(s, from, me, k));
 }
 
 static void get_one(const slots_t *s, int from, size_t k) {
@@ -106,8 +127,10 @@ static void get_one(const slots_t *s, int from, size_t k) {
     size_t       count = hora_chunk_count(s->piece, hora_blocks_count_from(s->coll, from), k);
     hora_step_t *step = hora_plan_copy(s->plan, source(s, from, k), hora_own(HORA_BUF_OUT, begin),
                                        count);
-    if (step != NULL)
-        step->stream = s->stream;
+    if (step == NULL)
+        return;
+    step->stream = s->stream;
+    step->take = step->src.buf == HORA_BUF_SLOT && !s->turns && has_one_reader(s->coll);
 }
 
 static void get_sum(const slots_t *s, size_t k) {
@@ -176,7 +199,16 @@ static void plan_shared(slots_t *s) {
         hora_plan_await_rank(s->plan, 1, readers);
 }
 
-/* How much goes in a round, and through how many regions. */
+/* No longer than `piece`, and so that the rounds are even in number. */
+static size_t even_piece(size_t piece, size_t most, size_t line) {
+    size_t rounds = (most + piece - 1) / piece;
+    rounds += rounds % 2;
+    piece = (most + rounds - 1) / rounds;
+    return (piece + line - 1) / line * line;
+}
+
+/* How much goes in a round, and through how many regions. Ranks that change slots take each region equally
+ * often, if it is more than one, or they would not know which one they have read last. */
 static void cut(slots_t *s, const hora_plan_hint_t *hint, size_t lanes, size_t most) {
     bool   one_way = hora_blocks_from_root(s->coll) || hora_blocks_to_root(s->coll);
     size_t line = LINE_BYTES / hint->elem_size;
@@ -186,7 +218,10 @@ static void cut(slots_t *s, const hora_plan_hint_t *hint, size_t lanes, size_t m
     s->piece = region / lanes / line * line;
     if (s->piece == 0)
         s->piece = line;
+    s->turns = !one_way && s->coll->size == 2;
     s->piece = least(s->piece, most);
+    if (s->turns && most > s->piece)
+        s->piece = even_piece(s->piece, most, line);
     s->regions = one_way ? least(hint->slot / lanes / s->piece, REGIONS_MAX) : REGIONS;
 }
 
@@ -207,6 +242,7 @@ static void slots_plan(const hora_coll_t *coll, const hora_plan_hint_t *hint, ho
         cut(&s, hint, lanes, most);
         rounds = (most + s.piece - 1) / s.piece;
         plan->slot = least(rounds, s.regions) * lanes * s.piece;
+        plan->turns = s.turns && (rounds + 1) / REGIONS % 2 == 1;
         plan_rounds(&s, rounds);
     }
     free(s.src);

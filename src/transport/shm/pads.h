@@ -21,8 +21,8 @@
  * 150 ns a line, instead of 5. More members would all have to give up each line, and have no boards.
  *
  * Slots. Collective number k (pads->calls) uses slot half k % 2. It is free again: before a member writes
- * to its slot in k + 2, it has awaited the last phase of k + 1 from all, and they signalled that after
- * they had finished k.
+ * to a slot in k + 2, it has awaited the last phase of k + 1 from all, and they signalled that after
+ * they had finished k. Two members may change halves as they change boards, if the plan says so.
  */
 #ifndef HORA_TRANSPORT_SHM_PADS_H
 #define HORA_TRANSPORT_SHM_PADS_H
@@ -71,6 +71,7 @@ struct hora_pads {
     uint32_t           past;       /* hash of the signatures of all calls so far */
     bool               unheard;    /* a message of mine is there, and no sleeper has been woken for it */
     int                turn;       /* on the next board message member m has board m ^ turn */
+    uint8_t            turns[2];   /* of two members: member m's slot half h is that of m ^ turns[h] */
     uint8_t           *boards[HORA_PADS_BOARDS]; /* in the members' blocks */
     size_t             slot_bytes; /* of one half */
     hora_pads_line_t **lines;      /* [comm->size], of each member, mapped here */
@@ -112,7 +113,8 @@ static inline uint8_t *hora_pads_board(const hora_pads_t *pads, int rank) {
 }
 /* The half-slot of `rank` for the current call. */
 static inline uint8_t *hora_pads_slot(const hora_pads_t *pads, int rank) {
-    return pads->slots[rank] + (pads->calls & 1) * pads->slot_bytes;
+    size_t half = pads->calls & 1;
+    return pads->slots[rank ^ pads->turns[half]] + half * pads->slot_bytes;
 }
 
 #endif

@@ -46,6 +46,7 @@ typedef struct rank_state {
     uint32_t     first_open;  /* xfers before it have been waited for */
     uint32_t     clock[64];   /* vector clock */
     uint64_t     phase, base; /* signalled last; used by calls before */
+    int          turns[2];    /* of a slot's halves */
     shadow_t     shadow[4];
     size_t       messages, elements, between;
 } rank_state_t;
@@ -155,9 +156,13 @@ static void check_open(sim_t *sim, int rank, const uint8_t *at, size_t bytes, bo
 /* The place of ref, after all checks; NULL after a fault. */
 static uint8_t *touch(sim_t *sim, int rank, hora_ref_t ref, size_t count, bool writes) {
     int           owner = ref.rank < 0 ? rank : ref.rank;
-    rank_state_t *o = &sim->ranks[owner];
+    int           half = sim->ranks[rank].call % 2;
+    rank_state_t *o;
     size_t        at = ref.off;
     uint8_t      *place;
+    if (ref.buf == HORA_BUF_SLOT)
+        owner ^= sim->ranks[rank].turns[half];
+    o = &sim->ranks[owner];
     if (owner >= sim->what->size || (unsigned)ref.buf > 3 || ref.off > o->length[ref.buf] ||
         count > o->length[ref.buf] - ref.off) {
         fault(sim, rank, "[%zu, +%zu) is outside of buffer %d of rank %d", ref.off, count, ref.buf,
@@ -169,7 +174,7 @@ static uint8_t *touch(sim_t *sim, int rank, hora_ref_t ref, size_t count, bool w
     if (ref.buf == HORA_BUF_IN && writes && !sim->what->in_place)
         fault(sim, rank, "writes the input");
     if (ref.buf == HORA_BUF_SLOT)
-        at += (size_t)(sim->ranks[rank].call % 2) * o->length[HORA_BUF_SLOT];
+        at += (size_t)half * o->length[HORA_BUF_SLOT];
     place = o->buf[ref.buf] + at * sim->elem;
     if (is_shared(sim, ref.buf))
         check_race(sim, rank, owner, ref.buf, at, count, writes);
@@ -376,8 +381,10 @@ static bool copies_nothing(const sim_t *sim, int rank, const hora_step_t *step) 
 static void run_copy(sim_t *sim, int rank, const hora_step_t *step) {
     if (copies_nothing(sim, rank, step))
         return;
-    uint8_t *src = touch(sim, rank, step->src, step->count, false);
+    uint8_t *src = touch(sim, rank, step->src, step->count, step->take);
     uint8_t *dst = touch(sim, rank, step->dst, step->count, true);
+    if (step->take && step->src.buf != HORA_BUF_SLOT)
+        fault(sim, rank, "takes lines over that are in no slot");
     if (src == NULL || dst == NULL || src == dst)
         return;
     if (overlap(src, step->count * sim->elem, dst, step->count * sim->elem))
@@ -479,6 +486,9 @@ static bool end_call(sim_t *sim, int rank) {
     check_input(sim, rank);
     check_output(sim, rank);
     me->base += sim->what->shared + me->plan.phases;
+    if (me->plan.turns && sim->what->size != 2)
+        fault(sim, rank, "only two ranks can change slots");
+    me->turns[me->call % 2] ^= me->plan.turns;
     me->call++;
     return true;
 }
