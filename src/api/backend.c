@@ -22,15 +22,9 @@ static bool probe_transport(const row_t *row, hora_backend_t *backend) {
     return ops->probe(backend);
 }
 
-/* It can be loaded, but nothing is handed to it yet. */
 static bool probe_nccl(const row_t *row, hora_backend_t *backend) {
-    bool   here = hora_nccl_probe(backend);
-    size_t len = strlen(backend->detail);
     (void)row;
-    if (here)
-        snprintf(backend->detail + len, sizeof(backend->detail) - len,
-                 "; hora %s does not use it yet", HORA_VERSION);
-    return false;
+    return hora_nccl_probe(backend);
 }
 
 static bool probe_kernels(const row_t *row, hora_backend_t *backend) {

@@ -261,20 +261,28 @@ static void tell_members(hora_comm_t *comm, hora_status_t status) {
 }
 
 static hora_status_t split(hora_comm_t *parent, const ballot_t *ballots, hora_comm_t **comm_p) {
-    int           size = 0;
-    uint32_t      channel;
-    hora_comm_t  *comm;
-    hora_status_t st = agree_on_channel(parent, &channel);
+    ballot_t               mine = ballots[parent->rank];
+    int                    size = 0;
+    uint32_t               channel;
+    struct hora_nccl_comm *made = NULL;
+    hora_comm_t           *comm;
+    hora_status_t          st = agree_on_channel(parent, &channel);
+    if (st != HORA_OK)
+        return st;
+    for (int i = 0; i < parent->size; i++)
+        size += ballots[i].color == mine.color;
+    st = hora_offload_split(parent, size > 1 ? mine.color : -1, mine.key, &made);
     if (st != HORA_OK)
         return st;
     *comm_p = NULL;
-    if (ballots[parent->rank].color < 0)
+    if (mine.color < 0)
         return HORA_OK;
-    for (int i = 0; i < parent->size; i++)
-        size += ballots[i].color == ballots[parent->rank].color;
     comm = comm_new(parent->world, size);
-    if (comm == NULL)
+    if (comm == NULL) {
+        hora_offload_inherit(NULL, made);
         return hora_fail(HORA_ERR_NO_MEMORY, "a communicator of %d ranks", size);
+    }
+    hora_offload_inherit(comm, made);
     comm->channel = channel;
     comm->timeout = parent->timeout;
     choose_members(parent, ballots, comm);

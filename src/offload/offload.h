@@ -17,6 +17,14 @@
  * first. Calls on one communicator come one at a time. */
 bool hora_offload_try(hora_comm_t *comm, const hora_coll_t *coll, hora_status_t *status_p);
 
+/* As part of hora_comm_split: splits what the members of `parent` have in another library, if that is
+ * quicker than to make it anew. Collective. *made_p: for the new communicator's hora_offload_inherit; NULL:
+ * nothing. An error: the parent has failed. */
+hora_status_t hora_offload_split(hora_comm_t *parent, int color, int key,
+                                 struct hora_nccl_comm **made_p);
+/* Gives it to the new communicator; NULL: there is none, and it is freed. */
+void hora_offload_inherit(hora_comm_t *comm, struct hora_nccl_comm *made);
+
 /* Frees what hora_offload_try keeps in comm. Before the world is left. */
 void hora_offload_forget(hora_comm_t *comm);
 

@@ -15,6 +15,7 @@ struct hora_algo;
 struct hora_exec;
 struct hora_offload;
 struct hora_gpu_comm;
+struct hora_nccl_comm;
 
 /* What src/schedule/select.c has chosen before. */
 typedef struct hora_chosen {
@@ -52,6 +53,8 @@ struct hora_comm {
     struct hora_exec  *first, *last; /* operations in flight, in order (src/schedule) */
     struct hora_exec  *idle;         /* finished executions, kept for the next calls */
     struct hora_offload *offload;    /* what src/offload keeps; NULL: nothing */
+    struct hora_nccl_comm *inherited; /* NCCL's, split off the parent's when this one was; NULL: none, on
+                                         all members, or taken up by `gpu` */
     struct hora_gpu_comm *gpu;       /* of collectives on GPUs (src/offload/cuda); NULL: none yet */
 };
 

@@ -5,6 +5,7 @@
 #include "offload/cuda/device.h"
 
 #include "offload/cuda/staged.h"
+#include "offload/nccl/nccl.h"
 #include "schedule/algos.h"
 #include "schedule/exec.h"
 #include "util/log.h"
@@ -14,7 +15,7 @@
 #include <string.h>
 
 /* In the order in which they are tried; NULL at the end. */
-static const hora_gpu_path_t *const paths[] = {&hora_gpu_path_staged, NULL};
+static const hora_gpu_path_t *const paths[] = {&hora_gpu_path_nccl, &hora_gpu_path_staged, NULL};
 
 bool hora_gpu_facts_apart(const hora_gpu_facts_t *facts, int size) {
     for (int i = 0; i < size; i++)
@@ -70,9 +71,8 @@ static const hora_gpu_path_t *find_path(const char *name) {
     return NULL;
 }
 
-/* Of equal facts; so all members succeed or none does. */
-static hora_status_t choose(hora_comm_t *comm, const hora_gpu_facts_t *facts,
-                            const hora_gpu_path_t **path_p) {
+hora_status_t hora_device_choose(hora_comm_t *comm) {
+    const hora_gpu_facts_t *facts = comm->gpu->facts;
     const char            *setting = facts[0].setting, *obstacle = "there is no path";
     const hora_gpu_path_t *path = NULL;
     bool                   is_auto = strcmp(setting, "auto") == 0;
@@ -90,19 +90,20 @@ static hora_status_t choose(hora_comm_t *comm, const hora_gpu_facts_t *facts,
     if (obstacle != NULL)
         return hora_fail(HORA_ERR_UNSUPPORTED, "collectives on GPUs (HORA_GPU_PATH=%s): %s", setting,
                          obstacle);
-    *path_p = path;
+    comm->gpu->path = path;
+    if (comm->rank == 0)
+        hora_log(HORA_LOG_INFO, "GPUs: collectives of %d ranks by %s", comm->size, path->name);
     return HORA_OK;
 }
 
-static hora_status_t agree(hora_comm_t *comm, const hora_gpu_place_t *place,
-                           struct hora_gpu_comm *self) {
-    hora_gpu_facts_t mine = {{0}};
-    hora_status_t    st = describe(comm, place, &mine);
+static hora_status_t agree(hora_comm_t *comm, const hora_gpu_place_t *place) {
+    hora_gpu_facts_t *facts = comm->gpu->facts, mine = {{0}};
+    hora_status_t     st = describe(comm, place, &mine);
     if (st != HORA_OK)
         return hora_coll_fail(comm, st);
-    st = exchange(comm, &mine, self->facts);
-    self->facts[0].setting[sizeof(self->facts[0].setting) - 1] = '\0'; /* another process wrote it */
-    return st == HORA_OK ? choose(comm, self->facts, &self->path) : st;
+    st = exchange(comm, &mine, facts);
+    facts[0].setting[sizeof(facts[0].setting) - 1] = '\0'; /* another process wrote it */
+    return st == HORA_OK ? hora_device_choose(comm) : st;
 }
 
 static hora_status_t get_ready(hora_comm_t *comm, const hora_gpu_place_t *place) {
@@ -119,16 +120,14 @@ static hora_status_t get_ready(hora_comm_t *comm, const hora_gpu_place_t *place)
                                               comm->size));
     }
     self->gpu = place->gpu;
-    st = agree(comm, place, self);
+    comm->gpu = self;
+    st = agree(comm, place);
     if (st != HORA_OK) {
         free(self->facts);
         free(self);
-        return st;
+        comm->gpu = NULL;
     }
-    comm->gpu = self;
-    if (comm->rank == 0)
-        hora_log(HORA_LOG_INFO, "GPUs: collectives of %d ranks by %s", comm->size, self->path->name);
-    return HORA_OK;
+    return st;
 }
 
 /* ---- The door ------------------------------------------------------------------------------- */

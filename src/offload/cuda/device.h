@@ -25,6 +25,7 @@ typedef struct hora_gpu_facts {
     char     setting[16]; /* HORA_GPU_PATH, cut off; rank 0's counts */
     uint64_t chunk;    /* HORA_GPU_CHUNK; rank 0's counts */
     int32_t  nccl;     /* ncclGetVersion; 0: it has none that can be used */
+    int32_t  halves;   /* HORA_NCCL_HALVES; rank 0's counts */
     int32_t  ipc;      /* 1: other processes of the host can open its GPU's memory */
 } hora_gpu_facts_t;
 
@@ -66,6 +67,9 @@ hora_status_t hora_device_progress(hora_comm_t *comm, hora_staged_op_t *op);
 hora_status_t hora_device_wait(hora_comm_t *comm, hora_staged_op_t *op);
 /* Waits for all that were started. Before a collective on the communicator that is not on GPUs. */
 hora_status_t hora_device_settle(hora_comm_t *comm);
+/* Chooses comm->gpu->path by comm->gpu->facts; the same on all members. HORA_ERR_UNSUPPORTED on all: none can
+ * be taken. */
+hora_status_t hora_device_choose(hora_comm_t *comm);
 /* Frees comm->gpu. */
 void hora_device_forget(hora_comm_t *comm);
 

@@ -74,8 +74,9 @@ int  standin_gpus(void);
 int  standin_physical(int gpu); /* the machine's number of it */
 
 /* The host's address of device or pinned memory, NULL where [at, at + bytes) is no such memory, or
- * lies on a GPU that `gpu` (-1: the driver itself) has no access to. bytes 0: any address in it. */
-void *standin_memory(uint64_t at, size_t bytes, int gpu);
+ * lies on a GPU that `gpu` (-1: the driver itself) has no access to. bytes 0: any address in it. For the
+ * stand-in of NCCL, too. */
+EXPORT void *standin_memory(uint64_t at, size_t bytes, int gpu);
 /* Whether the host's memory is pinned: all of it. */
 bool standin_pinned(const void *at, size_t bytes);
 /* Opens another process's file; -1 where it is gone. */

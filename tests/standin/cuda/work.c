@@ -275,3 +275,23 @@ int cuLaunchKernel(hora_cuda_function_t function, unsigned grid_x, unsigned grid
     cuda_standin.blocks = grid_x;
     return standin_queue(gpu, stream, run_kernel, &launch, sizeof(launch));
 }
+
+/* ---- Functions of the host, on a stream: for the stand-in of NCCL ----------------------------- */
+
+typedef struct host_call {
+    void (*function)(void *data);
+    void *data;
+} host_call_t;
+
+static void run_host_call(void *args) {
+    const host_call_t *call = args;
+    call->function(call->data);
+}
+
+EXPORT int cuLaunchHostFunc(hora_cuda_stream_t stream, void (*function)(void *data), void *data);
+int cuLaunchHostFunc(hora_cuda_stream_t stream, void (*function)(void *data), void *data) {
+    int         gpu, result = standin_enter_gpu("cuLaunchHostFunc", &gpu);
+    host_call_t call = {function, data};
+    return result != HORA_CUDA_SUCCESS ? result
+                                       : standin_queue(gpu, stream, run_host_call, &call, sizeof(call));
+}

@@ -9,6 +9,7 @@
 #include "nccl.h"
 
 #include "offload/nccl/library.h"
+#include "util/clock.h"
 
 #include <dlfcn.h>
 #include <fcntl.h>
@@ -18,7 +19,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <time.h>
 #include <unistd.h>
 
 #ifndef VERSION
@@ -56,7 +56,7 @@ typedef struct comm {
     int         answers; /* ncclInProgress that is still to be said */
     bool        finalized;
     atomic_bool aborted;
-    time_t      reported; /* from then on an error is; 0: not yet */
+    uint64_t    reported; /* ns: from then on an error is; 0: not yet */
     atomic_int  jobs; /* on streams */
 } comm_t;
 
@@ -263,7 +263,7 @@ int ncclCommGetAsyncError(hora_nccl_handle_t handle, int *error_p) {
         comm->fd = -1;
     }
     *error_p = !ready || comm->answers-- > 0 ? HORA_NCCL_IN_PROGRESS : HORA_NCCL_SUCCESS;
-    if (comm->reported != 0 && time(NULL) >= comm->reported)
+    if (comm->reported != 0 && hora_clock_ns() >= comm->reported)
         *error_p = HORA_NCCL_REMOTE_ERROR;
     return HORA_NCCL_SUCCESS;
 }
@@ -395,7 +395,7 @@ int ncclGroupEnd(void) {
     atomic_fetch_add(&comm->jobs, 1);
     comm->answers = 2;
     if (comm->reports && comm->reported == 0)
-        comm->reported = time(NULL) + 2; /* the call has returned by then */
+        comm->reported = hora_clock_ns() + 300000000; /* the call has returned by then */
     if (comm->no_memory) {
         last_error = "Cuda failure 2 'out of memory'";
         atomic_fetch_sub(&comm->jobs, 1);

@@ -1,0 +1,302 @@
+/*
+ * NCCL's offload when something goes wrong, and which communicators it makes, on the stand-ins:
+ * `test_gpu_nccl CUDA NCCL OTHER-NCCL`, where the last one is of another version and cannot split. What is
+ * computed is test_gpu_comm's.
+ */
+#include <dlfcn.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "device.h"
+
+#include "nccl.h"
+
+#define COUNT 3001
+
+static char **libraries; /* from 1 */
+
+/* What goes wrong, and what is to come of it. */
+typedef struct fault_case {
+    const char   *words; /* HORA_STANDIN_NCCL, on rank 1 */
+    hora_status_t status;
+    const char   *text;  /* in every rank's error */
+    int           aborts; /* on every rank; -1: any number */
+} fault_case_t;
+
+/* ---- In a rank ----------------------------------------------------------------------------- */
+
+/* Each rank has a GPU to itself, unless it shares one. */
+static hora_comm_t *join(int rank, bool shares) {
+    char gpu[16];
+    snprintf(gpu, sizeof(gpu), "%d", rank);
+    setenv("HORA_STANDIN_GPUS", "4", 1);
+    if (!shares)
+        setenv("CUDA_VISIBLE_DEVICES", gpu, 1);
+    return harness_join();
+}
+
+static const nccl_standin_t *counts(void) {
+    void *library = dlopen(getenv("HORA_NCCL_LIBRARY"), RTLD_NOW | RTLD_NOLOAD);
+    const nccl_standin_t *found = library != NULL ? dlsym(library, "nccl_standin") : NULL;
+    harness_check(found != NULL, "%s is not loaded", getenv("HORA_NCCL_LIBRARY"));
+    return found;
+}
+
+static hora_status_t queue_sum(hora_comm_t *comm, device_buffer_t *b, void *stream) {
+    hora_call_options_t options = HORA_CALL_OPTIONS_INIT;
+    options.device = 0;
+    options.stream = stream;
+    options.name = "grad";
+    return hora_allreduce(comm, b->at, b->at, COUNT, HORA_INT32, HORA_SUM, &options);
+}
+
+static void sum_is_right(hora_comm_t *comm, device_buffer_t *b, void *stream) {
+    int size = hora_comm_size(comm);
+    for (int i = 0; i < COUNT; i++)
+        ((int *)(void *)b->host)[i] = i + hora_comm_rank(comm);
+    device_put(b, stream);
+    harness_ok(queue_sum(comm, b, stream));
+    device_finish(stream);
+    device_get(b, stream);
+    device_finish(stream);
+    for (int i = 0; i < COUNT; i++)
+        harness_check(((int *)(void *)b->host)[i] == size * i + size * (size - 1) / 2, "element %d", i);
+}
+
+static void expect(hora_status_t st, const fault_case_t *c) {
+    harness_check(st == c->status && strstr(hora_last_error(), c->text) != NULL, "%s: %s, not %s: %s",
+                  hora_status_name(st), hora_last_error(), hora_status_name(c->status), c->text);
+}
+
+/* The first error that a call returns, each of which may have been queued before it was found. */
+static hora_status_t until_it_fails(hora_comm_t *comm, device_buffer_t *b, void *stream) {
+    double        start = harness_now();
+    hora_status_t st = HORA_OK;
+    while (st == HORA_OK && harness_now() - start < 10) {
+        st = queue_sum(comm, b, stream);
+        usleep(20000);
+    }
+    return st;
+}
+
+/* In time, on every rank, with one text; the stream is free again, and the next call fails too. */
+static void fault_main(hora_comm_t *unused, int rank, int size, void *arg) {
+    const fault_case_t *c = arg;
+    device_buffer_t     b;
+    hora_comm_t        *comm;
+    void               *stream;
+    double              start;
+    (void)unused, (void)size;
+    setenv("HORA_STANDIN_NCCL", c->words, 1);
+    setenv("HORA_STANDIN_NCCL_RANK", "1", 1);
+    comm = join(rank, false);
+    device_begin();
+    stream = device_stream();
+    device_make(&b, COUNT * 4);
+    start = harness_now();
+    expect(until_it_fails(comm, &b, stream), c);
+    harness_check(harness_now() - start < 5, "after %.1f s", harness_now() - start);
+    expect(queue_sum(comm, &b, stream), c);
+    if (strstr(c->words, "abort-blocks") == NULL)
+        device_finish(stream);
+    harness_ok(hora_comm_free(comm));
+    harness_check(harness_now() - start < 8, "freed after %.1f s", harness_now() - start);
+    harness_check(c->aborts < 0 || atomic_load(&counts()->aborts) == c->aborts, "%d aborts",
+                  atomic_load(&counts()->aborts));
+    if (strstr(c->words, "abort-blocks") != NULL)
+        _exit(0); /* what is left behind is as it should be */
+}
+
+/* NCCL cannot be set up: another path is found, or the error says why. */
+static void no_nccl_main(hora_comm_t *unused, int rank, int size, void *arg) {
+    static const fault_case_t forced = {"", HORA_ERR_UNSUPPORTED, "NCCL could not make a communicator", 0};
+    const char     *words = arg;
+    device_buffer_t b;
+    hora_comm_t    *comm;
+    void           *stream;
+    (void)unused, (void)size;
+    setenv("HORA_STANDIN_NCCL", words, 1);
+    setenv("HORA_STANDIN_NCCL_RANK", "1", 1);
+    comm = join(rank, false);
+    device_begin();
+    stream = device_stream();
+    device_make(&b, COUNT * 4);
+    if (strcmp(getenv("HORA_GPU_PATH"), "nccl") == 0) {
+        expect(queue_sum(comm, &b, stream), &forced);
+        expect(queue_sum(comm, &b, stream), &forced);
+    } else {
+        sum_is_right(comm, &b, stream);
+        sum_is_right(comm, &b, stream);
+    }
+    harness_check(atomic_load(&counts()->allreduces) == 0, "NCCL was used%s", "");
+    device_destroy(&b);
+    harness_ok(hora_comm_free(comm));
+}
+
+/* A rank dies while its part is queued everywhere: the others know who, and their streams are free. */
+static void death_main(hora_comm_t *unused, int rank, int size, void *arg) {
+    static const fault_case_t c = {"", HORA_ERR_PEER_FAILED, "rank 1 on host", 1};
+    device_buffer_t b;
+    hora_comm_t    *comm = join(rank, false);
+    void           *stream;
+    double          start;
+    (void)unused, (void)size, (void)arg;
+    device_begin();
+    stream = device_stream();
+    device_make(&b, COUNT * 4);
+    sum_is_right(comm, &b, stream);
+    if (rank == 1)
+        kill(getpid(), SIGKILL);
+    start = harness_now();
+    expect(until_it_fails(comm, &b, stream), &c);
+    harness_check(harness_now() - start < 2, "known after %.1f s", harness_now() - start);
+    device_finish(stream);
+    harness_ok(hora_comm_free(comm));
+    harness_check(atomic_load(&counts()->aborts) == 1, "%d aborts", atomic_load(&counts()->aborts));
+}
+
+/* Is NCCL what is chosen? arg: "apart", "shared", "versions". */
+static void choice_main(hora_comm_t *unused, int rank, int size, void *arg) {
+    const char     *what = arg;
+    bool            apart = strcmp(what, "apart") == 0;
+    device_buffer_t b;
+    hora_comm_t    *comm;
+    void           *stream;
+    (void)unused, (void)size;
+    if (strcmp(what, "versions") == 0 && rank == 1)
+        setenv("HORA_NCCL_LIBRARY", libraries[3], 1);
+    comm = join(rank, strcmp(what, "shared") == 0);
+    device_begin();
+    stream = device_stream();
+    device_make(&b, COUNT * 4);
+    sum_is_right(comm, &b, stream);
+    harness_check(atomic_load(&counts()->allreduces) == apart, "%d by NCCL",
+                  atomic_load(&counts()->allreduces));
+    device_destroy(&b);
+    harness_ok(hora_comm_free(comm));
+    harness_check(atomic_load(&counts()->destroys) == apart, "%d destroyed",
+                  atomic_load(&counts()->destroys));
+}
+
+/* Communicators that were split off one that has NCCL's, by ncclCommSplit where there is one. Rank 2 of 3
+ * is alone, and rank 3 in none. */
+static void split_main(hora_comm_t *unused, int rank, int size, void *arg) {
+    static const int colors[] = {7, 7, 1, -1};
+    device_buffer_t  b;
+    hora_comm_t     *comm, *part = NULL, *again = NULL;
+    void            *stream;
+    int              splits;
+    (void)unused, (void)arg;
+    comm = join(rank, false);
+    device_begin();
+    stream = device_stream();
+    device_make(&b, COUNT * 4);
+    harness_ok(hora_comm_split(comm, rank == 3 ? -1 : 0, -rank, &again)); /* NCCL was not used yet */
+    harness_ok(hora_comm_free(again));
+    sum_is_right(comm, &b, stream);
+    harness_check(atomic_load(&counts()->splits) == 0, "%s", "split for nothing");
+    harness_ok(hora_comm_split(comm, colors[rank], -rank, &part));
+    splits = atomic_load(&counts()->splits);
+    if (part != NULL) {
+        sum_is_right(part, &b, stream);
+        sum_is_right(part, &b, stream);
+    }
+    sum_is_right(comm, &b, stream);
+    harness_check(atomic_load(&counts()->inits) + splits == (rank < 2 || splits ? 2 : 1),
+                  "%d made, %d split", atomic_load(&counts()->inits), splits);
+    harness_check(size == 4 && splits == (strcmp(getenv("HORA_NCCL_LIBRARY"), libraries[2]) == 0),
+                  "%d split", splits);
+    harness_ok(hora_comm_split(comm, 0, 0, &again)); /* and not used */
+    harness_ok(hora_comm_free(again));
+    harness_ok(hora_comm_free(part));
+    device_destroy(&b);
+    harness_ok(hora_comm_free(comm));
+    harness_check(atomic_load(&counts()->aborts) == 0, "%d aborts", atomic_load(&counts()->aborts));
+}
+
+/* ---- Tests --------------------------------------------------------------------------------- */
+
+static int run_ranks(int nranks, harness_main_t rank_main, const void *arg, bool keep_fds) {
+    harness_job_t job = {.nranks = nranks, .main = rank_main, .arg = (void *)(uintptr_t)arg,
+                         .transport = "shm", .bare = true, .keep_fds = keep_fds, .timeout = 0.8,
+                         .deadline = 30};
+    return harness_run(&job);
+}
+
+static void run(int nranks, harness_main_t rank_main, const void *arg) {
+    assert_int_equal(run_ranks(nranks, rank_main, arg, true), 0);
+}
+
+static void faults(void **state) {
+    static const fault_case_t cases[] = {
+        {"no-memory", HORA_ERR_NO_MEMORY, "allreduce 'grad' by NCCL: unhandled cuda error", 1},
+        {"hangs", HORA_ERR_TIMEOUT, "allreduce 'grad' by NCCL: on the GPU since", 1},
+        {"reports", HORA_ERR_PEER_FAILED, "remote process exited", 1},
+        {"call-blocks", HORA_ERR_TIMEOUT, "NCCL", 1},
+        {"hangs abort-blocks", HORA_ERR_TIMEOUT, "allreduce 'grad' by NCCL", -1},
+    };
+    (void)state;
+    setenv("HORA_GPU_PATH", "nccl", 1);
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++)
+        run(2, fault_main, &cases[i]);
+}
+
+static void cannot_be_set_up(void **state) {
+    static const char *const paths[] = {"auto", "nccl"};
+    (void)state;
+    setenv("HORA_START_TIMEOUT", "1", 1);
+    for (int i = 0; i < 2; i++) {
+        setenv("HORA_GPU_PATH", paths[i], 1);
+        run(2, no_nccl_main, i == 0 ? "init-never" : "init-error");
+    }
+    unsetenv("HORA_START_TIMEOUT");
+}
+
+static void a_rank_dies(void **state) {
+    harness_job_t job = {.nranks = 3, .main = death_main, .transport = "shm", .bare = true,
+                         .keep_fds = true, .deadline = 30};
+    ranks_end_t   ends[3];
+    (void)state;
+    setenv("HORA_GPU_PATH", "auto", 1);
+    assert_int_equal(harness_run_ends(&job, ends), 1);
+    assert_int_equal(ends[1].signal, SIGKILL);
+}
+
+static void choices(void **state) {
+    (void)state;
+    setenv("HORA_GPU_PATH", "auto", 1);
+    run(2, choice_main, "apart");
+    run(2, choice_main, "shared");
+    run(2, choice_main, "versions");
+}
+
+static void splits(void **state) {
+    (void)state;
+    setenv("HORA_GPU_PATH", "auto", 1);
+    assert_int_equal(run_ranks(4, split_main, NULL, true), 0);
+    setenv("HORA_NCCL_LIBRARY", libraries[3], 1);
+    run(4, split_main, NULL);
+    setenv("HORA_NCCL_LIBRARY", libraries[2], 1);
+}
+
+int main(int argc, char **argv) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(choices), cmocka_unit_test(splits), cmocka_unit_test(cannot_be_set_up),
+        cmocka_unit_test(a_rank_dies), cmocka_unit_test(faults),
+    };
+    if (argc != 4) {
+        fprintf(stderr, "usage: %s CUDA NCCL OTHER-NCCL\n", argv[0]);
+        return 2;
+    }
+    libraries = argv;
+    setenv("HORA_CUDA_LIBRARY", argv[1], 1);
+    setenv("HORA_NCCL_LIBRARY", argv[2], 1);
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
