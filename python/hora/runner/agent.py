@@ -124,7 +124,10 @@ class Agent:
         fds = self.config["fds"]
         parent = os.getpid()
 
+        # A process group to be signalled, but no session: where the kernel gives each session its share
+        # of the cores (sched_autogroup), ranks of different sessions cannot yield to each other.
         def in_child():
+            os.setpgid(0, 0)
             prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
             if os.getppid() != parent:
                 os._exit(111)
@@ -138,7 +141,6 @@ class Agent:
                 stdin=given,
                 stdout=subprocess.PIPE if capture else fds[0],
                 stderr=subprocess.PIPE if capture else fds[1],
-                start_new_session=True,
                 preexec_fn=in_child,
                 pass_fds=result[1:],
             )
