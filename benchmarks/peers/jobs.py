@@ -10,6 +10,7 @@ import dataclasses
 import itertools
 import json
 import os
+import shlex
 import shutil
 import socket
 import subprocess
@@ -237,21 +238,16 @@ class Job:
         self.peer = peer
         self.folder = Path(tempfile.mkdtemp(dir=folder))
         self.streams: list[Any] = []
-        self.processes: list[subprocess.Popen[bytes]] = []
         self.version = ""
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(str(self.folder / "s"))
         listener.listen(ranks)
         listener.settimeout(START_SECONDS)
         env = {**os.environ, **peer.env, "PEER_SOCKET": str(self.folder / "s"), "PEER_DIR": str(self.folder)}
-        for rank in range(ranks if peer.each else 1):
-            own = {"PEER_RANK": str(rank), "PEER_SIZE": str(ranks), "HORA_RANK": str(rank),
-                   "HORA_SIZE": str(ranks)} if peer.each else {}
-            with open(self.folder / f"log.{rank}", "wb") as log:
-                command = where.command(rank, peer.command) if peer.each else peer.command
-                self.processes.append(subprocess.Popen(command, env={**env, **own}, stdout=log,
-                                                       stderr=log, stdin=subprocess.DEVNULL,
-                                                       start_new_session=True))
+        command = ["/bin/sh", "-c", self.starter(where)] if peer.each else peer.command
+        with open(self.folder / "log", "wb") as log:
+            self.process = subprocess.Popen(command, env=env, stdout=log, stderr=log,
+                                            stdin=subprocess.DEVNULL, start_new_session=True)
         try:
             for _ in range(ranks):
                 link = listener.accept()[0]
@@ -263,8 +259,16 @@ class Job:
             self.end()
             raise Absent(f"its workers did not start: {error or 'no answer'}; {self.last_words()}") from error
 
+    def starter(self, where: Where) -> str:
+        """Shell text that starts each rank. In one session, as launchers do: the kernel may give every
+        session its share of the cores, and then ranks of different ones cannot yield to each other."""
+        lines = [f"PEER_RANK={rank} PEER_SIZE={where.ranks} HORA_RANK={rank} HORA_SIZE={where.ranks} "
+                 + shlex.join(where.command(rank, self.peer.command)) + f" >log.{rank} 2>&1 &"
+                 for rank in range(where.ranks)]
+        return "\n".join([f"cd {shlex.quote(str(self.folder))}", *lines, "wait"])
+
     def last_words(self) -> str:
-        lines = [line for log in sorted(self.folder.glob("log.*"))
+        lines = [line for log in sorted(self.folder.glob("log*"))
                  for line in log.read_text(errors="replace").splitlines() if line.strip()]
         return lines[-1][:200] if lines else "no output"
 
@@ -291,9 +295,8 @@ class Job:
                 print("quit", file=stream, flush=True)
             except OSError:
                 pass
-        for process in self.processes:
-            try:
-                process.wait(5)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, 9)
-                process.wait()
+        try:
+            self.process.wait(5)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, 9)
+            self.process.wait()
