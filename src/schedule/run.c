@@ -254,6 +254,18 @@ static hora_status_t await_rank(hora_exec_t *exec, uint64_t phase, int r) {
     return HORA_OK;
 }
 
+/* One member is missing, perhaps others too: of them, who shares my core comes only if I wait for it. */
+static void prefer_neighbour(hora_exec_t *exec, uint64_t phase) {
+    const hora_pads_t *pads = exec->pads;
+    for (int i = exec->next_member; i < pads->size; i++) {
+        int r = pads->members[i];
+        if (hora_apart_takes_turns(exec->comm, r) && !hora_pads_reached(pads, r, phase)) {
+            exec->blocked_rank = r;
+            return;
+        }
+    }
+}
+
 /* The same for all members on my host. */
 static hora_status_t await_phase(hora_exec_t *exec, uint64_t phase) {
     hora_pads_t  *pads = exec->pads;
@@ -262,6 +274,8 @@ static hora_status_t await_phase(hora_exec_t *exec, uint64_t phase) {
         return HORA_OK;
     for (; st == HORA_OK && exec->next_member < pads->size; exec->next_member += st == HORA_OK)
         st = await_rank(exec, phase, pads->members[exec->next_member]);
+    if (st == HORA_IN_PROGRESS && exec->comm->world->crowd_cores > 0)
+        prefer_neighbour(exec, phase);
     if (st != HORA_OK)
         return st;
     exec->next_member = 0;

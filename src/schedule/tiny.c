@@ -178,6 +178,9 @@ static hora_status_t await_cell(hora_comm_t *comm, const hora_coll_t *coll, int 
 
 static hora_status_t await_all(hora_comm_t *comm, const hora_coll_t *coll, uint64_t number) {
     hora_status_t st = HORA_OK;
+    for (int r = 0; st == HORA_OK && comm->world->crowd_cores > 0 && r < comm->size; r++)
+        if (hora_apart_takes_turns(comm, r))
+            st = await_cell(comm, coll, r, number);
     for (int r = 0; st == HORA_OK && r < comm->size; r++)
         if (r != comm->rank)
             st = await_cell(comm, coll, r, number);

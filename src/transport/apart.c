@@ -8,8 +8,11 @@
  * it moves: it excludes this core from its affinity mask, which moves it at once, and puts the mask
  * back. Nothing is bound: the scheduler may move it again.
  *
- * Only where there is a core for each rank of the host. Seen on a 2-core machine with a load of 10:
- * 8 B between 2 ranks took 270 us without this and 0.5 us with the ranks bound to a core each.
+ * Seen on a 2-core machine with a load of 10: 8 B between 2 ranks took 270 us without this and 0.5 us
+ * with the ranks bound to a core each.
+ *
+ * Where there are fewer cores than ranks, ranks move to even out their number on the cores, and a
+ * waiting rank knows who takes turns with it: see wait.c.
  */
 #include "transport/wait.h"
 
@@ -20,9 +23,10 @@
 #include <sched.h>
 #include <stdatomic.h>
 
-#define MOVE_NS 1000000 /* at most one move in this time: a move costs some microseconds */
+#define MOVE_NS   1000000 /* at most one move in this time: a move costs some microseconds */
+#define SPREAD_NS 200000  /* between looks at where all ranks are, where they take turns */
 
-static _Thread_local uint64_t moved_at;
+static _Thread_local uint64_t moved_at, spread_at;
 
 /* My core, numbered from 1; 0: unknown. */
 static int core_here(void) {
@@ -81,16 +85,67 @@ static void put_back(const cpu_set_t *allowed) {
 }
 
 /* True when this thread may now be elsewhere. */
-static bool move(const hora_comm_t *comm, int core) {
-    cpu_set_t allowed, rest;
-    if (core > CPU_SETSIZE || sched_getaffinity(0, sizeof(allowed), &allowed) != 0 ||
-        !choose(comm, core, &allowed, &rest))
+static bool move_to(const cpu_set_t *rest, const cpu_set_t *allowed) {
+    if (sched_setaffinity(0, sizeof(*rest), rest) != 0)
         return false;
-    if (sched_setaffinity(0, sizeof(rest), &rest) != 0)
-        return false;
-    put_back(&allowed);
+    put_back(allowed);
     return true;
 }
+
+static bool move(const hora_comm_t *comm, int core) {
+    cpu_set_t allowed, rest;
+    return core <= CPU_SETSIZE && sched_getaffinity(0, sizeof(allowed), &allowed) == 0 &&
+           choose(comm, core, &allowed, &rest) && move_to(&rest, &allowed);
+}
+
+/* ---- fewer cores than ranks ---- */
+
+/* The allowed cores with the fewest ranks, if they have at least two fewer than this one. */
+static bool choose_emptier(const int *ranks, int core, const cpu_set_t *allowed, cpu_set_t *rest) {
+    int least = ranks[core - 1] - 2;
+    for (int i = 0; i < CPU_SETSIZE; i++)
+        if (CPU_ISSET(i, allowed) && ranks[i] < least)
+            least = ranks[i];
+    CPU_ZERO(rest);
+    for (int i = 0; i < CPU_SETSIZE; i++)
+        if (CPU_ISSET(i, allowed) && ranks[i] <= least)
+            CPU_SET(i, rest);
+    return CPU_COUNT(rest) > 0;
+}
+
+/* Moves if this core has more than its share of the ranks. */
+static bool even_out(const hora_comm_t *comm, int core) {
+    int       ranks[CPU_SETSIZE] = {0};
+    cpu_set_t allowed, rest;
+    ranks[core - 1] = 1;
+    for (int r = 0; r < comm->size; r++) {
+        int other = core_of(hora_comm_peer(comm, r));
+        if (r != comm->rank && other > 0 && other <= CPU_SETSIZE)
+            ranks[other - 1]++;
+    }
+    return (ranks[core - 1] - 1) * comm->world->crowd_cores >= comm->world->local_size &&
+           sched_getaffinity(0, sizeof(allowed), &allowed) == 0 &&
+           choose_emptier(ranks, core, &allowed, &rest) && move_to(&rest, &allowed);
+}
+
+/* A call takes as long as the fullest core does. */
+static void spread(const hora_comm_t *comm, int core) {
+    uint64_t now = hora_clock_ns();
+    if (now - spread_at < SPREAD_NS || now - moved_at < MOVE_NS || core > CPU_SETSIZE)
+        return;
+    spread_at = now;
+    if (!even_out(comm, core))
+        return;
+    moved_at = now;
+    hora_apart_note(comm->world);
+}
+
+bool hora_apart_takes_turns(const hora_comm_t *comm, int rank) {
+    return comm->world->crowd_cores > 0 &&
+           is_at(comm, rank, atomic_load_explicit(&comm->world->bell->core, memory_order_relaxed));
+}
+
+/* ---- the doors ---- */
 
 void hora_apart_note(hora_world_t *world) {
     int core = core_here();
@@ -102,8 +157,14 @@ bool hora_apart_look(const hora_comm_t *comm, int awaited) {
     int      core = core_here();
     uint64_t now;
     hora_apart_note(comm->world);
+    if (core > 0 && comm->world->crowd_cores > 0 && comm->local_size == comm->world->local_size) {
+        spread(comm, core);
+        core = atomic_load_explicit(&comm->world->bell->core, memory_order_relaxed);
+    }
     if (core == 0 || !is_shared(comm, awaited, core))
         return true;
+    if (comm->world->crowd_cores > 0)
+        return false;
     now = hora_clock_ns();
     if (now - moved_at < MOVE_NS || !move(comm, core))
         return false;

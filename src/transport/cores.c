@@ -12,7 +12,7 @@
 
 #define SPIN_NS_DEFAULT 50000 /* with a core per rank: longer than a sleeping rank takes to wake */
 #define LOOK_NS         2000  /* a call between ranks that have a core each is over by then */
-#define SPINS_SHARED    20    /* pauses before the first yield when ranks share cores */
+#define CROWD_SPIN_NS   3000  /* where ranks take turns: longer than the other core takes to change them */
 
 static int quota_from(const char *path, const char *format, long *quota_p, long *period_p) {
     FILE *f = fopen(path, "re");
@@ -73,15 +73,15 @@ static double pause_ns(void) {
 
 void hora_wait_setup(hora_world_t *world) {
     double spin_ns = (double)world->settings.spin_us * 1000, pause = pause_ns();
-    bool   enough = world->local_size <= hora_cpu_count_host(world);
+    int    cores = hora_cpu_count_host(world);
+    bool   enough = world->local_size <= cores;
     world->has_cores = world->local_size > 1 && enough;
-    if (spin_ns < 0 && !enough) {
-        world->spin_turns = world->look_turns = SPINS_SHARED;
-        return;
-    }
+    world->crowd_cores = enough ? 0 : cores;
     if (spin_ns < 0)
-        spin_ns = SPIN_NS_DEFAULT;
+        spin_ns = enough ? SPIN_NS_DEFAULT : CROWD_SPIN_NS;
     world->spin_turns = world->look_turns = (int)(spin_ns / pause);
-    if (world->has_cores && spin_ns > LOOK_NS)
+    if (!enough)
+        world->look_turns = 0;
+    else if (world->has_cores && spin_ns > LOOK_NS)
         world->look_turns = (int)(LOOK_NS / pause);
 }

@@ -165,6 +165,9 @@ static void yield_or_announce(hora_waiter_t *w, uint64_t now) {
         return;
     }
     sched_yield();
+    w->yields++;
+    if (w->comm->world->crowd_cores > 0) /* look again who is where, and spin for who is elsewhere */
+        w->turns = w->quick = 0;
     w->last = hora_clock_ns();
     if (w->last - now > SLOW_YIELD_NS)
         sleep_mode = SLEEP_MODE_WAITS;
@@ -187,7 +190,8 @@ hora_status_t hora_waiter_slow_turn(hora_waiter_t *w, int awaited) {
     if (w->start == 0)
         w->start = w->last = hora_clock_ns();
     /* Another rank may need a message of mine, of another operation, before it comes here. */
-    if ((w->announced || w->turns % LOOK_TURNS == 0) && hora_p2p_progress(w->comm->world) > 0)
+    if ((w->announced || w->yields % LOOK_TURNS == LOOK_TURNS - 1) &&
+        hora_p2p_progress(w->comm->world) > 0)
         return HORA_OK; /* it may have been what the caller waits for */
     if (!w->announced) {
         yield_or_announce(w, w->last);

@@ -26,6 +26,7 @@ typedef struct hora_waiter {
     double       timeout;  /* seconds; 0: the communicator's */
     int          turns;
     int          quick;    /* turns that only spin */
+    unsigned     yields;
     bool         announced; /* counted in bell->waiting */
     bool         polls;     /* sleeps in poll(eventfd, ...) rather than on the futex */
     unsigned     bell;      /* value seen when announced */
@@ -82,9 +83,13 @@ static inline hora_status_t hora_waiter_turn(hora_waiter_t *w, int awaited) {
 int hora_cpu_count_host(const hora_world_t *world);
 /* Says where this rank is, before it wakes others (apart.c). A few nanoseconds. */
 void hora_apart_note(hora_world_t *world);
-/* Moves this thread to another core if the awaited rank (-1: any) was last on this one. False: it
- * shares its core and cannot move, so that spinning would only keep the awaited rank waiting. */
+/* Moves this thread to another core if the awaited rank (-1: any) was last on this one; where there are
+ * fewer cores than ranks, if another core has fewer of them. False: it shares its core with the awaited
+ * rank, so that spinning would only keep that one waiting. */
 bool hora_apart_look(const hora_comm_t *comm, int awaited);
+/* Does a rank take turns with this one on a core, as far as is known? Then it is to be waited for first:
+ * it cannot come before this one yields. Always false where each rank has a core. */
+bool hora_apart_takes_turns(const hora_comm_t *comm, int rank);
 
 /* Sets world->spin_turns and its like from the cores, the local ranks and HORA_SPIN_US. */
 void hora_wait_setup(hora_world_t *world);

@@ -166,6 +166,79 @@ static void look__takes_no_peer_on_another_host(void **state) {
     hora_apart_look(&comm, -1);
 }
 
+/* ---- Four ranks that take turns on two cores ---- */
+
+static hora_bell_t crowd_bells[3];
+static int         crowd_ranks[4] = {0, 1, 2, 3};
+
+static int make_crowd(void **state) {
+    (void)state;
+    assert_int_equal(hora_world_create(0, 4, &world), HORA_OK);
+    memset(&comm, 0, sizeof(comm));
+    comm.world = world;
+    comm.size = comm.local_size = world->local_size = 4;
+    comm.world_ranks = crowd_ranks;
+    world->crowd_cores = 2;
+    for (int r = 1; r < 4; r++)
+        world->peers[r].bell = &crowd_bells[r - 1];
+    nanosleep(&(struct timespec){0, 2000000}, NULL);
+    return 0;
+}
+
+static int unmake_crowd(void **state) {
+    (void)state;
+    for (int r = 1; r < 4; r++)
+        world->peers[r].bell = NULL;
+    hora_world_destroy(world);
+    return 0;
+}
+
+/* Where the other three were, from 1. */
+static void place(int first, int second, int third) {
+    int cores[3] = {first, second, third};
+    for (int i = 0; i < 3; i++)
+        atomic_store(&crowd_bells[i].core, cores[i]);
+}
+
+static void look_in_crowd__leaves_the_fuller_core(void **state) {
+    cpu_set_t before, after;
+    bool      moved = false;
+    (void)state;
+    need_two_cores();
+    sched_getaffinity(0, sizeof(before), &before);
+    for (int i = 0; i < 20 && !moved; i++) { /* the scheduler may bring this thread back at any time */
+        int here = sched_getcpu() + 1;
+        place(here, here, CPU_SETSIZE);
+        hora_apart_look(&comm, 3);
+        moved = atomic_load(&world->bell->core) != here;
+        nanosleep(&(struct timespec){0, 2000000}, NULL);
+    }
+    assert_true(moved);
+    sched_getaffinity(0, sizeof(after), &after);
+    assert_true(CPU_EQUAL(&before, &after));
+}
+
+static void look_in_crowd__stays_where_it_is_even(void **state) {
+    cpu_set_t one, before;
+    int       here = sched_getcpu() + 1, elsewhere = here == 1 ? 2 : 1;
+    (void)state;
+    sched_getaffinity(0, sizeof(before), &before);
+    CPU_ZERO(&one);
+    CPU_SET(here - 1, &one);
+    assert_int_equal(sched_setaffinity(0, sizeof(one), &one), 0);
+    calls = 0;
+    place(here, elsewhere, elsewhere);
+    assert_false(hora_apart_look(&comm, 1)); /* it takes turns with this one: to be yielded to */
+    assert_true(hora_apart_look(&comm, 2));
+    assert_int_equal(calls, 0);
+    assert_true(hora_apart_takes_turns(&comm, 1));
+    assert_false(hora_apart_takes_turns(&comm, 2));
+    assert_false(hora_apart_takes_turns(&comm, 0));
+    world->crowd_cores = 0;
+    assert_false(hora_apart_takes_turns(&comm, 1));
+    assert_int_equal(sched_setaffinity(0, sizeof(before), &before), 0);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(look__moves_away_from_the_awaited, make, unmake),
@@ -173,6 +246,8 @@ int main(void) {
         cmocka_unit_test_setup_teardown(look__tries_twice_to_be_free_again, make, unmake),
         cmocka_unit_test_setup_teardown(look__stays_where_it_is_alone, make, unmake),
         cmocka_unit_test_setup_teardown(look__takes_no_peer_on_another_host, make, unmake),
+        cmocka_unit_test_setup_teardown(look_in_crowd__leaves_the_fuller_core, make_crowd, unmake_crowd),
+        cmocka_unit_test_setup_teardown(look_in_crowd__stays_where_it_is_even, make_crowd, unmake_crowd),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
