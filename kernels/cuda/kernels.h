@@ -13,7 +13,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 
-#define HORA_CUDA_WAYS    8   /* most inputs, and most outputs, of one reduction */
+#define HORA_CUDA_WAYS    32  /* most inputs, and most outputs, of one reduction */
 #define HORA_CUDA_THREADS 256 /* of a block, for every kernel here */
 
 /* The fatbin, 0 bytes where this was built without nvcc. Static storage. */

@@ -1,5 +1,5 @@
 /*
- * hora_reduce_<type>: up to eight vectors into up to eight places, on the device (kernels.h).
+ * hora_reduce_<type>: up to 32 vectors into up to 32 places, on the device (kernels.h).
  *
  * A block takes tiles of UNROLL x 16 bytes per thread and source, strided by the grid. The loads of a
  * tile from one source are issued together, and those of the next source before this one's are

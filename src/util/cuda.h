@@ -21,11 +21,13 @@
 #define HORA_CUDA_PROCESSORS           16
 #define HORA_CUDA_CAPABILITY_MAJOR     75
 #define HORA_CUDA_CAPABILITY_MINOR     76
+#define HORA_CUDA_IPC_EVENTS           125
 #define HORA_CUDA_POINTER_MEMORY_TYPE  2 /* 1: host, 2: device */
+#define HORA_CUDA_POINTER_ID           7 /* of its allocation, no other's in this process: uint64_t */
 #define HORA_CUDA_POINTER_ORDINAL      9
+#define HORA_CUDA_POINTER_IPC_CAPABLE  10 /* unsigned: another process can open its allocation */
 #define HORA_CUDA_POINTER_START        11 /* of its allocation: uint64_t */
 #define HORA_CUDA_POINTER_BYTES        12 /* of its allocation: size_t */
-#define HORA_CUDA_POINTER_IPC_CAPABLE  13 /* unsigned: another process can open its allocation */
 
 /* Flags of stream_create, event_create and ipc_memory_open. */
 #define HORA_CUDA_STREAM_NON_BLOCKING 1 /* waits for no default stream */

@@ -13,14 +13,15 @@
 #include <string.h>
 
 #define COUNT_MAX 200003
+#define INPUTS    9
 #define BYTES     ((size_t)COUNT_MAX * 8 + 64)
 
 static const size_t sizes[HORA_DTYPE_COUNT] = {1, 1, 2, 4, 8, 1, 2, 4, 8, 2, 2, 4, 8};
 
 typedef struct check {
     const gpu_test_t *t;
-    uint64_t          dev[HORA_CUDA_WAYS + 2]; /* inputs, then two outputs */
-    unsigned char    *host[HORA_CUDA_WAYS];
+    uint64_t          dev[INPUTS + 2]; /* inputs, then two outputs */
+    unsigned char    *host[INPUTS];
     unsigned char    *expected, *got;
     uint64_t          seed;
     long              cases;
@@ -47,7 +48,7 @@ static void must_equal(check_t *c, size_t bytes, const char *what, int dtype, in
 
 /* Random bits: every NaN, infinity and subnormal among them. bool has 0 and 1. */
 static void fill(check_t *c, hora_dtype_t dtype) {
-    for (int s = 0; s < HORA_CUDA_WAYS; s++) {
+    for (int s = 0; s < INPUTS; s++) {
         for (size_t i = 0; i + 8 <= BYTES; i += 8) {
             uint64_t raw = random_u64(c);
             raw = dtype == HORA_BOOL ? raw & 0x0101010101010101u : raw;
@@ -63,9 +64,9 @@ static void check_reduce(check_t *c, const hora_reduce_t *cpu, int nsrc, size_t 
                          bool in_place) {
     size_t             size = sizes[cpu->dtype], off = shift * size;
     hora_element_how_t how = {cpu->prescale, cpu->postscale, cpu->divisor};
-    const void        *src[HORA_CUDA_WAYS];
+    const void        *src[INPUTS];
     void              *out = c->expected;
-    uint64_t           from[HORA_CUDA_WAYS], to[2];
+    uint64_t           from[INPUTS], to[2];
     hora_cuda_reduce_t args;
     unsigned           blocks;
     const char        *kernel;
@@ -73,8 +74,8 @@ static void check_reduce(check_t *c, const hora_reduce_t *cpu, int nsrc, size_t 
         src[s] = c->host[s] + off;
         from[s] = c->dev[s] + off;
     }
-    to[0] = in_place ? from[nsrc - 1] : c->dev[HORA_CUDA_WAYS] + off;
-    to[1] = c->dev[HORA_CUDA_WAYS + 1] + off;
+    to[0] = in_place ? from[nsrc - 1] : c->dev[INPUTS] + off;
+    to[1] = c->dev[INPUTS + 1] + off;
     hora_kernel_reduce(cpu, &out, 1, src, nsrc, count);
     kernel = hora_cuda_reduce_plan(cpu->dtype, cpu->op, &how, to, 2, from, nsrc, count,
                                    c->t->gpu.processors, &args, &blocks);
@@ -96,7 +97,7 @@ static void check_op(check_t *c, hora_dtype_t dtype, hora_op_t op) {
     static const hora_reduce_t hows[] = {
         {.divisor = 1, .prescale = 1.0, .postscale = 1.0}, {.divisor = 4, .prescale = 1.0, .postscale = 1.0},
         {.divisor = 3, .prescale = -1.7, .postscale = 0.3}};
-    for (int nsrc = 1; nsrc <= HORA_CUDA_WAYS; nsrc++)
+    for (int nsrc = 1; nsrc <= INPUTS; nsrc++)
         for (size_t h = 0; h < 3; h++)
             for (size_t k = 0; k < 5; k++) {
                 hora_reduce_t how = hows[h];
@@ -131,7 +132,7 @@ static void check_pack(check_t *c, hora_dtype_t from, hora_dtype_t to, double sc
         if (at + len > COUNT_MAX)
             break;
         pieces[n++] = (hora_cuda_piece_t){c->dev[0] + at * sizes[from],
-                                          c->dev[HORA_CUDA_WAYS] + at * sizes[to], len, 0};
+                                          c->dev[INPUTS] + at * sizes[to], len, 0};
         at += len;
     }
     hora_kernel_convert(c->expected, to, c->host[0], from, at, scale);
@@ -139,7 +140,7 @@ static void check_pack(check_t *c, hora_dtype_t from, hora_dtype_t to, double sc
     args.pieces = table;
     gpu_put(c->t, table, pieces, n * sizeof(pieces[0]));
     gpu_must_status(hora_gpu_launch((hora_gpu_t *)&c->t->gpu, kernel, blocks, &args, c->t->stream), kernel);
-    gpu_get(c->t, c->got, c->dev[HORA_CUDA_WAYS], at * sizes[to]);
+    gpu_get(c->t, c->got, c->dev[INPUTS], at * sizes[to]);
     must_equal(c, at * sizes[to], kernel, from, to, (int)n, at);
 }
 
@@ -158,17 +159,17 @@ static void check_packs(check_t *c) {
 
 static void check_all(const gpu_test_t *t) {
     check_t c = {.t = t, .seed = 5, .expected = malloc(BYTES), .got = malloc(BYTES)};
-    for (int i = 0; i < HORA_CUDA_WAYS + 2; i++)
+    for (int i = 0; i < INPUTS + 2; i++)
         c.dev[i] = gpu_alloc(t, BYTES);
-    for (int i = 0; i < HORA_CUDA_WAYS; i++)
+    for (int i = 0; i < INPUTS; i++)
         if ((c.host[i] = malloc(BYTES)) == NULL || c.expected == NULL || c.got == NULL)
             exit(1);
     check_reductions(&c);
     check_packs(&c);
     printf("%ld cases have the CPU kernels' bits\n", c.cases);
-    for (int i = 0; i < HORA_CUDA_WAYS + 2; i++)
+    for (int i = 0; i < INPUTS + 2; i++)
         gpu_free(t, c.dev[i]);
-    for (int i = 0; i < HORA_CUDA_WAYS; i++)
+    for (int i = 0; i < INPUTS; i++)
         free(c.host[i]);
     free(c.expected);
     free(c.got);

@@ -4,6 +4,7 @@
  */
 #include "offload/cuda/device.h"
 
+#include "offload/cuda/ipc.h"
 #include "offload/cuda/staged.h"
 #include "offload/nccl/nccl.h"
 #include "schedule/algos.h"
@@ -15,7 +16,8 @@
 #include <string.h>
 
 /* In the order in which they are tried; NULL at the end. */
-static const hora_gpu_path_t *const paths[] = {&hora_gpu_path_nccl, &hora_gpu_path_staged, NULL};
+static const hora_gpu_path_t *const paths[] = {&hora_gpu_path_nccl, &hora_gpu_path_ipc,
+                                               &hora_gpu_path_staged, NULL};
 
 bool hora_gpu_facts_apart(const hora_gpu_facts_t *facts, int size) {
     for (int i = 0; i < size; i++)
@@ -42,22 +44,22 @@ static hora_status_t describe(const hora_comm_t *comm, const hora_gpu_place_t *p
     return HORA_OK;
 }
 
-static hora_status_t exchange(hora_comm_t *comm, const hora_gpu_facts_t *mine,
-                              hora_gpu_facts_t *facts) {
+hora_status_t hora_device_exchange(hora_comm_t *comm, const void *mine, void *all, size_t bytes,
+                                   double timeout, const char *name) {
     size_t       *lists = malloc(2 * (size_t)comm->size * sizeof(*lists));
     hora_status_t st;
     if (lists == NULL)
         return hora_coll_fail(comm, hora_fail(HORA_ERR_NO_MEMORY, "the GPUs of %d ranks",
                                               comm->size));
     for (int i = 0; i < comm->size; i++) {
-        lists[i] = sizeof(*facts);
-        lists[comm->size + i] = (size_t)i * sizeof(*facts);
+        lists[i] = bytes;
+        lists[comm->size + i] = (size_t)i * bytes;
     }
     hora_coll_t coll = {
         .kind = HORA_COLL_ALLGATHER, .dtype = HORA_UINT8, .op = HORA_SUM, .rank = comm->rank,
-        .size = comm->size, .count = sizeof(*facts), .in = mine, .out = facts, .counts = lists,
-        .displs = lists + comm->size, .prescale = 1.0, .postscale = 1.0,
-        .name = "the first one on GPUs",
+        .size = comm->size, .count = bytes, .in = mine, .out = all, .counts = lists,
+        .displs = lists + comm->size, .prescale = 1.0, .postscale = 1.0, .timeout = timeout,
+        .staged = true, .name = name,
     };
     st = hora_coll_run(comm, &coll);
     free(lists);
@@ -71,22 +73,35 @@ static const hora_gpu_path_t *find_path(const char *name) {
     return NULL;
 }
 
+/* Can all members go this way? What the facts do not tell, they try together. */
+static hora_status_t try_path(hora_comm_t *comm, const hora_gpu_path_t *path,
+                              const hora_gpu_facts_t *facts, const char **obstacle_p) {
+    hora_status_t st = HORA_OK;
+    *obstacle_p = path->obstacle(comm, facts);
+    if (*obstacle_p == NULL && path->prepare != NULL)
+        st = path->prepare(comm, obstacle_p);
+    if (*obstacle_p != NULL && comm->rank == 0)
+        hora_log(HORA_LOG_DEBUG, "GPUs: not by %s: %s", path->name, *obstacle_p);
+    return st;
+}
+
 hora_status_t hora_device_choose(hora_comm_t *comm) {
     const hora_gpu_facts_t *facts = comm->gpu->facts;
     const char            *setting = facts[0].setting, *obstacle = "there is no path";
     const hora_gpu_path_t *path = NULL;
     bool                   is_auto = strcmp(setting, "auto") == 0;
+    hora_status_t          st = HORA_OK;
     if (!is_auto && (path = find_path(setting)) == NULL)
         return hora_fail(HORA_ERR_INVALID_ARGUMENT, "HORA_GPU_PATH=%s: auto, nccl, ipc or staged",
                          setting);
     if (!is_auto)
-        obstacle = path->obstacle(comm, facts);
-    for (int i = 0; is_auto && obstacle != NULL && paths[i] != NULL; i++) {
+        st = try_path(comm, path, facts, &obstacle);
+    for (int i = 0; is_auto && st == HORA_OK && obstacle != NULL && paths[i] != NULL; i++) {
         path = paths[i];
-        obstacle = path->obstacle(comm, facts);
-        if (obstacle != NULL && comm->rank == 0)
-            hora_log(HORA_LOG_DEBUG, "GPUs: not by %s: %s", path->name, obstacle);
+        st = try_path(comm, path, facts, &obstacle);
     }
+    if (st != HORA_OK)
+        return st;
     if (obstacle != NULL)
         return hora_fail(HORA_ERR_UNSUPPORTED, "collectives on GPUs (HORA_GPU_PATH=%s): %s", setting,
                          obstacle);
@@ -101,7 +116,7 @@ static hora_status_t agree(hora_comm_t *comm, const hora_gpu_place_t *place) {
     hora_status_t     st = describe(comm, place, &mine);
     if (st != HORA_OK)
         return hora_coll_fail(comm, st);
-    st = exchange(comm, &mine, facts);
+    st = hora_device_exchange(comm, &mine, facts, sizeof(mine), 0, "the first one on GPUs");
     facts[0].setting[sizeof(facts[0].setting) - 1] = '\0'; /* another process wrote it */
     return st == HORA_OK ? hora_device_choose(comm) : st;
 }

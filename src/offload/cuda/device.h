@@ -26,7 +26,7 @@ typedef struct hora_gpu_facts {
     uint64_t chunk;    /* HORA_GPU_CHUNK; rank 0's counts */
     int32_t  nccl;     /* ncclGetVersion; 0: it has none that can be used */
     int32_t  halves;   /* HORA_NCCL_HALVES; rank 0's counts */
-    int32_t  ipc;      /* 1: other processes of the host can open its GPU's memory */
+    int32_t  ipc;      /* 1: other processes of the host can open its GPU's events */
 } hora_gpu_facts_t;
 
 /* One way to do collectives on GPUs. Each function runs with the GPU's context current. */
@@ -38,6 +38,9 @@ typedef struct hora_gpu_path {
                      hora_gpu_facts_t *facts);
     /* NULL if these members can go this way, else why not, for people. Static storage. */
     const char *(*obstacle)(const hora_comm_t *comm, const hora_gpu_facts_t *facts);
+    /* What cannot be told by the facts, and everything that is made once: all members call it together,
+     * and succeed together. *obstacle_p as above. An error: the communicator has failed. NULL: nothing. */
+    hora_status_t (*prepare)(hora_comm_t *comm, const char **obstacle_p);
     /* Can it do this one? By kind, type, operation, counts and scales only. Others are staged. */
     bool (*takes)(const hora_comm_t *comm, const hora_coll_t *coll);
     /* Does it. On an error the communicator has failed, on every rank, before it returns. */
@@ -72,6 +75,10 @@ hora_status_t hora_device_settle(hora_comm_t *comm);
 hora_status_t hora_device_choose(hora_comm_t *comm);
 /* Frees comm->gpu. */
 void hora_device_forget(hora_comm_t *comm);
+
+/* For paths: all[i] = member i's `mine`, `bytes` long, through host memory; all[] is [size]. */
+hora_status_t hora_device_exchange(hora_comm_t *comm, const void *mine, void *all, size_t bytes,
+                                   double timeout, const char *name);
 
 /* Are the GPUs of all members different ones? */
 bool hora_gpu_facts_apart(const hora_gpu_facts_t *facts, int size);

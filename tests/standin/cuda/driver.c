@@ -206,6 +206,7 @@ int cuDeviceGetAttribute(int *value_p, int attribute, int device) {
     if (result == HORA_CUDA_SUCCESS)
         *value_p = attribute == HORA_CUDA_PROCESSORS         ? 4
                    : attribute == HORA_CUDA_CAPABILITY_MAJOR ? 9
+                   : attribute == HORA_CUDA_IPC_EVENTS       ? 1
                                                              : 0;
     return result;
 }

@@ -21,7 +21,7 @@ typedef enum kind { KIND_DEVICE, KIND_OPENED, KIND_PINNED, KIND_REGISTERED } kin
 
 typedef struct block {
     struct block *next;
-    uint64_t      at;
+    uint64_t      at, id; /* the same address may be another allocation's later, the id is not */
     size_t        bytes;  /* asked for */
     size_t        mapped; /* whole pages */
     uint8_t      *real;   /* where the stand-in reads and writes */
@@ -69,7 +69,9 @@ bool standin_pinned(const void *at, size_t bytes) {
 }
 
 static void add(block_t *block) {
+    static uint64_t last;
     pthread_mutex_lock(&lock);
+    block->id = ++last;
     block->next = blocks;
     blocks = block;
     cuda_standin.live++;
@@ -219,6 +221,11 @@ int cuMemHostUnregister(void *pointer) {
     return unpin("cuMemHostUnregister", pointer, KIND_REGISTERED, STANDIN_UNKNOWN);
 }
 
+static bool can_be_opened(const block_t *block) {
+    const char *least = getenv("HORA_STANDIN_IPC_LEAST");
+    return block->kind == KIND_DEVICE && (least == NULL || block->bytes >= (size_t)atoll(least));
+}
+
 EXPORT int cuPointerGetAttribute(void *value_p, int attribute, uint64_t pointer);
 int cuPointerGetAttribute(void *value_p, int attribute, uint64_t pointer) {
     int       result = standin_enter("cuPointerGetAttribute");
@@ -235,9 +242,12 @@ int cuPointerGetAttribute(void *value_p, int attribute, uint64_t pointer) {
     switch (attribute) {
     case HORA_CUDA_POINTER_MEMORY_TYPE: *(unsigned *)value_p = block.kind >= KIND_PINNED ? 1 : 2; break;
     case HORA_CUDA_POINTER_ORDINAL: *(int *)value_p = block.gpu; break;
+    case HORA_CUDA_POINTER_ID: *(uint64_t *)value_p = block.id; break;
     case HORA_CUDA_POINTER_START: *(uint64_t *)value_p = block.at; break;
     case HORA_CUDA_POINTER_BYTES: *(size_t *)value_p = block.bytes; break;
-    case HORA_CUDA_POINTER_IPC_CAPABLE: *(unsigned *)value_p = block.kind == KIND_DEVICE; break;
+    case HORA_CUDA_POINTER_IPC_CAPABLE: 
+        *(unsigned *)value_p = can_be_opened(&block);
+        break;
     default: return STANDIN_INVALID;
     }
     return result;
@@ -261,7 +271,7 @@ int cuIpcGetMemHandle(hora_cuda_bytes64_t *handle_p, uint64_t pointer) {
         return result;
     pthread_mutex_lock(&lock);
     b = find(pointer, 0);
-    if (b != NULL && (*b)->kind == KIND_DEVICE) {
+    if (b != NULL && can_be_opened(*b)) {
         handle.fd = (*b)->fd;
         handle.bytes = (*b)->bytes;
         handle.physical = standin_physical((*b)->gpu);
