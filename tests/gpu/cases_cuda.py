@@ -1,4 +1,4 @@
-"""What two ranks do on a GPU, for test_torch_cuda.py: every operation of hora.torch, the optimizers and
+"""What two ranks do on a GPU, for torch_cuda.py: every operation of hora.torch, the optimizers and
 SyncBatchNorm beside one process, and what streams and the caching allocator ask for.
 
 HORA_TEST_DEVICE=cpu runs what does not need a GPU on the CPU: a test of these tests.
@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import json
 import os
+import signal
+import sys
+import traceback
 from typing import Any, Callable
 
 import torch
@@ -585,43 +589,74 @@ def case_state(hvd: Any) -> None:
     assert hvd.allgather_object(hvd.rank() * "x") == ["", "x"]
 
 
-# ---- Programs of their own -----------------------------------------------------------------------
+# ---- Programs -----------------------------------------------------------------------------------
 
 
-def out_of_memory() -> str:
+CASES = [name for name in list(globals()) if name.startswith("case_")]
+
+
+def cases(hvd: Any) -> dict[str, str | None]:
+    """All of them. The first failure ends it, and the rest is not run."""
+    results: dict[str, str | None] = {}
+    for name in CASES:
+        try:
+            globals()[name](hvd)
+            hvd.barrier()
+        except BaseException:
+            results[name] = traceback.format_exc()
+            break
+        results[name] = None
+    return results
+
+
+def out_of_memory(hvd: Any) -> dict[str, str | None]:
     """A result that does not fit is an error on every rank, and not a hang."""
-    import hora.torch as hvd
-
-    hvd.init()
     hvd.allreduce_(torch.ones(3, device=DEVICE))
     free, _ = torch.cuda.mem_get_info(DEVICE)
     hvd.barrier()
     x = torch.empty(int(free * 0.3), dtype=torch.uint8, device=DEVICE)
-    try:
-        hvd.allgather(x)  # 0.6 of it on each of two ranks, beside the inputs' 0.6
-        torch.cuda.synchronize()
-    except hvd.HorovodInternalError as error:
-        return str(error)
-    return "there was enough"
+    return {"out_of_memory": _error(hvd, lambda: hvd.allgather(x))}  # 0.6 of it on each of two ranks
 
 
-def killed() -> str:
+def killed(hvd: Any) -> dict[str, str | None]:
     """The other rank dies while kernels are queued on both."""
-    import signal
-
-    import hora.torch as hvd
-
-    hvd.init()
     x = torch.ones(1 << 20, device=DEVICE)
     hvd.allreduce_(x, name="warm.up")
     sleep()
     if hvd.rank() == 1:
         hvd.allreduce_async_(x, name="last")
         os.kill(os.getpid(), signal.SIGKILL)
-    try:
+
+    def go_on() -> None:
         for i in range(1000):
             hvd.allreduce_(x, name=f"alone.{i % 10}")
             sleep()
+
+    return {"killed": _error(hvd, go_on)}
+
+
+def _error(hvd: Any, call: Callable[[], Any]) -> str:
+    try:
+        call()
     except hvd.HorovodInternalError as error:
         return str(error)
     return "no error"
+
+
+def main() -> None:
+    """cases_cuda.py PROGRAM FILE, on each rank: its results go to the file."""
+    import hora.torch as hvd
+
+    hvd.init()
+    results = globals()[sys.argv[1]](hvd)
+    with open(sys.argv[2], "w") as file:
+        json.dump(results, file)
+    complete = all(results.get(name) is None for name in CASES)
+    if sys.argv[1] == "cases" and complete:
+        hvd.shutdown()
+    file.close()
+    os._exit(0)  # what still is queued on the GPU is not waited for: it may be what failed
+
+
+if __name__ == "__main__":
+    main()
