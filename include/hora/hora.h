@@ -398,7 +398,8 @@ HORA_API hora_status_t hora_engine_free(hora_engine_t *engine);
  * that were enqueued before the join take part as ever; what it enqueues after the join waits for
  * the join to end. That is when every rank has joined: then everybody goes on as before, and may
  * join again. name, dtype, shape and in are ignored; a join stands alone, not in a group, and a rank
- * has one at a time (HORA_ERR_DUPLICATE_NAME). A join
+ * has one at a time (HORA_ERR_DUPLICATE_NAME). A rank that had no task on a GPU before it joined takes
+ * part in those of the others with the GPU of its local rank, modulo the GPUs that it sees. A join
  * waits as long as the others take; only HORA_STALL_SHUTDOWN_TIME_SECONDS, when it is set, ends one
  * that has waited so long while nothing was executed (HORA_ERR_TIMEOUT). */
 
@@ -435,6 +436,7 @@ typedef struct hora_output {
  * frees it with hora_output_free. HORA_ERR_INVALID_ARGUMENT if there is none or it was taken. */
 HORA_API hora_status_t hora_handle_output(hora_handle_t *handle, size_t index,
                                           hora_output_t *output_p);
+/* NULL is allowed. On a GPU it may wait for all that is queued there. */
 HORA_API void hora_output_free(hora_output_t *output);
 
 /* ---- The timeline -------------------------------------------------------------------------------- */

@@ -5,6 +5,7 @@
 #include "background/background.h"
 #include "controller/message.h"
 #include "util/fork.h"
+#include "util/gpu.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -127,9 +128,8 @@ static hora_status_t check_task(const hora_comm_t *comm, const hora_task_t *task
     hora_status_t st = check_name(task);
     if (st != HORA_OK || task->kind == HORA_TASK_BARRIER)
         return st;
-    if (task->device >= 0)
-        return hora_fail(HORA_ERR_UNSUPPORTED, "enqueue %s: tensors on a GPU are not supported yet",
-                         task->name);
+    if (task->stream != NULL && task->device < 0)
+        return bad(task, "stream is given, but device says host memory");
     st = hora_check_dtype(task->dtype, task->name);
     if (st != HORA_OK)
         return st;
@@ -213,11 +213,7 @@ hora_status_t hora_handle_wait(hora_handle_t *handle) {
 hora_status_t hora_handle_stream_wait(hora_handle_t *handle, int device, void *stream) {
     if (handle == NULL)
         return hora_fail(HORA_ERR_INVALID_ARGUMENT, "handle_stream_wait: handle is NULL");
-    if (!hora_background_poll(handle))
-        return hora_fail(HORA_ERR_INVALID_ARGUMENT, "handle_stream_wait: wait for the handle first");
-    (void)device; /* no task is on a GPU */
-    (void)stream;
-    return HORA_OK;
+    return hora_background_stream_wait(handle, device, stream);
 }
 
 void hora_handle_release(hora_handle_t *handle) {
@@ -237,7 +233,10 @@ hora_status_t hora_handle_output(hora_handle_t *handle, size_t index, hora_outpu
 void hora_output_free(hora_output_t *output) {
     if (output == NULL)
         return;
-    free(output->data);
+    if (output->device >= 0 && output->data != NULL)
+        hora_gpu_free(output->device, output->data);
+    else
+        free(output->data);
     free(output->received_splits);
     output->data = NULL;
     output->received_splits = NULL;

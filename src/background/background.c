@@ -61,6 +61,7 @@ static void create_locks(hora_engine_t *engine) {
     pthread_condattr_init(&monotonic);
     pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
     pthread_mutex_init(&engine->lock, NULL);
+    pthread_mutex_init(&engine->gpu_lock, NULL);
     pthread_cond_init(&engine->thread_wake, &monotonic);
     pthread_cond_init(&engine->left, NULL);
     pthread_condattr_destroy(&monotonic);
@@ -72,6 +73,7 @@ static void destroy_driver_side(hora_engine_t *engine) {
     hora_coordinator_destroy(engine->coordinator);
     hora_tuner_destroy(engine);
     hora_fusion_destroy(&engine->fusion);
+    hora_engine_gpu_stop(engine);
     hora_frozen_destroy(engine);
     free(engine->seen_gone);
     free(engine->by_slot);
@@ -97,7 +99,9 @@ void hora_engine_destroy(hora_engine_t *engine) {
         next = handle->next_idle;
         free(handle);
     }
+    hora_engine_gpu_destroy(engine->gpu);
     pthread_mutex_destroy(&engine->lock);
+    pthread_mutex_destroy(&engine->gpu_lock);
     pthread_cond_destroy(&engine->thread_wake);
     pthread_cond_destroy(&engine->left);
     free(engine);
@@ -118,7 +122,7 @@ hora_status_t hora_background_create(hora_comm_t *comm, size_t fusion_threshold,
     hora_trace_init(engine);
     create_locks(engine);
     set_times(engine);
-    hora_fusion_init(&engine->fusion, engine->world);
+    hora_fusion_init(&engine->fusion, engine->world, NULL);
     engine->blocks = calloc(4 * (size_t)engine->size, sizeof(*engine->blocks));
     engine->rows = calloc((size_t)engine->size, sizeof(*engine->rows));
     engine->seen_gone = calloc((size_t)engine->size, sizeof(*engine->seen_gone));

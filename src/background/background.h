@@ -26,6 +26,7 @@ hora_status_t hora_background_enqueue(hora_engine_t *engine, const hora_task_t *
 /* hora_handle_* of hora.h; handle is not NULL. Any thread. */
 int           hora_background_poll(hora_handle_t *handle);
 hora_status_t hora_background_wait(hora_handle_t *handle);
+hora_status_t hora_background_stream_wait(hora_handle_t *handle, int device, void *stream);
 void          hora_background_release(hora_handle_t *handle);
 hora_status_t hora_background_output(hora_handle_t *handle, size_t index, hora_output_t *output_p);
 

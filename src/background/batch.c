@@ -10,6 +10,7 @@
 #include <stdlib.h>
 
 #define GATHER_LINKS ((size_t)32 << 20) /* bytes of allgathers packed at a time over links */
+#define PACK_GPU     ((size_t)128 << 20) /* bytes packed at a time on a GPU */
 
 hora_status_t hora_batch_add(hora_engine_t *engine, hora_work_t *work) {
     if (engine->nbatch == engine->batch_room) {
@@ -73,6 +74,7 @@ static hora_status_t exchange_rows(hora_engine_t *engine) {
         counts[r] = n;
         displs[r] = (size_t)r * n;
     }
+    coll.gpu = NULL;
     coll.dtype = HORA_INT64;
     coll.count = n;
     coll.in = mine;
@@ -132,14 +134,21 @@ static hora_status_t execute_alone(hora_engine_t *engine, size_t i) {
 }
 
 /* Over shared memory a pack that stays in the cache costs little more than the operation itself,
- * and a large tensor goes best from where it lies. */
+ * and a large tensor goes best from where it lies. On a GPU packing is cheaper than one more operation. */
+static size_t pack_limit(const hora_engine_t *engine) {
+    if (engine->batch[0]->sig.device)
+        return PACK_GPU;
+    if (engine->batch[0]->sig.kind == HORA_TASK_ALLGATHER && engine->comm->pads == NULL)
+        return GATHER_LINKS;
+    return engine->tuning.pack;
+}
+
 static hora_status_t execute_many(hora_engine_t *engine) {
-    bool          shared = engine->comm->pads != NULL;
-    bool          gathers = engine->batch[0]->sig.kind == HORA_TASK_ALLGATHER;
-    size_t        pack = gathers && !shared ? GATHER_LINKS : engine->tuning.pack;
-    size_t        alone = engine->tuning.alone < pack ? engine->tuning.alone : pack;
+    size_t        pack = pack_limit(engine), alone = engine->tuning.alone;
     hora_piece_t *pieces = engine->pieces;
     hora_status_t st = check_batch(engine);
+    if (alone > pack || engine->batch[0]->sig.device)
+        alone = pack;
     if (st == HORA_OK)
         st = measure(engine);
     for (size_t i = 0, to; st == HORA_OK && i < engine->nbatch; i = to) {
@@ -153,19 +162,35 @@ static hora_status_t execute_many(hora_engine_t *engine) {
     return st;
 }
 
+/* done: behind the batch's work on a GPU; or NULL. */
+static void end_locked(hora_engine_t *engine, hora_work_t *work, hora_mark_t *done) {
+    hora_handle_t *handle = work->handle;
+    if (done != NULL) {
+        hora_mark_drop(engine->gpu, handle->mark);
+        handle->mark = hora_mark_hold(engine->gpu, done);
+    }
+    hora_work_end_locked(engine, work, HORA_OK, NULL);
+}
+
 hora_status_t hora_batch_execute(hora_engine_t *engine) {
+    hora_mark_t  *done;
     hora_status_t st = reserve_lens(engine);
     hora_trace_started(engine);
     if (st == HORA_OK)
+        st = hora_device_batch_begin(engine);
+    if (st == HORA_OK)
         st = engine->nbatch == 1 ? hora_execute_one(engine, 0) : execute_many(engine);
+    st = hora_device_batch_end(engine, st, &done);
     if (st != HORA_OK)
         return st;
     pthread_mutex_lock(&engine->lock);
     for (size_t i = 0; i < engine->nbatch; i++)
         if (!engine->batch[i]->is_ghost)
-            hora_work_end_locked(engine, engine->batch[i], HORA_OK, NULL);
+            end_locked(engine, engine->batch[i], done);
     engine->nbatch = 0;
     hora_ghosts_free_locked(engine);
     pthread_mutex_unlock(&engine->lock);
+    if (done != NULL)
+        hora_mark_drop(engine->gpu, done);
     return HORA_OK;
 }

@@ -15,6 +15,7 @@
 #define HORA_BACKGROUND_ENGINE_H
 
 #include "background/background.h"
+#include "background/device.h"
 #include "controller/control.h"
 #include "controller/coordinator.h"
 #include "controller/fuse.h"
@@ -61,7 +62,9 @@ struct hora_work {
     bool             by_position; /* driver: reported as a part of the frozen schedule */
     uint64_t         since;    /* driver: ns, when the driver first saw it */
     uint64_t         next_ask; /* driver: ns, when to ask the coordinator what it waits for */
+    hora_mark_t     *ready;    /* on a GPU: where the caller's stream was; dropped with the handle */
     void            *data;     /* the result, where the engine allocates it */
+    size_t           data_bytes;
     int64_t         *received; /* alltoall: rows from each rank */
     int64_t          out_rows;
     bool             has_output; /* data, received and out_rows are set and were not taken */
@@ -74,6 +77,7 @@ struct hora_handle {
     bool           released;
     hora_status_t  status; /* the first error */
     char          *text;   /* of it */
+    hora_mark_t   *mark;   /* on a GPU: behind the work of all tasks that are done; or NULL */
     size_t         nworks, remaining;
     hora_work_t    works[];
 };
@@ -120,6 +124,9 @@ struct hora_engine {
     uint64_t        join_limit_ns; /* 0: a join waits for ever */
     hora_engine_t  *next_poked; /* under world->poke_lock */
     hora_timeline_source_t trace;
+
+    pthread_mutex_t    gpu_lock; /* taken before `lock`, or alone; CUDA is called under it */
+    hora_engine_gpu_t *gpu; /* under gpu_lock; NULL until there is a task on a GPU, then constant */
 
     pthread_mutex_t lock;
     hora_names_t    records;
@@ -194,6 +201,8 @@ void hora_engine_fail(hora_engine_t *engine, hora_status_t status, const char *t
 void hora_engine_fail_queued_locked(hora_engine_t *engine);
 /* May leave engine->refs at 0: then hora_engine_destroy is due, without the lock. */
 void hora_handle_free_locked(hora_engine_t *engine, hora_handle_t *handle);
+/* What the engine allocated for a result that nobody takes. */
+void hora_work_free_output(hora_engine_t *engine, hora_work_t *work);
 
 /* drive.c */
 /* Drives until handle is done, or, with handle NULL, until the background thread is not needed.
@@ -242,7 +251,7 @@ size_t       *hora_execute_list(const hora_engine_t *engine, int i); /* [size], 
 hora_status_t hora_execute_lay_out(const hora_engine_t *engine, const hora_work_t *work,
                                    const int64_t *rows, size_t *counts, size_t *displs,
                                    int64_t *total_p);
-hora_status_t hora_execute_make_output(hora_work_t *work, int64_t rows);
+hora_status_t hora_execute_make_output(const hora_engine_t *engine, hora_work_t *work, int64_t rows);
 /* An allgather of which it is known how many rows each rank brings. */
 hora_status_t hora_execute_gather(hora_engine_t *engine, hora_work_t *work, const int64_t *rows);
 static inline size_t hora_work_elem_size(const hora_work_t *work) {

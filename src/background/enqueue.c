@@ -18,6 +18,7 @@ static void set_signature(hora_work_t *work, const hora_task_t *task, uint64_t g
                               .root = task->root,
                               .prescale = task->prescale,
                               .postscale = task->postscale,
+                              .device = !bare && task->device >= 0,
                               .group_key = group_key,
                               .group_size = (uint32_t)ntasks};
     if (ndim > 0)
@@ -162,14 +163,52 @@ static void wake_locked(hora_engine_t *engine, unsigned flags) {
         hora_engine_pass_on_locked(engine);
 }
 
+/* Where the streams of tasks on a GPU are now: [ntasks], or NULL if none is. */
+static hora_status_t record_marks(hora_engine_t *engine, const hora_task_t *tasks, size_t ntasks,
+                                  hora_mark_t ***marks_p) {
+    size_t        on_host = 0;
+    hora_mark_t **marks;
+    hora_status_t st;
+    *marks_p = NULL;
+    while (on_host < ntasks && tasks[on_host].device < 0)
+        on_host++;
+    if (on_host == ntasks)
+        return HORA_OK;
+    marks = calloc(ntasks, sizeof(*marks));
+    if (marks == NULL)
+        return hora_fail(HORA_ERR_NO_MEMORY, "enqueue of %zu tasks", ntasks);
+    st = hora_marks_record(engine, tasks, ntasks, marks);
+    if (st == HORA_OK)
+        *marks_p = marks;
+    else
+        free(marks);
+    return st;
+}
+
+/* The handle's from now on; without a handle they are dropped. */
+static void hand_over(hora_engine_t *engine, hora_mark_t **marks, size_t n, hora_handle_t *handle) {
+    for (size_t i = 0; marks != NULL && i < n; i++) {
+        if (handle != NULL)
+            handle->works[i].ready = marks[i];
+        else
+            hora_mark_drop(engine->gpu, marks[i]);
+    }
+    free(marks);
+}
+
 hora_status_t hora_background_enqueue(hora_engine_t *engine, const hora_task_t *tasks,
                                       size_t ntasks, unsigned flags, hora_handle_t **handle_p) {
-    hora_status_t  st = HORA_ERR_SHUT_DOWN;
+    hora_mark_t  **marks;
     hora_handle_t *handle = NULL;
     size_t         bad = 0;
+    hora_status_t  st = record_marks(engine, tasks, ntasks, &marks);
+    if (st != HORA_OK)
+        return st;
+    st = HORA_ERR_SHUT_DOWN;
     pthread_mutex_lock(&engine->lock);
     if (!atomic_load(&engine->closing))
         st = attach_all_locked(engine, tasks, ntasks, &handle, &bad);
+    hand_over(engine, marks, ntasks, handle);
     if (st == HORA_OK) {
         queue_locked(engine, handle);
         wake_locked(engine, flags);

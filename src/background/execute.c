@@ -26,6 +26,7 @@ hora_coll_t hora_execute_describe(const hora_engine_t *engine, const hora_work_t
                          .prescale = work->sig.prescale,
                          .postscale = work->sig.postscale,
                          .divisor = engine->divisor,
+                         .gpu = work->sig.device ? &engine->gpu->place : NULL,
                          .name = work->record->name.text};
 }
 
@@ -87,11 +88,14 @@ err_rows:
                      "memory can hold", hora_kind_name(work->sig.kind), work->record->name.text);
 }
 
-hora_status_t hora_execute_make_output(hora_work_t *work, int64_t rows) {
+hora_status_t hora_execute_make_output(const hora_engine_t *engine, hora_work_t *work, int64_t rows) {
     size_t bytes = (size_t)rows * row_of(work) * hora_work_elem_size(work);
     size_t room = (bytes + OUTPUT_ALIGNMENT - 1) & ~(size_t)(OUTPUT_ALIGNMENT - 1);
     work->has_output = true;
     work->out_rows = rows;
+    work->data_bytes = bytes;
+    if (bytes > 0 && work->sig.device)
+        return hora_device_alloc(engine->gpu, bytes, &work->data);
     if (bytes > 0 && (work->data = aligned_alloc(OUTPUT_ALIGNMENT, room)) == NULL)
         return hora_fail(HORA_ERR_NO_MEMORY, "%s %s: an output of %zu bytes",
                          hora_kind_name(work->sig.kind), work->record->name.text, bytes);
@@ -113,7 +117,7 @@ hora_status_t hora_execute_gather(hora_engine_t *engine, hora_work_t *work, cons
     hora_status_t st = hora_execute_lay_out(engine, work, rows, counts, displs, &total);
     hora_trace_phase(engine, "ALLOCATE_OUTPUT");
     if (st == HORA_OK)
-        st = hora_execute_make_output(work, total);
+        st = hora_execute_make_output(engine, work, total);
     coll.counts = counts;
     coll.displs = displs;
     coll.out = work->data;
@@ -125,6 +129,7 @@ static hora_status_t allgather(hora_engine_t *engine, hora_work_t *work) {
     size_t       *counts = hora_execute_list(engine, 0), *displs = hora_execute_list(engine, 1);
     hora_status_t st;
     one_each(engine, counts, displs);
+    dims.gpu = NULL;
     dims.dtype = HORA_INT64;
     dims.count = 1;
     dims.in = &work->rows;
@@ -146,6 +151,7 @@ static hora_status_t exchange_splits(hora_engine_t *engine, hora_work_t *work) {
     for (int r = 0; r < engine->size; r++)
         engine->rows[r] = work->splits != NULL ? work->splits[r] : work->rows / engine->size;
     one_each(engine, counts, displs);
+    coll.gpu = NULL;
     coll.dtype = HORA_INT64;
     coll.count = 1;
     coll.in = engine->rows;
@@ -168,7 +174,7 @@ static hora_status_t alltoall(hora_engine_t *engine, hora_work_t *work) {
         st = hora_execute_lay_out(engine, work, work->received, lists[2], lists[3], &total);
     hora_trace_phase(engine, "ALLOCATE_OUTPUT");
     if (st == HORA_OK)
-        st = hora_execute_make_output(work, total);
+        st = hora_execute_make_output(engine, work, total);
     if (st != HORA_OK)
         return st;
     coll.count = 0;
@@ -190,7 +196,7 @@ static hora_status_t reducescatter(hora_engine_t *engine, hora_work_t *work) {
     st = hora_execute_lay_out(engine, work, engine->rows, counts, displs, &total);
     hora_trace_phase(engine, "ALLOCATE_OUTPUT");
     if (st == HORA_OK)
-        st = hora_execute_make_output(work, engine->rows[engine->rank]);
+        st = hora_execute_make_output(engine, work, engine->rows[engine->rank]);
     coll.counts = counts;
     coll.displs = displs;
     coll.out = work->data;

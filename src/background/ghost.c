@@ -28,8 +28,7 @@ void hora_ghosts_free_locked(hora_engine_t *engine) {
         next = work->next;
         work->record->has_ghost = false;
         hora_record_drop_locked(engine, work->record);
-        free(work->data);
-        free(work->received);
+        hora_work_free_output(engine, work);
         free(work);
     }
     engine->ghosts = NULL;

@@ -128,5 +128,24 @@ hora_status_t hora_background_output(hora_handle_t *handle, size_t index, hora_o
     memcpy(output_p->shape, work->sig.shape, work->sig.ndim * sizeof(output_p->shape[0]));
     output_p->shape[0] = work->out_rows;
     output_p->received_splits = work->received;
+    output_p->device = work->sig.device ? engine->gpu->place.gpu->ordinal : -1;
     return HORA_OK;
+}
+
+hora_status_t hora_background_stream_wait(hora_handle_t *handle, int device, void *stream) {
+    hora_gpu_t   *gpu;
+    hora_status_t st;
+    if (!is_done(handle))
+        return hora_fail(HORA_ERR_INVALID_ARGUMENT, "handle_stream_wait: wait for the handle first");
+    if (handle->mark == NULL)
+        return HORA_OK;
+    st = hora_gpu_get("", device, &gpu);
+    if (st == HORA_OK)
+        st = hora_gpu_enter(gpu);
+    if (st != HORA_OK)
+        return st;
+    st = hora_gpu_check(gpu, gpu->cuda->stream_wait(stream, handle->mark->event, 0),
+                        "making a stream wait");
+    hora_gpu_leave(gpu);
+    return st;
 }

@@ -11,6 +11,7 @@
 
 typedef struct pack {
     hora_engine_t *engine;
+    hora_fusion_t *fusion; /* the engine's, or its one on a GPU */
     hora_work_t  **works;  /* [n] */
     hora_piece_t  *pieces; /* [n] */
     size_t         n;
@@ -23,7 +24,7 @@ typedef struct pack {
 
 static hora_coll_t describe(const pack_t *p, hora_coll_kind_t kind) {
     hora_coll_t coll = hora_execute_describe(p->engine, p->works[0], kind);
-    coll.in = coll.out = p->engine->fusion.data;
+    coll.in = coll.out = p->fusion->data;
     coll.count = p->count;
     if (hora_ghost_scales_first(p->engine, p->works[0]))
         coll.prescale = 1.0;
@@ -39,42 +40,62 @@ static hora_status_t reserve(pack_t *p) {
             p->counts[b] += p->lens[i * (size_t)p->nblocks + (size_t)b] / p->elem_size;
         p->count += p->counts[b];
     }
-    if (p->count * p->elem_size > p->engine->fusion.bytes)
+    if (p->count * p->elem_size > p->fusion->bytes)
         hora_trace_phase(p->engine, "INIT_FUSION_BUFFER");
-    return hora_fusion_reserve(&p->engine->fusion, p->count * p->elem_size,
+    return hora_fusion_reserve(p->fusion, p->count * p->elem_size,
                                p->engine->fusion_threshold);
 }
 
-static void fill_ghosts(const pack_t *p) {
-    uint8_t *at = p->engine->fusion.data;
-    for (int b = 0; b < p->nblocks; b++)
-        for (size_t i = 0; i < p->n; i++) {
-            const hora_work_t *work = p->works[i];
-            size_t             len = p->lens[i * (size_t)p->nblocks + (size_t)b];
-            if (work->is_ghost)
-                hora_ghost_fill(at, (hora_dtype_t)work->sig.dtype, (hora_op_t)work->sig.op,
-                                len / p->elem_size);
-            at += len;
-        }
+/* Bytes of the fusion buffer that belong to ghosts. */
+static hora_status_t fill(const pack_t *p, uint8_t *at, size_t bytes) {
+    const hora_signature_t *sig = &p->works[0]->sig;
+    uint8_t                 pattern[HORA_FUSION_PATTERN];
+    size_t                  period = sizeof(pattern) / p->elem_size;
+    if (p->fusion->gpu == NULL) {
+        hora_ghost_fill(at, (hora_dtype_t)sig->dtype, (hora_op_t)sig->op, bytes / p->elem_size);
+        return HORA_OK;
+    }
+    hora_ghost_fill(pattern, (hora_dtype_t)sig->dtype, (hora_op_t)sig->op, period);
+    return hora_fusion_gpu_fill(p->fusion->gpu, at, pattern, period * p->elem_size, bytes);
 }
 
-static void scale_all(const pack_t *p) {
+/* Ghosts that lie beside each other at once. */
+static hora_status_t fill_ghosts(const pack_t *p) {
+    uint8_t      *at = p->fusion->data, *begin = at;
+    hora_status_t st = HORA_OK;
+    for (int b = 0; b < p->nblocks; b++)
+        for (size_t i = 0; i < p->n && st == HORA_OK; i++) {
+            size_t len = p->lens[i * (size_t)p->nblocks + (size_t)b];
+            if (!p->works[i]->is_ghost) {
+                st = fill(p, begin, (size_t)(at - begin));
+                begin = at + len;
+            }
+            at += len;
+        }
+    return st == HORA_OK ? fill(p, begin, (size_t)(at - begin)) : st;
+}
+
+static hora_status_t scale_all(const pack_t *p) {
     const hora_signature_t *sig = &p->works[0]->sig;
-    void                   *data = p->engine->fusion.data;
+    void                   *data = p->fusion->data;
     const void             *src = data;
     hora_reduce_t how = {(hora_dtype_t)sig->dtype, HORA_SUM, 1, sig->prescale, 1.0};
+    if (p->fusion->gpu != NULL)
+        return hora_device_scale(p->engine->gpu, how.dtype, how.prescale, p->count);
     hora_kernel_reduce(&how, &data, 1, &src, 1, p->count);
+    return HORA_OK;
 }
 
 /* What this rank contributes to a reduction. */
-static void pack_input(const pack_t *p) {
+static hora_status_t pack_input(const pack_t *p) {
+    hora_status_t st;
     hora_trace_phase(p->engine, "MEMCPY_IN_FUSION_BUFFER");
-    hora_fusion_pack_blocks(&p->engine->fusion, p->pieces, p->n, p->lens, p->nblocks);
-    if (p->engine->divisor == 0)
-        return;
+    st = hora_fusion_pack_blocks(p->fusion, p->pieces, p->n, p->lens, p->nblocks);
+    if (st != HORA_OK || p->engine->divisor == 0)
+        return st;
     if (hora_ghost_scales_first(p->engine, p->works[0]))
-        scale_all(p);
-    fill_ghosts(p);
+        st = scale_all(p);
+    return st == HORA_OK ? fill_ghosts(p) : st;
 }
 
 /* ---- By kind -------------------------------------------------------------------------------- */
@@ -93,12 +114,11 @@ static hora_status_t allreduce(pack_t *p) {
     st = reserve(p);
     if (st != HORA_OK)
         return st;
-    pack_input(p);
+    st = pack_input(p);
     coll = describe(p, HORA_COLL_ALLREDUCE);
-    st = hora_execute_run(p->engine, &coll);
     if (st == HORA_OK)
-        hora_fusion_unpack(&p->engine->fusion, 0, p->pieces, p->n);
-    return st;
+        st = hora_execute_run(p->engine, &coll);
+    return st == HORA_OK ? hora_fusion_unpack(p->fusion, 0, p->pieces, p->n) : st;
 }
 
 static hora_status_t broadcast(pack_t *p) {
@@ -116,12 +136,11 @@ static hora_status_t broadcast(pack_t *p) {
             p->pieces[i].out = NULL;
     }
     hora_trace_phase(p->engine, "MEMCPY_IN_FUSION_BUFFER");
-    hora_fusion_pack(&p->engine->fusion, 0, p->pieces, p->n);
+    st = hora_fusion_pack(p->fusion, 0, p->pieces, p->n);
     coll = describe(p, HORA_COLL_BROADCAST);
-    st = hora_execute_run(p->engine, &coll);
     if (st == HORA_OK)
-        hora_fusion_unpack(&p->engine->fusion, 0, p->pieces, p->n);
-    return st;
+        st = hora_execute_run(p->engine, &coll);
+    return st == HORA_OK ? hora_fusion_unpack(p->fusion, 0, p->pieces, p->n) : st;
 }
 
 static void cut_rows(pack_t *p) {
@@ -147,7 +166,7 @@ static hora_status_t make_scattered(pack_t *p) {
         if (work->is_ghost)
             continue;
         st = hora_execute_make_output(
-            work, (int64_t)hora_part_count((size_t)work->rows, p->nblocks, rank));
+            p->engine, work, (int64_t)hora_part_count((size_t)work->rows, p->nblocks, rank));
         p->pieces[i].out = work->data;
     }
     return st;
@@ -161,18 +180,17 @@ static hora_status_t reducescatter(pack_t *p) {
     st = reserve(p);
     if (st != HORA_OK)
         return st;
-    pack_input(p);
-    st = make_scattered(p);
+    st = pack_input(p);
+    if (st == HORA_OK)
+        st = make_scattered(p);
     mine = p->displs[p->engine->rank] * p->elem_size;
     coll = describe(p, HORA_COLL_REDUCE_SCATTER);
     coll.counts = p->counts;
     coll.displs = p->displs;
-    coll.out = p->engine->fusion.data + mine;
+    coll.out = p->fusion->data + mine;
     if (st == HORA_OK)
         st = hora_execute_run(p->engine, &coll);
-    if (st == HORA_OK)
-        hora_fusion_unpack(&p->engine->fusion, mine, p->pieces, p->n);
-    return st;
+    return st == HORA_OK ? hora_fusion_unpack(p->fusion, mine, p->pieces, p->n) : st;
 }
 
 static hora_status_t allgather(pack_t *p) {
@@ -182,31 +200,33 @@ static hora_status_t allgather(pack_t *p) {
     hora_trace_phase(p->engine, "ALLOCATE_OUTPUT");
     for (size_t i = 0; i < p->n && st == HORA_OK; i++) {
         hora_work_t *work = p->works[i];
-        st = hora_execute_make_output(work, work->out_rows);
+        st = hora_execute_make_output(p->engine, work, work->out_rows);
         p->pieces[i] = (hora_piece_t){work->in, NULL, work->count * p->elem_size, 0};
     }
     if (st != HORA_OK)
         return st;
     mine = p->displs[p->engine->rank] * p->elem_size;
     hora_trace_phase(p->engine, "MEMCPY_IN_FUSION_BUFFER");
-    hora_fusion_pack(&p->engine->fusion, mine, p->pieces, p->n);
+    st = hora_fusion_pack(p->fusion, mine, p->pieces, p->n);
     coll = describe(p, HORA_COLL_ALLGATHER);
     coll.count = p->counts[p->engine->rank];
     coll.counts = p->counts;
     coll.displs = p->displs;
-    coll.in = p->engine->fusion.data + mine;
-    st = hora_execute_run(p->engine, &coll);
+    coll.in = p->fusion->data + mine;
+    if (st == HORA_OK)
+        st = hora_execute_run(p->engine, &coll);
     for (size_t i = 0; i < p->n; i++)
         p->pieces[i] = (hora_piece_t){.out = p->works[i]->data};
-    if (st == HORA_OK)
-        hora_fusion_unpack_blocks(&p->engine->fusion, p->pieces, p->n, p->lens, p->nblocks);
-    return st;
+    if (st != HORA_OK)
+        return st;
+    return hora_fusion_unpack_blocks(p->fusion, p->pieces, p->n, p->lens, p->nblocks);
 }
 
 hora_status_t hora_pack_execute(hora_engine_t *engine, size_t from, size_t to) {
     int    kind = engine->batch[from]->sig.kind;
     bool   by_rank = kind == HORA_TASK_REDUCESCATTER || kind == HORA_TASK_ALLGATHER;
     pack_t p = {.engine = engine,
+                .fusion = engine->batch[from]->sig.device ? &engine->gpu->fusion : &engine->fusion,
                 .works = engine->batch + from,
                 .pieces = engine->pieces + from,
                 .n = to - from,

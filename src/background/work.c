@@ -79,15 +79,25 @@ hora_handle_t *hora_handle_make_locked(hora_engine_t *engine, size_t nworks) {
     return handle;
 }
 
+void hora_work_free_output(hora_engine_t *engine, hora_work_t *work) {
+    if (work->sig.device)
+        hora_device_discard(engine->gpu, work->data, work->data_bytes);
+    else
+        free(work->data);
+    free(work->received);
+}
+
 void hora_handle_free_locked(hora_engine_t *engine, hora_handle_t *handle) {
     for (size_t i = 0; i < handle->nworks; i++) {
         hora_work_t *work = &handle->works[i];
         free(work->splits);
-        if (work->has_output) {
-            free(work->data);
-            free(work->received);
-        }
+        if (work->has_output)
+            hora_work_free_output(engine, work);
+        if (work->ready != NULL)
+            hora_mark_drop(engine->gpu, work->ready);
     }
+    if (handle->mark != NULL)
+        hora_mark_drop(engine->gpu, handle->mark);
     free(handle->text);
     engine->refs--;
     if (handle->nworks != 1 || engine->nidle >= IDLE_MAX || atomic_load(&engine->closing)) {

@@ -10,18 +10,19 @@
 #include <stdlib.h>
 
 #define BYTES_MIN 65536
+#define GPU_BYTES_MIN ((size_t)8 << 20)
 #define ALIGNMENT 64
 
-void hora_fusion_init(hora_fusion_t *fusion, hora_world_t *world) {
-    *fusion = (hora_fusion_t){.world = world};
+void hora_fusion_init(hora_fusion_t *fusion, hora_world_t *world, hora_fusion_gpu_t *gpu) {
+    *fusion = (hora_fusion_t){.world = world, .gpu = gpu};
 }
 
 void hora_fusion_destroy(hora_fusion_t *fusion) {
     if (fusion->in_arena)
         hora_arena_free(fusion->world->arena, fusion->data);
-    else
+    else if (fusion->gpu == NULL)
         free(fusion->data);
-    hora_fusion_init(fusion, fusion->world);
+    hora_fusion_init(fusion, fusion->world, fusion->gpu);
 }
 
 static size_t grown(size_t bytes, size_t most) {
@@ -35,12 +36,27 @@ static size_t grown(size_t bytes, size_t most) {
     return (room + ALIGNMENT - 1) & ~(size_t)(ALIGNMENT - 1);
 }
 
+/* On the GPU nothing is freed, and so it grows in large steps. */
+static hora_status_t reserve_on_gpu(hora_fusion_t *fusion, size_t bytes, size_t most) {
+    size_t        room = grown(bytes > GPU_BYTES_MIN ? bytes : GPU_BYTES_MIN, most);
+    void         *data;
+    hora_status_t st;
+    st = hora_fusion_gpu_alloc(fusion->gpu, room, &data);
+    if (st != HORA_OK)
+        return st;
+    fusion->data = data;
+    fusion->bytes = room;
+    return HORA_OK;
+}
+
 hora_status_t hora_fusion_reserve(hora_fusion_t *fusion, size_t bytes, size_t most) {
     hora_world_t *world = fusion->world;
     size_t        room;
     void         *data = NULL;
     if (bytes <= fusion->bytes)
         return HORA_OK;
+    if (fusion->gpu != NULL)
+        return reserve_on_gpu(fusion, bytes, most);
     room = grown(bytes, most);
     hora_fusion_destroy(fusion);
     fusion->in_arena =
@@ -54,51 +70,77 @@ hora_status_t hora_fusion_reserve(hora_fusion_t *fusion, size_t bytes, size_t mo
     return HORA_OK;
 }
 
-void hora_fusion_pack(hora_fusion_t *fusion, size_t at, const hora_piece_t *pieces, size_t n) {
-    uint8_t *to = fusion->data + at;
-    for (size_t i = 0; i < n; i++) {
+/* ---- Moving --------------------------------------------------------------------------------- */
+
+static hora_status_t begin(const hora_fusion_t *fusion, size_t pieces) {
+    return fusion->gpu != NULL ? hora_fusion_gpu_begin(fusion->gpu, pieces) : HORA_OK;
+}
+
+static void move(const hora_fusion_t *fusion, void *to, const void *from, size_t bytes) {
+    if (fusion->gpu != NULL)
+        hora_fusion_gpu_add(fusion->gpu, to, from, bytes);
+    else
+        hora_kernel_copy(to, from, bytes);
+}
+
+static hora_status_t end(const hora_fusion_t *fusion) {
+    return fusion->gpu != NULL ? hora_fusion_gpu_queue(fusion->gpu) : HORA_OK;
+}
+
+hora_status_t hora_fusion_pack(hora_fusion_t *fusion, size_t at, const hora_piece_t *pieces,
+                               size_t n) {
+    uint8_t      *to = fusion->data + at;
+    hora_status_t st = begin(fusion, n);
+    for (size_t i = 0; st == HORA_OK && i < n; i++) {
         if (pieces[i].in != NULL)
-            hora_kernel_copy(to, pieces[i].in, pieces[i].bytes);
+            move(fusion, to, pieces[i].in, pieces[i].bytes);
         to += pieces[i].bytes;
     }
+    return st == HORA_OK ? end(fusion) : st;
 }
 
-void hora_fusion_unpack(const hora_fusion_t *fusion, size_t at, const hora_piece_t *pieces,
-                        size_t n) {
+hora_status_t hora_fusion_unpack(const hora_fusion_t *fusion, size_t at, const hora_piece_t *pieces,
+                                 size_t n) {
     const uint8_t *from = fusion->data + at;
-    for (size_t i = 0; i < n; i++) {
+    hora_status_t  st = begin(fusion, n);
+    for (size_t i = 0; st == HORA_OK && i < n; i++) {
         if (pieces[i].out != NULL)
-            hora_kernel_copy(pieces[i].out, from, pieces[i].bytes);
+            move(fusion, pieces[i].out, from, pieces[i].bytes);
         from += pieces[i].bytes;
     }
+    return st == HORA_OK ? end(fusion) : st;
 }
 
-void hora_fusion_pack_blocks(hora_fusion_t *fusion, hora_piece_t *pieces, size_t n,
-                             const size_t *lens, int nranks) {
-    uint8_t *to = fusion->data;
+hora_status_t hora_fusion_pack_blocks(hora_fusion_t *fusion, hora_piece_t *pieces, size_t n,
+                                      const size_t *lens, int nranks) {
+    uint8_t      *to = fusion->data;
+    hora_status_t st = begin(fusion, n * (size_t)nranks);
     for (size_t i = 0; i < n; i++)
         pieces[i].at = 0;
-    for (int r = 0; r < nranks; r++)
+    for (int r = 0; st == HORA_OK && r < nranks; r++)
         for (size_t i = 0; i < n; i++) {
             size_t len = lens[i * (size_t)nranks + (size_t)r];
             if (pieces[i].in != NULL)
-                hora_kernel_copy(to, (const uint8_t *)pieces[i].in + pieces[i].at, len);
+                move(fusion, to, (const uint8_t *)pieces[i].in + pieces[i].at, len);
             pieces[i].at += len;
             to += len;
         }
+    return st == HORA_OK ? end(fusion) : st;
 }
 
-void hora_fusion_unpack_blocks(const hora_fusion_t *fusion, hora_piece_t *pieces, size_t n,
-                               const size_t *lens, int nranks) {
+hora_status_t hora_fusion_unpack_blocks(const hora_fusion_t *fusion, hora_piece_t *pieces, size_t n,
+                                        const size_t *lens, int nranks) {
     const uint8_t *from = fusion->data;
+    hora_status_t  st = begin(fusion, n * (size_t)nranks);
     for (size_t i = 0; i < n; i++)
         pieces[i].at = 0;
-    for (int r = 0; r < nranks; r++)
+    for (int r = 0; st == HORA_OK && r < nranks; r++)
         for (size_t i = 0; i < n; i++) {
             size_t len = lens[i * (size_t)nranks + (size_t)r];
             if (pieces[i].out != NULL)
-                hora_kernel_copy((uint8_t *)pieces[i].out + pieces[i].at, from, len);
+                move(fusion, (uint8_t *)pieces[i].out + pieces[i].at, from, len);
             pieces[i].at += len;
             from += len;
         }
+    return st == HORA_OK ? end(fusion) : st;
 }

@@ -24,9 +24,13 @@ static hora_status_t fail(const hora_gpu_t *gpu, hora_cuda_result_t result, cons
     return hora_cuda_fail(gpu->cuda, result, text);
 }
 
+hora_status_t hora_gpu_check(const hora_gpu_t *gpu, hora_cuda_result_t result, const char *what) {
+    return result == HORA_CUDA_SUCCESS ? HORA_OK : fail(gpu, result, what);
+}
+
 hora_status_t hora_gpu_enter(const hora_gpu_t *gpu) {
     hora_cuda_result_t result = gpu->cuda->context_push(gpu->context);
-    return result == HORA_CUDA_SUCCESS ? HORA_OK : fail(gpu, result, "entering the context");
+    return hora_gpu_check(gpu, result, "entering the context");
 }
 
 void hora_gpu_leave(const hora_gpu_t *gpu) {
@@ -46,7 +50,7 @@ static hora_status_t open_context(hora_gpu_t *gpu) {
     if (result != HORA_CUDA_SUCCESS)
         return fail(gpu, result, "asking for its multiprocessors");
     result = cuda->context_retain(&gpu->context, gpu->device);
-    return result == HORA_CUDA_SUCCESS ? HORA_OK : fail(gpu, result, "making a context");
+    return hora_gpu_check(gpu, result, "making a context");
 }
 
 static hora_status_t load_kernels(hora_gpu_t *gpu) {
@@ -136,6 +140,14 @@ hora_status_t hora_gpu_get(const char *library, int ordinal, hora_gpu_t **gpu_p)
     return st;
 }
 
+void hora_gpu_free(int ordinal, void *at) {
+    hora_gpu_t *gpu;
+    if (hora_gpu_get("", ordinal, &gpu) != HORA_OK || hora_gpu_enter(gpu) != HORA_OK)
+        return; /* the GPU is lost, and its memory with it */
+    gpu->cuda->free((uint64_t)(uintptr_t)at);
+    hora_gpu_leave(gpu);
+}
+
 /* Names are the literals of plan.c, so the pointers are compared first. */
 static hora_cuda_function_t known(const hora_gpu_t *gpu, const char *name) {
     for (int i = 0; i < gpu->nkernels; i++)
@@ -176,8 +188,7 @@ hora_status_t hora_gpu_launch(hora_gpu_t *gpu, const char *kernel, unsigned bloc
     if (st == HORA_OK) {
         result = gpu->cuda->launch(function, blocks, 1, 1, HORA_CUDA_THREADS, 1, 1, 0, stream,
                                    parameters, NULL);
-        if (result != HORA_CUDA_SUCCESS)
-            st = fail(gpu, result, kernel);
+        st = hora_gpu_check(gpu, result, kernel);
     }
     hora_gpu_leave(gpu);
     return st;

@@ -47,9 +47,16 @@ void hora_gpu_close(hora_gpu_t *gpu);
  * HORA_ERR_UNSUPPORTED. */
 hora_status_t hora_gpu_get(const char *library, int ordinal, hora_gpu_t **gpu_p);
 
+/* HORA_OK, or the failed call's error (hora_cuda_fail): the text begins with `what`, and names the GPU. */
+hora_status_t hora_gpu_check(const hora_gpu_t *gpu, hora_cuda_result_t result, const char *what);
+
 /* Makes the GPU's context current until hora_gpu_leave; they nest. */
 hora_status_t hora_gpu_enter(const hora_gpu_t *gpu);
 void          hora_gpu_leave(const hora_gpu_t *gpu);
+
+/* Gives memory of GPU number `ordinal` back, which hora_gpu_get has opened. May wait for all that is
+ * queued there. */
+void hora_gpu_free(int ordinal, void *at);
 
 /* Queues a kernel of HORA_CUDA_THREADS threads per block on the stream; returns at once. args: its
  * one parameter, copied. blocks 0: nothing is to be done, and HORA_OK. */

@@ -14,6 +14,7 @@
 enum { EXIT_CHECK = 1, EXIT_LEAK = 3 };
 
 static int this_rank = -1;
+void (*harness_at_end)(void);
 
 double harness_now(void) {
     struct timespec t;
@@ -80,6 +81,8 @@ static int rank_main(int rank, int size, void *arg) {
     int before = harness_open_fds();
     hora_comm_t *comm = job->bare ? NULL : harness_join();
     job->main(comm, rank, size, job->arg);
+    if (harness_at_end != NULL)
+        harness_at_end();
     harness_ok(hora_comm_free(comm));
     int after = harness_open_fds();
     if (after > before && !job->keep_fds) {

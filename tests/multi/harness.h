@@ -35,6 +35,9 @@ int harness_run(const harness_job_t *job);
 /* The same without judging: for tests in which ranks die on purpose. ends has nranks elements. */
 int harness_run_ends(const harness_job_t *job, ranks_end_t *ends);
 
+/* In a rank: called when main has returned, before its communicator is freed. NULL: nothing. */
+extern void (*harness_at_end)(void);
+
 /* Ends this rank as failed, with a message, unless the condition holds. */
 #define harness_check(condition, ...)                                                             \
     ((condition) ? (void)0 : harness_die(__FILE__, __LINE__, #condition, __VA_ARGS__))

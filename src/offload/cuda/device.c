@@ -32,10 +32,11 @@ bool hora_gpu_facts_apart(const hora_gpu_facts_t *facts, int size) {
 static hora_status_t describe(const hora_comm_t *comm, const hora_gpu_place_t *place,
                               hora_gpu_facts_t *facts) {
     const hora_settings_t *settings = &comm->world->settings;
-    const hora_cuda_t     *cuda = place->gpu->cuda;
-    hora_cuda_result_t     result = cuda->device_uuid(facts->uuid, place->gpu->device);
-    if (result != HORA_CUDA_SUCCESS)
-        return hora_cuda_fail(cuda, result, "asking a GPU for its UUID");
+    hora_gpu_t            *gpu = place->gpu;
+    hora_status_t          st = hora_gpu_check(gpu, gpu->cuda->device_uuid(facts->uuid, gpu->device),
+                                               "asking for the UUID");
+    if (st != HORA_OK)
+        return st;
     snprintf(facts->setting, sizeof(facts->setting), "%.15s", settings->gpu_path);
     facts->chunk = settings->gpu_chunk;
     for (int i = 0; paths[i] != NULL; i++)

@@ -32,16 +32,10 @@ typedef struct hora_staged {
     hora_staged_op_t *first, *last; /* in flight, in the order of their start */
 } hora_staged_t;
 
-/* HORA_OK, or the failed call's error: what it was about, on which GPU. */
-hora_status_t hora_staged_check(const hora_gpu_t *gpu, hora_cuda_result_t result, const char *what);
 hora_status_t hora_staged_create(hora_comm_t *comm, hora_gpu_t *gpu, hora_staged_t **staged_p);
 /* Waits for the copies that are queued, some seconds at most; what they still use then is not freed. */
 void          hora_staged_destroy(hora_staged_t *staged);
 /* Makes slot->room at least `bytes`; its content is lost. */
 hora_status_t hora_slot_reserve(hora_staged_t *staged, hora_slot_t *slot, size_t bytes);
-/* Blocks until the event has come, the communicator fails, or `timeout` seconds have passed (0: the
- * communicator's). */
-hora_status_t hora_slot_wait(hora_staged_t *staged, hora_cuda_event_t event, double timeout,
-                             const char *what);
 
 #endif

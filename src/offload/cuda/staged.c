@@ -25,6 +25,7 @@
 #include "schedule/algos.h"
 #include "schedule/exec.h"
 #include "schedule/run.h"
+#include "transport/event.h"
 #include "util/clock.h"
 
 #include <kernels/cpu/kernels.h>
@@ -55,7 +56,7 @@ static hora_staged_t *staged_of(const hora_staged_op_t *op) {
 }
 
 static hora_status_t check(const hora_staged_op_t *op, hora_cuda_result_t result) {
-    return hora_staged_check(op->place.gpu, result, hora_coll_name(op->coll.kind));
+    return hora_gpu_check(op->place.gpu, result, hora_coll_name(op->coll.kind));
 }
 
 /* ---- One part ------------------------------------------------------------------------------- */
@@ -269,8 +270,8 @@ static hora_status_t run_to_end(hora_staged_op_t *op) {
         if (op->exec != NULL)
             st = hora_exec_wait(op->exec);
         else
-            st = hora_slot_wait(staged_of(op), slot_of(op, op->done)->out, op->coll.timeout,
-                                hora_coll_name(op->coll.kind));
+            st = hora_event_wait(op->comm, op->place.gpu, slot_of(op, op->done)->out,
+                                 op->coll.timeout, hora_coll_name(op->coll.kind));
         if (st != HORA_OK)
             end(op, st);
     }

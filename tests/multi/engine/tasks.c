@@ -57,6 +57,22 @@ static void expect(const tensor_t *t, const void *buf, size_t i, int v) {
                   "%s, %s: element %zu is not %d", t->name, hora_dtype_name(t->task.dtype), i, v);
 }
 
+__attribute__((weak)) void tensor_push(tensor_t *t) {
+    (void)t;
+}
+
+__attribute__((weak)) void tensor_pull(tensor_t *t, hora_handle_t *handle) {
+    (void)t, (void)handle;
+}
+
+__attribute__((weak)) void tensor_pull_output(tensor_t *t, hora_handle_t *handle, hora_output_t *output) {
+    (void)t, (void)handle, (void)output;
+}
+
+__attribute__((weak)) void tensor_drop(tensor_t *t) {
+    (void)t;
+}
+
 static bool has_out(const tensor_t *t) {
     return t->task.kind == HORA_TASK_ALLREDUCE || t->task.kind == HORA_TASK_BROADCAST;
 }
@@ -67,6 +83,7 @@ void tensor_fill(tensor_t *t, hora_comm_t *comm) {
         element_put(t->in, t->task.dtype, i, value(hora_comm_rank(comm), i));
     if (t->out != t->in)
         memset(t->out, 0x55, t->count * size);
+    tensor_push(t);
 }
 
 void tensor_make(tensor_t *t, hora_comm_t *comm, hora_task_kind_t kind, hora_dtype_t dtype,
@@ -92,6 +109,7 @@ void tensor_make(tensor_t *t, hora_comm_t *comm, hora_task_kind_t kind, hora_dty
 }
 
 void tensor_free(tensor_t *t) {
+    tensor_drop(t);
     if (t->out != t->in)
         free(t->out);
     free(t->in);
@@ -152,6 +170,7 @@ void tensor_check(tensor_t *t, hora_comm_t *comm, hora_handle_t *handle, size_t 
     if (t->task.kind == HORA_TASK_BARRIER)
         return;
     if (has_out(t)) {
+        tensor_pull(t, handle);
         for (size_t i = 0; i < t->count; i++)
             expect(t, t->out, i,
                    t->task.kind == HORA_TASK_BROADCAST ? value(t->task.root, i)
@@ -160,6 +179,7 @@ void tensor_check(tensor_t *t, hora_comm_t *comm, hora_handle_t *handle, size_t 
         return;
     }
     harness_ok(hora_handle_output(handle, index, &o));
+    tensor_pull_output(t, handle, &o);
     harness_check(o.ndim == 2 && o.shape[1] == t->shape[1], "%s: %d dimensions", t->name, o.ndim);
     if (t->task.kind == HORA_TASK_ALLGATHER)
         check_allgather(t, size, &o);

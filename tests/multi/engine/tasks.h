@@ -16,7 +16,15 @@ typedef struct tensor {
     void          *in, *out;
     size_t         count; /* elements of in */
     hora_handle_t *handle;
+    void          *device; /* of tensor_t's on a GPU; else NULL */
 } tensor_t;
+
+/* Where tensors lie. tasks.c does nothing here; a test that links gpu/tensors.c too has half of its
+ * tensors on a GPU, and in and out are what they come from and go to. */
+void tensor_push(tensor_t *t); /* in and out have been filled */
+void tensor_pull(tensor_t *t, hora_handle_t *handle); /* the result into out */
+void tensor_pull_output(tensor_t *t, hora_handle_t *handle, hora_output_t *output);
+void tensor_drop(tensor_t *t);
 
 /* Writes a whole number as element i of a buffer of that type. */
 void element_put(void *buf, hora_dtype_t dtype, size_t i, int v);

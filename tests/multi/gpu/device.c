@@ -1,24 +1,48 @@
 /*
- * Buffers on a GPU for tests (device.h). On a rank's one thread.
+ * Buffers on a GPU for tests (device.h). Any thread; what is given back is kept for the next, because
+ * freeing waits for the whole GPU.
  */
 #include "device.h"
 
 #include "util/gpu.h"
 
+#include <pthread.h>
 #include <stdlib.h>
 #include <time.h>
 
 #define LIMIT 20.0 /* seconds for all that is queued */
 
-static hora_gpu_t *gpu;
+typedef struct kept {
+    struct kept    *next;
+    device_buffer_t b;
+} kept_t;
+
+static hora_gpu_t     *gpu;
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static kept_t         *buffers;
 
 static void must(hora_cuda_result_t result, const char *what) {
     harness_check(result == HORA_CUDA_SUCCESS, "%s: CUDA result %d", what, result);
 }
 
+/* What was kept is given back, so that nothing is left open. A GPU that is lost takes nothing. */
+static void end(void) {
+    while (buffers != NULL) {
+        kept_t *kept = buffers;
+        buffers = kept->next;
+        if (hora_gpu_enter(gpu) == HORA_OK) {
+            must(gpu->cuda->free((uint64_t)(uintptr_t)kept->b.at), "freeing device memory");
+            must(gpu->cuda->host_free(kept->b.host), "freeing pinned memory");
+            hora_gpu_leave(gpu);
+        }
+        free(kept);
+    }
+}
+
 void device_begin(void) {
     if (gpu == NULL)
         harness_ok(hora_gpu_get(getenv("HORA_CUDA_LIBRARY"), 0, &gpu));
+    harness_at_end = end;
 }
 
 void *device_stream(void) {
@@ -29,9 +53,26 @@ void *device_stream(void) {
     return stream;
 }
 
+static bool reuse(device_buffer_t *b, size_t bytes) {
+    kept_t **at = &buffers, *kept;
+    pthread_mutex_lock(&lock);
+    while (*at != NULL && (*at)->b.bytes != bytes)
+        at = &(*at)->next;
+    kept = *at;
+    if (kept != NULL) {
+        *at = kept->next;
+        *b = kept->b;
+        free(kept);
+    }
+    pthread_mutex_unlock(&lock);
+    return kept != NULL;
+}
+
 void device_make(device_buffer_t *b, size_t bytes) {
     uint64_t at;
     void    *host;
+    if (reuse(b, bytes))
+        return;
     harness_ok(hora_gpu_enter(gpu));
     must(gpu->cuda->alloc(&at, bytes > 0 ? bytes : 1), "device memory");
     must(gpu->cuda->host_alloc(&host, bytes > 0 ? bytes : 1, 0), "pinned memory");
@@ -40,10 +81,12 @@ void device_make(device_buffer_t *b, size_t bytes) {
 }
 
 void device_destroy(device_buffer_t *b) {
-    harness_ok(hora_gpu_enter(gpu));
-    must(gpu->cuda->free((uint64_t)(uintptr_t)b->at), "freeing device memory");
-    must(gpu->cuda->host_free(b->host), "freeing pinned memory");
-    hora_gpu_leave(gpu);
+    kept_t *kept = malloc(sizeof(*kept));
+    harness_check(kept != NULL, "%s", "memory");
+    pthread_mutex_lock(&lock);
+    *kept = (kept_t){buffers, *b};
+    buffers = kept;
+    pthread_mutex_unlock(&lock);
 }
 
 void device_put(const device_buffer_t *b, void *stream) {

@@ -22,6 +22,7 @@ void  device_begin(void);
 void *device_stream(void);
 
 void device_make(device_buffer_t *b, size_t bytes);
+/* Keeps it for the next one of that length, until the rank ends. */
 void device_destroy(device_buffer_t *b);
 /* Queues b->host for the GPU, and the GPU's content for b->host. */
 void device_put(const device_buffer_t *b, void *stream);

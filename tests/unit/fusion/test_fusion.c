@@ -31,7 +31,7 @@ static void grows_up_to_the_threshold(void **state) {
     (void)state;
     for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
         hora_fusion_t fusion;
-        hora_fusion_init(&fusion, &world);
+        hora_fusion_init(&fusion, &world, NULL);
         assert_int_equal(hora_fusion_reserve(&fusion, cases[i].bytes, cases[i].most), HORA_OK);
         assert_int_equal(fusion.bytes, cases[i].room);
         assert_int_equal((uintptr_t)fusion.data % 64, 0);
@@ -44,7 +44,7 @@ static void keeps_a_buffer_that_is_large_enough(void **state) {
     hora_fusion_t fusion;
     uint8_t      *data;
     (void)state;
-    hora_fusion_init(&fusion, &world);
+    hora_fusion_init(&fusion, &world, NULL);
     assert_int_equal(hora_fusion_reserve(&fusion, 0, 1000), HORA_OK);
     assert_null(fusion.data);
     assert_int_equal(hora_fusion_reserve(&fusion, 100000, 1 << 20), HORA_OK);
@@ -61,7 +61,7 @@ static void keeps_a_buffer_that_is_large_enough(void **state) {
 static void no_memory_is_an_error(void **state) {
     hora_fusion_t fusion;
     (void)state;
-    hora_fusion_init(&fusion, &world);
+    hora_fusion_init(&fusion, &world, NULL);
     assert_int_equal(hora_fusion_reserve(&fusion, (size_t)1 << 62, 1), HORA_ERR_NO_MEMORY);
     assert_int_equal(hora_fusion_reserve(&fusion, 64, 1), HORA_OK);
     hora_fusion_destroy(&fusion);
@@ -75,7 +75,7 @@ static void packs_and_unpacks(void **state) {
     size_t        total = 0, at = 0;
     (void)state;
     srand(3);
-    hora_fusion_init(&fusion, &world);
+    hora_fusion_init(&fusion, &world, NULL);
     for (int i = 0; i < PIECES; i++) {
         size_t bytes = i % 9 == 0 ? 0 : i % 50 == 7 ? 100001 : (size_t)(rand() % 300);
         uint8_t *in = bytes ? malloc(bytes) : NULL;
@@ -116,7 +116,7 @@ static void blocks_lie_by_rank(void **state) {
     size_t        lens[PIECES * RANKS], total = 0, at = 0, before[PIECES] = {0};
     (void)state;
     srand(4);
-    hora_fusion_init(&fusion, &world);
+    hora_fusion_init(&fusion, &world, NULL);
     for (int i = 0; i < PIECES; i++) {
         pieces[i] = (hora_piece_t){.bytes = 0};
         for (int r = 0; r < RANKS; r++)

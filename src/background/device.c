@@ -1,0 +1,312 @@
+/*
+ * Tensors on a GPU, in the engine (device.h).
+ */
+#include "background/engine.h"
+
+#include "transport/event.h"
+#include "util/log.h"
+
+#include <stdlib.h>
+
+#define GOODBYE_SECONDS 5.0 /* for work that is queued when the engine is freed */
+
+/* ---- Marks ---------------------------------------------------------------------------------- */
+
+/* In the GPU's context. */
+static hora_status_t take_mark(hora_engine_gpu_t *gpu, hora_cuda_stream_t stream,
+                               hora_mark_t **mark_p) {
+    const hora_cuda_t *cuda = gpu->place.gpu->cuda;
+    hora_cuda_result_t result = HORA_CUDA_SUCCESS;
+    hora_mark_t       *mark;
+    hora_status_t      st;
+    pthread_mutex_lock(&gpu->lock);
+    mark = gpu->unused;
+    if (mark != NULL)
+        gpu->unused = mark->next;
+    pthread_mutex_unlock(&gpu->lock);
+    if (mark == NULL) {
+        mark = calloc(1, sizeof(*mark));
+        if (mark == NULL)
+            return hora_fail(HORA_ERR_NO_MEMORY, "an event of a GPU");
+        result = cuda->event_create(&mark->event, HORA_CUDA_EVENT_NO_TIMING);
+        if (result != HORA_CUDA_SUCCESS) {
+            free(mark);
+            return hora_gpu_check(gpu->place.gpu, result, "making an event");
+        }
+    }
+    mark->refs = 1;
+    st = hora_gpu_check(gpu->place.gpu, cuda->event_record(mark->event, stream), "recording an event");
+    if (st != HORA_OK)
+        hora_mark_drop(gpu, mark);
+    else
+        *mark_p = mark;
+    return st;
+}
+
+hora_mark_t *hora_mark_hold(hora_engine_gpu_t *gpu, hora_mark_t *mark) {
+    pthread_mutex_lock(&gpu->lock);
+    mark->refs++;
+    pthread_mutex_unlock(&gpu->lock);
+    return mark;
+}
+
+/* A wait that is queued keeps what it waits for, so the event may be recorded anew. */
+void hora_mark_drop(hora_engine_gpu_t *gpu, hora_mark_t *mark) {
+    if (mark == NULL)
+        return;
+    pthread_mutex_lock(&gpu->lock);
+    if (--mark->refs == 0) {
+        mark->next = gpu->unused;
+        gpu->unused = mark;
+    }
+    pthread_mutex_unlock(&gpu->lock);
+}
+
+static bool is_on_gpu(const hora_task_t *task) {
+    return task->device >= 0 && task->kind != HORA_TASK_BARRIER && task->kind != HORA_TASK_JOIN;
+}
+
+/* Tasks of one group mostly come from one stream, and share its mark. */
+static hora_status_t record(hora_engine_t *engine, const hora_task_t *task, const hora_task_t *before,
+                            hora_mark_t *mark_before, hora_mark_t **mark_p) {
+    hora_engine_gpu_t *gpu;
+    hora_status_t      st = hora_engine_gpu_get(engine, task->device, &gpu);
+    if (st != HORA_OK)
+        return st;
+    if (mark_before != NULL && before->stream == task->stream) {
+        *mark_p = hora_mark_hold(gpu, mark_before);
+        return HORA_OK;
+    }
+    st = hora_gpu_enter(gpu->place.gpu);
+    if (st != HORA_OK)
+        return st;
+    st = take_mark(gpu, task->stream, mark_p);
+    hora_gpu_leave(gpu->place.gpu);
+    return st;
+}
+
+hora_status_t hora_marks_record(hora_engine_t *engine, const hora_task_t *tasks, size_t ntasks,
+                                hora_mark_t **marks_p) {
+    hora_status_t st = HORA_OK;
+    size_t        i;
+    for (i = 0; i < ntasks && st == HORA_OK; i++) {
+        marks_p[i] = NULL;
+        if (is_on_gpu(&tasks[i]))
+            st = record(engine, &tasks[i], i > 0 ? &tasks[i - 1] : NULL,
+                        i > 0 ? marks_p[i - 1] : NULL, &marks_p[i]);
+    }
+    while (st != HORA_OK && i-- > 0)
+        hora_mark_drop(engine->gpu, marks_p[i]);
+    return st;
+}
+
+/* ---- Beginning and end ---------------------------------------------------------------------- */
+
+/* In the GPU's context. */
+static hora_status_t create(hora_engine_t *engine, hora_gpu_t *gpu, hora_engine_gpu_t **gpu_p) {
+    hora_engine_gpu_t *self = calloc(1, sizeof(*self));
+    hora_status_t      st;
+    if (self == NULL)
+        return hora_fail(HORA_ERR_NO_MEMORY, "tensors on a GPU");
+    self->place.gpu = gpu;
+    st = hora_gpu_check(gpu, gpu->cuda->stream_create(&self->place.stream,
+                                                      HORA_CUDA_STREAM_NON_BLOCKING, 0),
+                        "making the engine's stream");
+    if (st != HORA_OK)
+        goto err_self;
+    st = hora_fusion_gpu_create(engine->comm, &self->place, &self->moves);
+    if (st != HORA_OK)
+        goto err_stream;
+    hora_fusion_init(&self->fusion, engine->world, self->moves);
+    pthread_mutex_init(&self->lock, NULL);
+    *gpu_p = self;
+    return HORA_OK;
+
+err_stream:
+    gpu->cuda->stream_destroy(self->place.stream);
+err_self:
+    free(self);
+    return st;
+}
+
+static hora_status_t make(hora_engine_t *engine, int ordinal) {
+    hora_gpu_t    *gpu;
+    hora_status_t  st = hora_gpu_get(engine->world->settings.cuda_library, ordinal, &gpu);
+    if (st == HORA_OK)
+        st = hora_gpu_enter(gpu);
+    if (st != HORA_OK)
+        return st;
+    st = create(engine, gpu, &engine->gpu);
+    hora_gpu_leave(gpu);
+    return st;
+}
+
+hora_status_t hora_engine_gpu_get(hora_engine_t *engine, int ordinal, hora_engine_gpu_t **gpu_p) {
+    hora_status_t st = HORA_OK;
+    pthread_mutex_lock(&engine->gpu_lock);
+    if (engine->gpu == NULL)
+        st = make(engine, ordinal);
+    pthread_mutex_unlock(&engine->gpu_lock);
+    if (st != HORA_OK)
+        return st;
+    if (engine->gpu->place.gpu->ordinal != ordinal)
+        return hora_fail(HORA_ERR_INVALID_ARGUMENT, "a tensor on GPU %d, but this engine's are on GPU %d",
+                         ordinal, engine->gpu->place.gpu->ordinal);
+    *gpu_p = engine->gpu;
+    return HORA_OK;
+}
+
+/* What the GPU may still use is left to the process's end. */
+void hora_engine_gpu_stop(hora_engine_t *engine) {
+    hora_engine_gpu_t *gpu = engine->gpu;
+    bool               entered;
+    if (gpu == NULL)
+        return;
+    entered = hora_gpu_enter(gpu->place.gpu) == HORA_OK; /* else the GPU is lost */
+    if (hora_event_drain(engine->world, gpu->place.gpu, gpu->place.stream, GOODBYE_SECONDS)) {
+        hora_fusion_gpu_destroy(gpu->moves);
+        gpu->place.gpu->cuda->stream_destroy(gpu->place.stream);
+    } else {
+        hora_log(HORA_LOG_WARNING, "GPU %d is still busy with the engine's work: its memory is not freed",
+                 gpu->place.gpu->ordinal);
+    }
+    gpu->moves = NULL;
+    if (entered)
+        hora_gpu_leave(gpu->place.gpu);
+}
+
+void hora_engine_gpu_destroy(hora_engine_gpu_t *gpu) {
+    bool entered;
+    if (gpu == NULL)
+        return;
+    entered = hora_gpu_enter(gpu->place.gpu) == HORA_OK;
+    for (hora_mark_t *mark = gpu->unused, *next; mark != NULL; mark = next) {
+        next = mark->next;
+        gpu->place.gpu->cuda->event_destroy(mark->event);
+        free(mark);
+    }
+    for (hora_block_t *block = gpu->blocks, *next; block != NULL; block = next) {
+        next = block->next;
+        gpu->place.gpu->cuda->free((uint64_t)(uintptr_t)block->at);
+        free(block);
+    }
+    if (entered)
+        hora_gpu_leave(gpu->place.gpu);
+    pthread_mutex_destroy(&gpu->lock);
+    free(gpu);
+}
+
+/* ---- A batch -------------------------------------------------------------------------------- */
+
+/* A rank that joined before it had a tensor on a GPU, and takes part in those of the others. */
+static hora_status_t choose_gpu(hora_engine_t *engine, hora_engine_gpu_t **gpu_p) {
+    const hora_cuda_t *cuda;
+    hora_status_t      st = hora_cuda_open(engine->world->settings.cuda_library, &cuda);
+    return st == HORA_OK ? hora_engine_gpu_get(engine, engine->world->local_rank % cuda->devices, gpu_p)
+                         : st;
+}
+
+/* Driver: the GPU is there once a task has been enqueued on it. */
+static hora_status_t find_gpu(hora_engine_t *engine, hora_engine_gpu_t **gpu_p) {
+    pthread_mutex_lock(&engine->gpu_lock);
+    *gpu_p = engine->gpu;
+    pthread_mutex_unlock(&engine->gpu_lock);
+    return *gpu_p != NULL ? HORA_OK : choose_gpu(engine, gpu_p);
+}
+
+static hora_status_t await_tasks(hora_engine_t *engine, hora_engine_gpu_t *gpu) {
+    hora_status_t st = HORA_OK;
+    hora_mark_t  *last = NULL;
+    for (size_t i = 0; i < engine->nbatch && st == HORA_OK; i++) {
+        hora_mark_t *ready = engine->batch[i]->ready;
+        if (ready != NULL && ready != last)
+            st = hora_gpu_check(gpu->place.gpu,
+                                gpu->place.gpu->cuda->stream_wait(gpu->place.stream, ready->event, 0),
+                                "waiting for a tensor");
+        last = ready;
+    }
+    return st;
+}
+
+hora_status_t hora_device_batch_begin(hora_engine_t *engine) {
+    hora_engine_gpu_t *gpu;
+    hora_status_t      st;
+    if (engine->batch[0]->sig.device == 0)
+        return HORA_OK;
+    st = find_gpu(engine, &gpu);
+    if (st == HORA_OK)
+        st = hora_gpu_enter(gpu->place.gpu);
+    if (st != HORA_OK)
+        return st;
+    gpu->entered = true;
+    return await_tasks(engine, gpu);
+}
+
+hora_status_t hora_device_batch_end(hora_engine_t *engine, hora_status_t status, hora_mark_t **done_p) {
+    hora_engine_gpu_t *gpu = engine->batch[0]->sig.device ? engine->gpu : NULL;
+    *done_p = NULL;
+    if (gpu == NULL || !gpu->entered)
+        return status;
+    if (status == HORA_OK)
+        status = take_mark(gpu, gpu->place.stream, done_p);
+    gpu->entered = false;
+    hora_gpu_leave(gpu->place.gpu);
+    return status;
+}
+
+/* ---- Memory --------------------------------------------------------------------------------- */
+
+/* One that is not much too large. */
+static void *take_block(hora_engine_gpu_t *gpu, size_t bytes) {
+    hora_block_t **at = &gpu->blocks, *block;
+    void          *memory = NULL;
+    pthread_mutex_lock(&gpu->lock);
+    while (*at != NULL && ((*at)->bytes < bytes || (*at)->bytes / 2 > bytes))
+        at = &(*at)->next;
+    block = *at;
+    if (block != NULL) {
+        memory = block->at;
+        *at = block->next;
+        free(block);
+    }
+    pthread_mutex_unlock(&gpu->lock);
+    return memory;
+}
+
+hora_status_t hora_device_alloc(hora_engine_gpu_t *gpu, size_t bytes, void **at_p) {
+    uint64_t      at;
+    hora_status_t st;
+    void         *block = take_block(gpu, bytes);
+    if (block != NULL) {
+        *at_p = block;
+        return HORA_OK;
+    }
+    st = hora_gpu_check(gpu->place.gpu, gpu->place.gpu->cuda->alloc(&at, bytes), "allocating a result");
+    if (st == HORA_OK)
+        *at_p = (void *)(uintptr_t)at;
+    return st;
+}
+
+/* Without memory to remember it, it stays until the process ends. */
+void hora_device_discard(hora_engine_gpu_t *gpu, void *at, size_t bytes) {
+    hora_block_t *block = at != NULL ? malloc(sizeof(*block)) : NULL;
+    if (block == NULL)
+        return;
+    pthread_mutex_lock(&gpu->lock);
+    *block = (hora_block_t){gpu->blocks, at, bytes};
+    gpu->blocks = block;
+    pthread_mutex_unlock(&gpu->lock);
+}
+
+hora_status_t hora_device_scale(hora_engine_gpu_t *gpu, hora_dtype_t dtype, double factor,
+                                size_t count) {
+    hora_element_how_t how = {.prescale = factor, .postscale = 1.0, .divisor = 1};
+    uint64_t           data = (uint64_t)(uintptr_t)gpu->fusion.data;
+    hora_cuda_reduce_t args;
+    unsigned           blocks;
+    const char *kernel = hora_cuda_reduce_plan(dtype, HORA_SUM, &how, &data, 1, &data, 1, count,
+                                               gpu->place.gpu->processors, &args, &blocks);
+    if (kernel == NULL)
+        return hora_fail(HORA_ERR_UNSUPPORTED, "no kernel scales %s", hora_dtype_name(dtype));
+    return hora_gpu_launch(gpu->place.gpu, kernel, blocks, &args, gpu->place.stream);
+}

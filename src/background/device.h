@@ -1,0 +1,76 @@
+/*
+ * Tensors on a GPU: what the engine has for them, and when they wait for what (docs/decisions/0005).
+ *
+ *     caller's stream   ...work | ready                            .. waits for `done` | work ...
+ *                                   |                              |
+ *     engine's stream              waits | pack | collective | unpack | done
+ *
+ * `ready` is recorded as the task is enqueued, `done` at the end of the batch; both are marks, events
+ * that are shared and used again. The engine's stream is in order, so the last mark of a handle stands
+ * for all of its tasks. Nothing here blocks but the driver's waits in src/offload and src/fusion.
+ *
+ * Any thread: marks, under `lock`, and the engine's GPU once it is made. The rest is the driver's.
+ */
+#ifndef HORA_BACKGROUND_DEVICE_H
+#define HORA_BACKGROUND_DEVICE_H
+
+#include "background/background.h"
+#include "fusion/fusion.h"
+#include "util/gpu.h"
+
+#include <pthread.h>
+
+typedef struct hora_mark {
+    struct hora_mark *next; /* of the unused ones */
+    hora_cuda_event_t event;
+    int               refs; /* under lock */
+} hora_mark_t;
+
+/* Device memory that nobody takes, kept until the engine ends: freeing it may wait for the GPU. */
+typedef struct hora_block {
+    struct hora_block *next;
+    void              *at;
+    size_t             bytes;
+} hora_block_t;
+
+typedef struct hora_engine_gpu {
+    hora_gpu_place_t   place;  /* the engine's own stream */
+    hora_fusion_gpu_t *moves;
+    hora_fusion_t      fusion; /* driver */
+    bool               entered; /* driver: a batch on the GPU is being executed */
+    pthread_mutex_t    lock;
+    hora_mark_t       *unused;
+    hora_block_t      *blocks;
+} hora_engine_gpu_t;
+
+/* The engine's GPU; the first call makes it, and all must be for one. Any thread, without engine->lock. */
+hora_status_t hora_engine_gpu_get(hora_engine_t *engine, int ordinal, hora_engine_gpu_t **gpu_p);
+/* Frees what the driver used, if there is anything; marks stay. The communicator is still there. */
+void hora_engine_gpu_stop(hora_engine_t *engine);
+/* Frees the rest. NULL is allowed. */
+void hora_engine_gpu_destroy(hora_engine_gpu_t *gpu);
+
+/* Records where the streams of the tasks that are on a GPU are now: marks_p[i] for tasks[i], NULL for
+ * one in host memory. Each must be dropped. Without engine->lock. */
+hora_status_t hora_marks_record(hora_engine_t *engine, const hora_task_t *tasks, size_t ntasks,
+                                hora_mark_t **marks_p);
+/* With or without engine->lock, both; NULL is allowed to drop. Returns the mark. */
+hora_mark_t *hora_mark_hold(hora_engine_gpu_t *gpu, hora_mark_t *mark);
+void hora_mark_drop(hora_engine_gpu_t *gpu, hora_mark_t *mark);
+
+/* Driver. Around the execution of engine->batch: its GPU's context is current in between, and its
+ * stream waits for the tasks. Nothing to do, and HORA_OK, for a batch in host memory. */
+hora_status_t hora_device_batch_begin(hora_engine_t *engine);
+/* *done_p: a mark behind all that was queued, to be dropped; NULL in host memory. Call it if begin was
+ * called, whatever came of it. */
+hora_status_t hora_device_batch_end(hora_engine_t *engine, hora_status_t status, hora_mark_t **done_p);
+
+/* Driver: memory for a result, which hora_gpu_free frees. */
+hora_status_t hora_device_alloc(hora_engine_gpu_t *gpu, size_t bytes, void **at_p);
+/* A result that nobody takes. With or without engine->lock. */
+void hora_device_discard(hora_engine_gpu_t *gpu, void *at, size_t bytes);
+/* Driver: multiplies the fusion buffer's elements by the tasks' prescale. */
+hora_status_t hora_device_scale(hora_engine_gpu_t *gpu, hora_dtype_t dtype, double factor,
+                                size_t count);
+
+#endif

@@ -1,0 +1,63 @@
+/*
+ * Waiting for a GPU (event.h). Nothing tells the host that an event has come, so it looks again and
+ * again, and sleeps longer the longer it has waited. cuEventSynchronize would wait for ever.
+ */
+#include "transport/event.h"
+
+#include "transport/p2p.h"
+#include "transport/wait.h"
+#include "util/clock.h"
+
+#include <sched.h>
+#include <time.h>
+
+#define SPIN_NS    20000u /* looks without a pause */
+#define NAP_MIN_NS 20000u
+#define NAP_MAX_NS 500000u
+
+/* An eighth of what was waited for until now: so much too late may it end. */
+static void nap(const hora_world_t *world, uint64_t waited) {
+    struct timespec t = {0, (long)NAP_MAX_NS};
+    if (waited < SPIN_NS) {
+        if (world->has_cores)
+            hora_cpu_relax();
+        else
+            sched_yield();
+        return;
+    }
+    if (waited / 8 < NAP_MAX_NS)
+        t.tv_nsec = waited / 8 > NAP_MIN_NS ? (long)(waited / 8) : (long)NAP_MIN_NS;
+    nanosleep(&t, NULL);
+}
+
+hora_status_t hora_event_wait(hora_comm_t *comm, const hora_gpu_t *gpu, hora_cuda_event_t event,
+                              double timeout, const char *what) {
+    uint64_t start = hora_clock_ns(), waited;
+    double   limit = timeout > 0 ? timeout : comm->timeout;
+    for (;;) {
+        hora_cuda_result_t result = gpu->cuda->event_query(event);
+        hora_status_t      st;
+        if (result != HORA_CUDA_NOT_READY)
+            return hora_gpu_check(gpu, result, what);
+        if ((st = hora_failure_check(&comm->failure)) != HORA_OK)
+            return st;
+        hora_p2p_progress(comm->world); /* another rank may need a message of another operation */
+        waited = hora_clock_ns() - start;
+        if (waited > hora_clock_from_seconds(limit))
+            return hora_fail(HORA_ERR_TIMEOUT, "%s: waited %.1f s for GPU %d to come to it "
+                             "(HORA_TIMEOUT)", what, hora_clock_seconds(waited), gpu->ordinal);
+        nap(comm->world, waited);
+    }
+}
+
+bool hora_event_drain(const hora_world_t *world, const hora_gpu_t *gpu, hora_cuda_stream_t stream,
+                      double seconds) {
+    uint64_t start = hora_clock_ns(), waited;
+    while (gpu->cuda->stream_query(stream) == HORA_CUDA_NOT_READY) {
+        waited = hora_clock_ns() - start;
+        if (waited > hora_clock_from_seconds(seconds))
+            return false;
+        nap(world, waited);
+    }
+    return true;
+}
