@@ -249,9 +249,20 @@ static verdict_t use_buffer(hora_tcp_in_t *in) {
     }
 }
 
+/* Between frames: is a long message the next that is waited for? */
+static bool expects_long(const hora_tcp_in_t *in) {
+    const hora_xfer_t *x = in->link->match.posted;
+    while (x != NULL && (x->flags & HORA_XFER_ANY_LENGTH))
+        x = x->next;
+    return x != NULL && x->len > HORA_TCP_SHORT && in->inbound == NULL && in->greeted;
+}
+
 /* How much to read beyond the frame that is arriving. The buffer costs a copy, so where long frames
- * follow one another it is offered little more than the next header. */
+ * follow one another it is offered little more than the next header, and before the first one no more
+ * than its header. */
 static size_t lookahead(const hora_tcp_in_t *in, size_t direct) {
+    if (direct == 0 && in->end < HORA_TCP_HEADER_SIZE && expects_long(in))
+        return HORA_TCP_HEADER_SIZE - in->end;
     if (direct == 0)
         return HORA_TCP_BUFFER - in->end;
     if (direct < in->left)
@@ -275,7 +286,9 @@ static verdict_t fill(hora_tcp_in_t *in, size_t *budget) {
         pieces[msg.msg_iovlen++] = (struct iovec){in->inbound->body + in->offset, direct};
     if (room > 0)
         pieces[msg.msg_iovlen++] = (struct iovec){in->buf + in->end, room};
-    ssize_t got = recvmsg(in->conn->source.fd, &msg, MSG_DONTWAIT);
+    /* Short messages come here with one piece; recv copies no descriptions. */
+    ssize_t got = direct == 0 ? recv(in->conn->source.fd, in->buf + in->end, room, MSG_DONTWAIT)
+                              : recvmsg(in->conn->source.fd, &msg, MSG_DONTWAIT);
     if (got < 0)
         return errno == EINTR ? GO_ON : errno == EAGAIN ? EMPTY : BROKEN;
     if (got == 0)
