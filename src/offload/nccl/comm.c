@@ -141,9 +141,7 @@ static hora_nccl_comm_t *comm_new(hora_comm_t *owner, hora_gpu_t *gpu,
 /* Of one that is not guarded. */
 static void comm_delete(hora_nccl_comm_t *self) {
     if (self->handle != NULL)
-        hora_nccl_abort(self);
-    if (self->abort != NULL)
-        hora_nccl_abort_wait(self);
+        hora_nccl_end(self, false);
     pthread_mutex_destroy(&self->lock);
     free(self);
 }
@@ -290,14 +288,10 @@ static void free_memory(hora_nccl_comm_t *self) {
 }
 
 void hora_nccl_comm_free(hora_nccl_comm_t *self) {
-    bool aborted;
+    bool finalized;
     hora_nccl_guard_remove(self);
-    if (atomic_load(&self->abort) == NULL && !finalize(self))
-        hora_nccl_abort(self);
-    aborted = atomic_load(&self->abort) != NULL;
-    if (!aborted)
-        self->nccl->destroy(self->handle);
-    if (!aborted || hora_nccl_abort_wait(self))
+    finalized = atomic_load(&self->ending) == NULL && finalize(self);
+    if (hora_nccl_end(self, finalized))
         free_memory(self); /* else kernels may still use it */
     pthread_mutex_destroy(&self->lock);
     free(self);

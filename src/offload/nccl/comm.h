@@ -5,8 +5,8 @@
  * Threads. The communicator is used by the thread that uses hora's. One thread per process, the guard
  * (guard.c), looks at all communicators that have work on the GPU: has it ended, has its time run out,
  * does NCCL report an error, has hora's communicator failed? In each of the last three cases hora's
- * communicator fails, on every rank, and NCCL's is aborted, which ends its kernels. ncclCommAbort can
- * block, so it has a thread of its own, which nobody waits for longer than HORA_NCCL_PATIENCE.
+ * communicator fails, on every rank, and NCCL's is aborted, which ends its kernels. An abort can block,
+ * so it has a thread of its own, which nobody waits for longer than HORA_NCCL_PATIENCE.
  * `lock` is held around calls of NCCL; the guard never waits for it.
  */
 #ifndef HORA_OFFLOAD_NCCL_COMM_H
@@ -21,7 +21,7 @@
 #define HORA_NCCL_PATIENCE 5.0 /* seconds that freeing one waits for NCCL, if HORA_TIMEOUT is not less, before
                                   it is left behind */
 
-typedef struct hora_nccl_abort hora_nccl_abort_t; /* guard.c */
+typedef struct hora_nccl_ending hora_nccl_ending_t; /* guard.c */
 
 /* A collective that is queued on a stream. */
 typedef struct hora_nccl_op {
@@ -44,7 +44,7 @@ typedef struct hora_nccl_comm {
     hora_nccl_op_t            *spare;
     uint64_t                   suspected; /* ns: when NCCL first reported an error; 0: it has not */
     _Atomic uint64_t           calling;   /* ns: since when a thread is inside NCCL; 0: none is */
-    _Atomic(hora_nccl_abort_t *) abort;   /* NULL: not aborted. Then the handle is not used any more */
+    _Atomic(hora_nccl_ending_t *) ending; /* NULL: none has begun. Then the handle is not used any more */
     hora_cuda_stream_t         stream;    /* of the latest operation */
     struct hora_nccl_block    *work;      /* device memory for copies of inputs, largest first */
 } hora_nccl_comm_t;
@@ -89,8 +89,9 @@ hora_status_t hora_nccl_reap(hora_nccl_comm_t *self);
 /* Begins to abort it, unless that has begun; does not wait. */
 void hora_nccl_abort(hora_nccl_comm_t *self);
 double hora_nccl_patience(const hora_nccl_comm_t *self);
-/* Waits so long for that, and frees self->abort. False: it goes on for ever. */
-bool hora_nccl_abort_wait(hora_nccl_comm_t *self);
+/* Ends it, in order if it is finalized, else by an abort, and waits so long for that. False: it has not
+ * ended, and perhaps never will. */
+bool hora_nccl_end(hora_nccl_comm_t *self, bool finalized);
 
 /* A result of NCCL's as an error of hora's: "allreduce by NCCL: ...". */
 hora_status_t hora_nccl_fail(const hora_nccl_comm_t *self, hora_nccl_result_t result,

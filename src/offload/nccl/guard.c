@@ -1,8 +1,8 @@
 /*
- * The guard over NCCL communicators, and how one is aborted (comm.h). `guard.lock` guards the list and
+ * The guard over NCCL communicators, and how one is ended (comm.h). `guard.lock` guards the list and
  * the thread's state; the thread sleeps while no communicator has work on the GPU, and looks at all of
- * them every LOOK_NS otherwise. An abort's record is shared by its thread and by whoever frees the
- * communicator; the last of the two frees it.
+ * them every LOOK_NS otherwise. The record of an ending is shared by its thread and by whoever frees
+ * the communicator; the last of the two frees it.
  *
  * An error that NCCL reports is most often another rank's death, of which hora's watch knows more: so
  * it has CAUSE_NS to say so, before the error is taken for the cause.
@@ -32,14 +32,14 @@ static struct {
            .wake = PTHREAD_COND_INITIALIZER,
            .stopped = PTHREAD_COND_INITIALIZER};
 
-struct hora_nccl_abort {
-    pthread_mutex_t            lock;
-    pthread_cond_t             ended;
-    bool                       done;
-    atomic_int                 holders;
-    const hora_nccl_library_t *nccl;
-    hora_nccl_handle_t         handle;
-    hora_gpu_t                 gpu; /* a copy: it may outlive the communicator */
+struct hora_nccl_ending {
+    pthread_mutex_t    lock;
+    pthread_cond_t     ended;
+    bool               done;
+    atomic_int         holders;
+    hora_nccl_handle_t handle;
+    hora_nccl_result_t (*call)(hora_nccl_handle_t comm);
+    hora_gpu_t         gpu; /* a copy: it may outlive the communicator */
 };
 
 /* A moment of CLOCK_REALTIME, which condition variables count by. */
@@ -75,70 +75,79 @@ hora_status_t hora_nccl_fail(const hora_nccl_comm_t *self, hora_nccl_result_t re
                      last[0] != '\0' ? "; last: " : "", last);
 }
 
-/* ---- Aborting -------------------------------------------------------------------------------- */
+/* ---- Ending one -------------------------------------------------------------------------------- */
 
-static void let_go(hora_nccl_abort_t *abort) {
-    if (atomic_fetch_sub(&abort->holders, 1) > 1)
+static void let_go(hora_nccl_ending_t *ending) {
+    if (atomic_fetch_sub(&ending->holders, 1) > 1)
         return;
-    pthread_cond_destroy(&abort->ended);
-    pthread_mutex_destroy(&abort->lock);
-    free(abort);
+    pthread_cond_destroy(&ending->ended);
+    pthread_mutex_destroy(&ending->lock);
+    free(ending);
 }
 
-static void *abort_main(void *arg) {
-    hora_nccl_abort_t *abort = arg;
-    bool               entered = hora_gpu_enter(&abort->gpu) == HORA_OK;
-    abort->nccl->abort(abort->handle);
+static void *ending_main(void *arg) {
+    hora_nccl_ending_t *ending = arg;
+    bool                entered = hora_gpu_enter(&ending->gpu) == HORA_OK;
+    ending->call(ending->handle);
     if (entered)
-        hora_gpu_leave(&abort->gpu);
-    pthread_mutex_lock(&abort->lock);
-    abort->done = true;
-    pthread_cond_signal(&abort->ended);
-    pthread_mutex_unlock(&abort->lock);
-    let_go(abort);
+        hora_gpu_leave(&ending->gpu);
+    pthread_mutex_lock(&ending->lock);
+    ending->done = true;
+    pthread_cond_signal(&ending->ended);
+    pthread_mutex_unlock(&ending->lock);
+    let_go(ending);
     return NULL;
 }
 
-void hora_nccl_abort(hora_nccl_comm_t *self) {
-    pthread_t          thread;
-    hora_nccl_abort_t *none = NULL, *abort;
-    if (atomic_load(&self->abort) != NULL || (abort = calloc(1, sizeof(*abort))) == NULL)
-        return; /* without memory: the next look tries again */
-    pthread_mutex_init(&abort->lock, NULL);
-    pthread_cond_init(&abort->ended, NULL);
-    atomic_init(&abort->holders, 2);
-    abort->nccl = self->nccl;
-    abort->handle = self->handle;
-    abort->gpu = *self->gpu;
-    if (!atomic_compare_exchange_strong(&self->abort, &none, abort)) {
-        atomic_store(&abort->holders, 1);
-        let_go(abort);
-    } else if (hora_thread_spawn("hora-nccl-abort", 0, abort_main, abort, "aborting NCCL", &thread) !=
+/* Begins it, by ncclCommAbort or ncclCommDestroy, unless that has begun. */
+static void begin_ending(hora_nccl_comm_t *self, hora_nccl_result_t (*call)(hora_nccl_handle_t comm)) {
+    pthread_t           thread;
+    hora_nccl_ending_t *none = NULL, *ending;
+    if (atomic_load(&self->ending) != NULL || (ending = calloc(1, sizeof(*ending))) == NULL)
+        return;
+    pthread_mutex_init(&ending->lock, NULL);
+    pthread_cond_init(&ending->ended, NULL);
+    atomic_init(&ending->holders, 2);
+    ending->call = call;
+    ending->handle = self->handle;
+    ending->gpu = *self->gpu;
+    if (!atomic_compare_exchange_strong(&self->ending, &none, ending)) {
+        atomic_store(&ending->holders, 1);
+        let_go(ending);
+    } else if (hora_thread_spawn("hora-nccl-end", 0, ending_main, ending, "ending NCCL", &thread) !=
                HORA_OK) {
         hora_log(HORA_LOG_ERROR, "NCCL is left as it is: %s", hora_last_error());
-        atomic_fetch_sub(&abort->holders, 1);
+        atomic_fetch_sub(&ending->holders, 1);
     } else {
         pthread_detach(thread);
     }
+}
+
+void hora_nccl_abort(hora_nccl_comm_t *self) {
+    begin_ending(self, self->nccl->abort); /* without memory: the guard's next look tries again */
 }
 
 double hora_nccl_patience(const hora_nccl_comm_t *self) {
     return self->owner->timeout < HORA_NCCL_PATIENCE ? self->owner->timeout : HORA_NCCL_PATIENCE;
 }
 
-bool hora_nccl_abort_wait(hora_nccl_comm_t *self) {
-    hora_nccl_abort_t *abort = atomic_exchange(&self->abort, NULL);
-    struct timespec    limit = in_ns(hora_clock_from_seconds(hora_nccl_patience(self)));
-    bool               done;
-    pthread_mutex_lock(&abort->lock);
-    while (!abort->done && pthread_cond_timedwait(&abort->ended, &abort->lock, &limit) == 0)
+bool hora_nccl_end(hora_nccl_comm_t *self, bool finalized) {
+    struct timespec     limit = in_ns(hora_clock_from_seconds(hora_nccl_patience(self)));
+    hora_nccl_ending_t *ending;
+    bool                done;
+    begin_ending(self, finalized ? self->nccl->destroy : self->nccl->abort);
+    ending = atomic_exchange(&self->ending, NULL);
+    if (ending == NULL)
+        return false;
+    pthread_mutex_lock(&ending->lock);
+    while (!ending->done && pthread_cond_timedwait(&ending->ended, &ending->lock, &limit) == 0)
         ;
-    done = abort->done;
-    pthread_mutex_unlock(&abort->lock);
-    let_go(abort);
+    done = ending->done;
+    pthread_mutex_unlock(&ending->lock);
+    let_go(ending);
     if (!done)
-        hora_log(HORA_LOG_WARNING, "ncclCommAbort has not returned in %.0f s: its communicator is left "
-                 "behind, with its memory", hora_nccl_patience(self));
+        hora_log(HORA_LOG_WARNING, "NCCL has not ended a communicator in %.1f s: it is left behind, with "
+                 "its memory", hora_nccl_patience(self));
     return done;
 }
 
@@ -177,7 +186,7 @@ static hora_status_t check_reports(hora_nccl_comm_t *self, uint64_t now) {
     hora_nccl_result_t report = HORA_NCCL_SUCCESS;
     hora_nccl_result_t result = self->nccl->async_error(self->handle, &report);
     report = result != HORA_NCCL_SUCCESS ? result : report;
-    if (report == HORA_NCCL_SUCCESS || report == HORA_NCCL_IN_PROGRESS)
+    if (hora_nccl_went(report))
         return HORA_OK;
     if (self->suspected == 0)
         self->suspected = now;
@@ -202,7 +211,7 @@ static hora_status_t check_time(hora_nccl_comm_t *self, uint64_t now) {
 /* Under its lock. True: there is work on the GPU. */
 static bool look_at_work(hora_nccl_comm_t *self, uint64_t now) {
     hora_status_t st;
-    if (atomic_load(&self->abort) != NULL)
+    if (atomic_load(&self->ending) != NULL)
         return false;
     st = hora_nccl_reap(self);
     if (st == HORA_OK && self->first == NULL)

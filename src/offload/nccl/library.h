@@ -41,7 +41,7 @@
 
 #define HORA_NCCL_NO_COLOR (-1) /* in a split: takes part, and gets no communicator */
 
-typedef int   hora_nccl_result_t;
+typedef int   hora_nccl_result_t; /* ncclResult_t */
 typedef void *hora_nccl_handle_t; /* ncclComm_t */
 typedef struct hora_nccl_id {
     char at[128]; /* ncclUniqueId */
@@ -107,6 +107,11 @@ typedef struct hora_nccl_library {
     int  version;                                     /* 22809 is 2.28.9 */
     char path[256];                                   /* of the file */
 } hora_nccl_library_t;
+
+/* Has a call done what it was to do, or does NCCL go on with it? */
+static inline bool hora_nccl_went(hora_nccl_result_t result) {
+    return result == HORA_NCCL_SUCCESS || result == HORA_NCCL_IN_PROGRESS;
+}
 
 /* Opens NCCL, at the first call that succeeds; later ones only hand it out. Never unloaded. The first
  * of: the copy that this process has loaded already (torch's: two copies in one process get in each

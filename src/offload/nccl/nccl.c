@@ -189,7 +189,7 @@ static hora_nccl_result_t ask_reduce_scatter(const call_t *c) {
     if (is_packed(coll))
         return nccl->reduce_scatter(c->src, c->dst, coll->counts[0], c->code, op, c->self->handle,
                                     c->place.stream);
-    for (int r = 0; r < coll->size && result == HORA_NCCL_SUCCESS; r++) {
+    for (int r = 0; r < coll->size && hora_nccl_went(result); r++) {
         const char *from = c->src + coll->displs[r] * c->unit;
         if (coll->counts[r] > 0)
             result = nccl->reduce(from, r == coll->rank ? c->dst : NULL, coll->counts[r], c->code, op, r,
@@ -205,7 +205,7 @@ static hora_nccl_result_t ask_allgather(const call_t *c) {
     if (is_packed(coll))
         return nccl->allgather(c->src, c->dst, coll->counts[0] * c->unit, HORA_NCCL_INT8,
                                c->self->handle, c->place.stream);
-    for (int r = 0; r < coll->size && result == HORA_NCCL_SUCCESS; r++) {
+    for (int r = 0; r < coll->size && hora_nccl_went(result); r++) {
         char       *to = c->dst + coll->displs[r] * c->unit;
         const char *from = r == coll->rank ? c->src : to;
         if (coll->counts[r] > 0)
@@ -222,7 +222,7 @@ static hora_nccl_result_t ask_exchange(const call_t *c, int peer, const char *fr
     hora_nccl_result_t         result = HORA_NCCL_SUCCESS;
     if (sent > 0)
         result = nccl->send(from, sent, HORA_NCCL_INT8, peer, c->self->handle, c->place.stream);
-    if (result == HORA_NCCL_SUCCESS && received > 0)
+    if (hora_nccl_went(result) && received > 0)
         result = nccl->recv(to, received, HORA_NCCL_INT8, peer, c->self->handle, c->place.stream);
     return result;
 }
@@ -230,7 +230,7 @@ static hora_nccl_result_t ask_exchange(const call_t *c, int peer, const char *fr
 static hora_nccl_result_t ask_alltoall(const call_t *c) {
     const hora_coll_t *coll = c->coll;
     hora_nccl_result_t result = HORA_NCCL_SUCCESS;
-    for (int r = 0; r < coll->size && result == HORA_NCCL_SUCCESS; r++)
+    for (int r = 0; r < coll->size && hora_nccl_went(result); r++)
         if (r != coll->rank)
             result = ask_exchange(c, r, c->src + coll->displs[r] * c->unit, coll->counts[r] * c->unit,
                                   c->dst + coll->other_displs[r] * c->unit,
@@ -246,7 +246,7 @@ static hora_nccl_result_t ask_rooted(const call_t *c) {
     hora_nccl_result_t result = HORA_NCCL_SUCCESS;
     if (!at_root)
         return ask_exchange(c, coll->root, c->src, gathers ? bytes : 0, c->dst, gathers ? 0 : bytes);
-    for (int r = 0; r < coll->size && result == HORA_NCCL_SUCCESS; r++)
+    for (int r = 0; r < coll->size && hora_nccl_went(result); r++)
         if (r != coll->rank)
             result = ask_exchange(c, r, c->src + (size_t)r * bytes, gathers ? 0 : bytes,
                                   c->dst + (size_t)r * bytes, gathers ? bytes : 0);
@@ -281,10 +281,10 @@ static hora_status_t call_nccl(call_t *c) {
     hora_nccl_result_t         result, ended;
     hora_nccl_enter(c->self);
     result = nccl->group_start();
-    if (result == HORA_NCCL_SUCCESS) {
+    if (hora_nccl_went(result)) {
         result = ask(c);
         ended = nccl->group_end(); /* in any case, or this thread stays in the group */
-        if (result == HORA_NCCL_SUCCESS || result == HORA_NCCL_IN_PROGRESS)
+        if (hora_nccl_went(result))
             result = ended;
     }
     return hora_nccl_leave(c->self, result, c->op);
