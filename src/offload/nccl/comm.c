@@ -51,6 +51,18 @@ static hora_status_t wait_for_cause(hora_nccl_comm_t *self) {
     return st;
 }
 
+void hora_nccl_enter(hora_nccl_comm_t *self) {
+    atomic_store(&self->calling, hora_clock_ns());
+    hora_nccl_guard_wake();
+}
+
+/* An error: the guard has cut the call off, and the owner has failed. */
+static hora_status_t come_out(hora_nccl_comm_t *self) {
+    if (atomic_exchange(&self->calling, 0) == HORA_NCCL_CUT_OFF)
+        return hora_failure_check(&self->owner->failure);
+    return HORA_OK;
+}
+
 /* Until NCCL has done with what returned `result`. An error is this thread's last error; the owner has
  * not failed of it yet. */
 static hora_status_t settle(hora_nccl_comm_t *self, hora_nccl_handle_t handle,
@@ -67,6 +79,8 @@ static hora_status_t settle(hora_nccl_comm_t *self, hora_nccl_handle_t handle,
         if (st == HORA_OK && hora_clock_seconds(waited) > timeout)
             st = hora_fail(HORA_ERR_TIMEOUT, "%s by NCCL: waited %.1f s for other ranks (%s)", what,
                            hora_clock_seconds(waited), setting);
+        if (st != HORA_OK)
+            return st;
         asked = self->nccl->async_error(handle, &result);
         result = asked != HORA_NCCL_SUCCESS ? asked : result;
     }
@@ -204,8 +218,9 @@ static hora_status_t split(hora_nccl_comm_t *parent, int color, int key, hora_nc
     hora_nccl_enter(parent);
     result = parent->nccl->split(parent->handle, color < 0 ? HORA_NCCL_NO_COLOR : color, key,
                                  &self->handle, &config);
-    atomic_store(&parent->calling, 0);
-    st = settle(parent, parent->handle, result, timeout, "HORA_TIMEOUT", "splitting");
+    st = come_out(parent);
+    if (st == HORA_OK)
+        st = settle(parent, parent->handle, result, timeout, "HORA_TIMEOUT", "splitting");
     if (st == HORA_OK && color >= 0)
         st = settle(parent, self->handle, HORA_NCCL_IN_PROGRESS, timeout, "HORA_TIMEOUT",
                     "splitting");
@@ -355,15 +370,10 @@ hora_status_t hora_nccl_op_begin(hora_nccl_comm_t *self, hora_cuda_stream_t stre
     return HORA_OK;
 }
 
-void hora_nccl_enter(hora_nccl_comm_t *self) {
-    atomic_store(&self->calling, hora_clock_ns());
-    hora_nccl_guard_wake();
-}
-
 hora_status_t hora_nccl_leave(hora_nccl_comm_t *self, hora_nccl_result_t result,
                               const hora_nccl_op_t *op) {
-    atomic_store(&self->calling, 0);
-    return settle(self, self->handle, result, op->timeout, "HORA_TIMEOUT", op->what);
+    hora_status_t st = come_out(self);
+    return st != HORA_OK ? st : settle(self, self->handle, result, op->timeout, "HORA_TIMEOUT", op->what);
 }
 
 hora_status_t hora_nccl_op_end(hora_nccl_comm_t *self, hora_nccl_op_t *op, hora_status_t st) {

@@ -21,6 +21,8 @@
 #define HORA_NCCL_PATIENCE 5.0 /* seconds that freeing one waits for NCCL, if HORA_TIMEOUT is not less, before
                                   it is left behind */
 
+#define HORA_NCCL_CUT_OFF 1u /* the thread is, and the guard has aborted the communicator under it */
+
 typedef struct hora_nccl_ending hora_nccl_ending_t; /* guard.c */
 
 /* A collective that is queued on a stream. */
@@ -43,7 +45,8 @@ typedef struct hora_nccl_comm {
     hora_nccl_op_t            *first, *last; /* queued and not seen to have ended, in order */
     hora_nccl_op_t            *spare;
     uint64_t                   suspected; /* ns: when NCCL first reported an error; 0: it has not */
-    _Atomic uint64_t           calling;   /* ns: since when a thread is inside NCCL; 0: none is */
+    _Atomic uint64_t           calling;   /* ns: since when a thread is inside NCCL; 0: none is; or
+                                             HORA_NCCL_CUT_OFF */
     _Atomic(hora_nccl_ending_t *) ending; /* NULL: none has begun. Then the handle is not used any more */
     hora_cuda_stream_t         stream;    /* of the latest operation */
     struct hora_nccl_block    *work;      /* device memory for copies of inputs, largest first */

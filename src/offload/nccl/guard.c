@@ -20,6 +20,7 @@
 
 #define LOOK_NS  20000000u
 #define CAUSE_NS 500000000u
+#define STUCK    0.1 /* seconds: calls of NCCL are quicker; while one lasts nothing else should be called */
 
 static struct {
     pthread_mutex_t   lock;
@@ -229,13 +230,14 @@ static bool look_at_work(hora_nccl_comm_t *self, uint64_t now) {
  * gets it out. */
 static void look_at_caller(hora_nccl_comm_t *self, uint64_t now) {
     uint64_t since = atomic_load(&self->calling);
-    if (since == 0 || now < since)
+    double   seconds = since < now ? hora_clock_seconds(now - since) : 0;
+    if (since <= HORA_NCCL_CUT_OFF || seconds < STUCK)
         return;
-    if (has_failed(self))
+    if (!has_failed(self) && seconds > self->owner->timeout)
+        hora_coll_fail(self->owner, hora_fail(HORA_ERR_TIMEOUT, "NCCL has not returned from a call for "
+                                              "%.1f s (HORA_TIMEOUT)", seconds));
+    if (has_failed(self) && atomic_compare_exchange_strong(&self->calling, &since, HORA_NCCL_CUT_OFF))
         hora_nccl_abort(self);
-    else if (hora_clock_seconds(now - since) > self->owner->timeout)
-        end(self, hora_fail(HORA_ERR_TIMEOUT, "NCCL has not returned from a call for %.1f s "
-                            "(HORA_TIMEOUT)", hora_clock_seconds(now - since)));
 }
 
 static bool look(hora_nccl_comm_t *self) {

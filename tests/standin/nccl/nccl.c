@@ -55,7 +55,7 @@ typedef struct comm {
     bool        hangs, reports, no_memory, call_blocks, abort_blocks, never;
     int         answers; /* ncclInProgress that is still to be said */
     bool        finalized;
-    atomic_bool aborted;
+    atomic_bool aborted, inside; /* inside: a thread is in a call that blocks */
     uint64_t    reported; /* ns: from then on an error is; 0: not yet */
     atomic_int  jobs; /* on streams */
 } comm_t;
@@ -331,7 +331,8 @@ int ncclCommAbort(hora_nccl_handle_t handle) {
     while (comm->abort_blocks)
         pause();
     atomic_store(&comm->aborted, true);
-    usleep(comm->call_blocks ? 50000 : 0); /* that thread has left the communicator by then */
+    while (atomic_load(&comm->inside))
+        usleep(1000);
     comm_delete(comm);
     return HORA_NCCL_SUCCESS;
 }
@@ -402,11 +403,15 @@ int ncclGroupEnd(void) {
         free(job);
         return HORA_NCCL_CUDA_ERROR;
     }
+    atomic_store(&comm->inside, comm->call_blocks);
     if (launch(open_stream, run_job, job) != HORA_CUDA_SUCCESS)
         return HORA_NCCL_CUDA_ERROR;
-    while (comm->call_blocks && !atomic_load(&comm->aborted))
+    if (!comm->call_blocks)
+        return HORA_NCCL_IN_PROGRESS;
+    while (!atomic_load(&comm->aborted))
         usleep(1000);
-    return comm->call_blocks ? HORA_NCCL_INTERNAL : HORA_NCCL_IN_PROGRESS;
+    atomic_store(&comm->inside, false);
+    return HORA_NCCL_INTERNAL;
 }
 
 /* ---- Calls ----------------------------------------------------------------------------------- */
