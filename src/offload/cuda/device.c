@@ -86,7 +86,8 @@ static hora_status_t try_path(hora_comm_t *comm, const hora_gpu_path_t *path,
     return st;
 }
 
-hora_status_t hora_device_choose(hora_comm_t *comm) {
+/* Sets comm->gpu->path, the same on all members, or all fail. */
+static hora_status_t choose(hora_comm_t *comm) {
     const hora_gpu_facts_t *facts = comm->gpu->facts;
     const char            *setting = facts[0].setting, *obstacle = "there is no path";
     const hora_gpu_path_t *path = NULL;
@@ -119,7 +120,7 @@ static hora_status_t agree(hora_comm_t *comm, const hora_gpu_place_t *place) {
         return hora_coll_fail(comm, st);
     st = hora_device_exchange(comm, &mine, facts, sizeof(mine), 0, "the first one on GPUs");
     facts[0].setting[sizeof(facts[0].setting) - 1] = '\0'; /* another process wrote it */
-    return st == HORA_OK ? hora_device_choose(comm) : st;
+    return st == HORA_OK ? choose(comm) : st;
 }
 
 static hora_status_t get_ready(hora_comm_t *comm, const hora_gpu_place_t *place) {

@@ -70,9 +70,6 @@ hora_status_t hora_device_progress(hora_comm_t *comm, hora_staged_op_t *op);
 hora_status_t hora_device_wait(hora_comm_t *comm, hora_staged_op_t *op);
 /* Waits for all that were started. Before a collective on the communicator that is not on GPUs. */
 hora_status_t hora_device_settle(hora_comm_t *comm);
-/* Chooses comm->gpu->path by comm->gpu->facts; the same on all members. HORA_ERR_UNSUPPORTED on all: none can
- * be taken. */
-hora_status_t hora_device_choose(hora_comm_t *comm);
 /* Frees comm->gpu. */
 void hora_device_forget(hora_comm_t *comm);
 

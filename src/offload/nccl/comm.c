@@ -97,7 +97,7 @@ static hora_coll_t host_coll(const hora_comm_t *owner, hora_coll_kind_t kind, ho
                              void *data, size_t count, const char *name) {
     return (hora_coll_t){.kind = kind, .dtype = dtype, .op = HORA_MIN, .rank = owner->rank,
                          .size = owner->size, .count = count, .in = data, .out = data,
-                         .prescale = 1.0, .postscale = 1.0, .name = name};
+                         .prescale = 1.0, .postscale = 1.0, .staged = true, .name = name};
 }
 
 /* *all_p: whether every member says yes. Another one may still be waiting for NCCL. */

@@ -18,8 +18,6 @@
 #include <stdio.h>
 #include <string.h>
 
-#define FAILED (-1) /* as a version of NCCL: it could not make a communicator */
-
 typedef struct call {
     hora_nccl_comm_t  *self;
     const hora_coll_t *coll;
@@ -355,9 +353,8 @@ static void nccl_describe(const hora_comm_t *comm, const hora_gpu_place_t *place
 static const char *nccl_obstacle(const hora_comm_t *comm, const hora_gpu_facts_t *facts) {
     bool forced = strcmp(facts[0].setting, "nccl") == 0;
     for (int r = 0; r < comm->size; r++)
-        if (facts[r].nccl <= 0)
-            return facts[r].nccl == FAILED ? "NCCL could not make a communicator"
-                                           : "not every rank has NCCL 2.14.3 or later";
+        if (facts[r].nccl == 0)
+            return "not every rank has NCCL 2.14.3 or later";
     for (int r = 1; r < comm->size; r++)
         if (facts[r].nccl != facts[0].nccl)
             return "the ranks have different versions of NCCL";
@@ -377,33 +374,24 @@ static bool nccl_takes(const hora_comm_t *comm, const hora_coll_t *coll) {
     return !(hora_dtype_is_float(coll->dtype) && (extreme || comm->world->settings.deterministic));
 }
 
-/* At the first collective. Where NCCL cannot, the members choose another path for this one and all others:
- * the facts are equal on all, and so is what is changed in them here. */
-static hora_status_t get_ready(hora_comm_t *comm, const hora_gpu_place_t *place) {
+static hora_status_t nccl_prepare(hora_comm_t *comm, const char **obstacle_p) {
     const hora_nccl_library_t *nccl;
     hora_nccl_comm_t          *made = NULL;
     hora_status_t              st;
-    if (comm->gpu->facts[0].nccl == FAILED)
-        return hora_device_choose(comm);
+    if (comm->size == 1)
+        return HORA_OK;
     st = hora_nccl_open(comm->world->settings.nccl_library, &nccl);
     if (st == HORA_OK)
-        st = hora_nccl_comm_create(comm, place->gpu, nccl, &made);
+        st = hora_nccl_comm_create(comm, comm->gpu->gpu, nccl, &made);
     if (st != HORA_OK)
         return hora_coll_fail(comm, st);
     comm->gpu->nccl = made;
-    for (int r = 0; made == NULL && r < comm->size; r++)
-        comm->gpu->facts[r].nccl = FAILED;
-    return made == NULL ? hora_device_choose(comm) : HORA_OK;
+    if (made == NULL)
+        *obstacle_p = "NCCL could not make a communicator";
+    return HORA_OK;
 }
 
 static hora_status_t nccl_run(hora_comm_t *comm, const hora_coll_t *coll) {
-    if (comm->gpu->nccl == NULL) {
-        hora_status_t st = get_ready(comm, coll->gpu);
-        if (st != HORA_OK)
-            return st;
-        if (comm->gpu->nccl == NULL)
-            return hora_device_run(comm, coll); /* another way */
-    }
     if (coll->kind != HORA_COLL_ALLTOALL && hora_coll_extent(coll) == 0)
         return HORA_OK;
     return run_guarded(comm->gpu->nccl, coll);
@@ -416,8 +404,8 @@ static void nccl_forget(hora_comm_t *comm) {
 }
 
 const hora_gpu_path_t hora_gpu_path_nccl = {
-    .name = "nccl", .describe = nccl_describe, .obstacle = nccl_obstacle, .takes = nccl_takes,
-    .run = nccl_run, .forget = nccl_forget,
+    .name = "nccl", .describe = nccl_describe, .obstacle = nccl_obstacle, .prepare = nccl_prepare,
+    .takes = nccl_takes, .run = nccl_run, .forget = nccl_forget,
 };
 
 /* ---- Splitting a communicator -------------------------------------------------------------------- */

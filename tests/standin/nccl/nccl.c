@@ -156,6 +156,12 @@ static bool move_all(job_t *job) {
     return more;
 }
 
+static void forget(job_t *job) {
+    for (int i = 0; i < job->ntemporary; i++)
+        free(job->temporary[i]);
+    free(job);
+}
+
 static void run_job(void *arg) {
     job_t  *job = arg;
     comm_t *comm = job->comm;
@@ -168,9 +174,7 @@ static void run_job(void *arg) {
     }
     for (int i = 0; i < job->ncopies; i++)
         memmove(job->copies[i].dst, job->copies[i].src, job->copies[i].bytes);
-    for (int i = 0; i < job->ntemporary; i++)
-        free(job->temporary[i]);
-    free(job);
+    forget(job);
     atomic_fetch_sub(&comm->jobs, 1);
 }
 
@@ -400,7 +404,7 @@ int ncclGroupEnd(void) {
     if (comm->no_memory) {
         last_error = "Cuda failure 2 'out of memory'";
         atomic_fetch_sub(&comm->jobs, 1);
-        free(job);
+        forget(job);
         return HORA_NCCL_CUDA_ERROR;
     }
     atomic_store(&comm->inside, comm->call_blocks);
