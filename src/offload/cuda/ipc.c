@@ -268,6 +268,8 @@ static said_t say(const hora_coll_t *coll) {
                    .dtype = (uint32_t)coll->dtype, .op = (uint32_t)coll->op,
                    .root = (uint32_t)coll->root, .divisor = coll->divisor};
     bool equal = coll->kind == HORA_COLL_REDUCE_SCATTER || coll->kind == HORA_COLL_ALLGATHER;
+    if (equal) /* then `count` is this rank's own affair */
+        said.count = 0;
     for (int i = 0; equal && i < coll->size; i++)
         said.counts = (said.counts ^ coll->counts[i]) * 1099511628211u;
     return said;
