@@ -294,6 +294,18 @@ bool core_stream_of(const DLPackExchangeAPI *api, int device, void **stream_p) {
     return api->current_work_stream(HORA_DL_CUDA, device, stream_p) == 0;
 }
 
+bool core_array_read_plain(PyObject *object, core_array_t *array_p) {
+    DLTensor tensor;
+    array_p->api = find_api(Py_TYPE(object));
+    array_p->keep = NULL;
+    array_p->read_only = false;
+    if (array_p->api && array_p->api->dltensor_from_py_object_no_sync(object, &tensor) == 0 &&
+        tensor.device.device_type == HORA_DL_CPU && fill_array(&tensor, array_p))
+        return true;
+    PyErr_Clear();
+    return false;
+}
+
 PyObject *core_is_dense(PyObject *module, PyObject *object) {
     (void)module;
     const DLPackExchangeAPI *api = find_api(Py_TYPE(object));

@@ -391,6 +391,10 @@ static PyMethodDef functions[] = {
      "Number of hosts that have a process of this local rank."},
     {"host", core_host, METH_O, "host(rank): name of the rank's host."},
     {"transport", core_transport, METH_O, "transport(rank): what carries bytes to the rank."},
+    {"tensors", FAST(core_tensors), "What reduce_tensor is to know of torch and its handles."},
+    {"reduce_tensor", FAST(core_reduce_tensor),
+     "reduce_tensor(tensor, name, average, op, prescale, postscale, process_set, waits): "
+     "allreduce_async_, or allreduce_ if it waits, in the common case; else None."},
     {"enqueue", FAST(core_enqueue),
      "enqueue(kind, name, tensor, output, op, prescale, postscale, root, splits, flags, "
      "process_set_id=0) -> Handle. With tuples for name, tensor and output, the tasks form one "

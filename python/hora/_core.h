@@ -40,6 +40,9 @@ bool core_buffer_read(PyObject *object, core_array_t *array_p);
 /* is_dense(tensor): is it one of a library with DLPack's C functions, in contiguous memory? Raises
  * nothing. */
 PyObject *core_is_dense(PyObject *module, PyObject *object);
+/* The same for a dense array in CPU memory of a library with DLPack's C functions. false, with no exception
+ * set: it is something else. There is nothing to keep. */
+bool core_array_read_plain(PyObject *object, core_array_t *array_p);
 /* The array is where results go: must be writable. */
 bool core_array_read_output(PyObject *object, core_array_t *array_p);
 
@@ -149,7 +152,17 @@ bool core_sets_fill(hora_comm_t *world, hora_engine_t *engine);
 void core_sets_close(void);
 
 PyObject *core_enqueue(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
+/* A new Handle of one task on the set of all ranks, whose input and output are `tensor`, which was read into
+ * `array`. NULL with an exception. */
+PyObject *core_start(const hora_task_t *task, unsigned flags, const core_array_t *array,
+                     PyObject *tensor);
+/* Its wait(). */
+PyObject *core_wait(PyObject *handle);
 /* Lets go of handles that were dropped before they were done, if they are now. */
 void core_handle_sweep(void);
+
+/* _tensor.c */
+PyObject *core_tensors(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
+PyObject *core_reduce_tensor(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
 
 #endif

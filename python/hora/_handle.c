@@ -379,6 +379,23 @@ static bool read_call(PyObject *const *args, Py_ssize_t nargs, call_t *call) {
     return true;
 }
 
+PyObject *core_start(const hora_task_t *task, unsigned flags, const core_array_t *array,
+                     PyObject *tensor) {
+    call_t call = {.flags = flags};
+    if (orphans)
+        core_handle_sweep();
+    handle_object_t *self = new_handle(1);
+    if (!self)
+        return NULL;
+    self->api = array->api;
+    self->dtype = array->dtype;
+    for (int i = 0; i < 2; i++) {
+        Py_INCREF(tensor);
+        self->keep[i] = tensor;
+    }
+    return start(self, task, &call);
+}
+
 PyObject *core_enqueue(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
     (void)module;
     call_t call = {.task = HORA_TASK_INIT};
@@ -445,6 +462,10 @@ static PyObject *handle_wait(PyObject *object, PyObject *unused) {
     }
     Py_DECREF(result);
     return output;
+}
+
+PyObject *core_wait(PyObject *handle) {
+    return handle_wait(handle, NULL);
 }
 
 static void release_output(void *owner, void *data) {

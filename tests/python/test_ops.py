@@ -396,6 +396,47 @@ def case_lazy_negation(hvd: Any) -> None:
     same(hvd.allreduce_(one, op=hvd.Max), torch.tensor([-6.0]))
 
 
+def case_in_place_by_every_way(hvd: Any) -> None:
+    """The short way in C and the long one give the same, whichever an argument or a tensor leads to."""
+    rank, size = hvd.rank(), hvd.size()
+    total = sum(range(1, size + 1))
+
+    def made() -> list[torch.Tensor]:
+        whole = torch.full((6, 8), float(rank + 1))
+        sparse_columns = whole.clone()[:, ::2]
+        parameter = torch.nn.Parameter(whole.clone())
+        negative = torch.view_as_complex(torch.full((3, 2), -float(rank + 1))).conj().imag[:1]
+        assert negative.is_neg() and not sparse_columns.is_contiguous()
+        return [whole, sparse_columns, parameter, negative, torch.tensor(float(rank + 1))]
+
+    everybody = {"name": "set", "process_set": hvd.global_process_set}
+    for way in ({"name": "short"}, {}, {"name": "n" * 300}, everybody, {"name": "\u00fc"}):
+        for tensor in made():
+            assert hvd.allreduce_(tensor, op=hvd.Sum, **way) is tensor
+            same(tensor.detach(), torch.full_like(tensor, total), str(way)[:40])
+        handles = []
+        for i, tensor in enumerate(made()):
+            own = {**way, "name": f"{way['name']}.{i}"} if "name" in way else way
+            handles.append((hvd.allreduce_async_(tensor, op=hvd.Sum, prescale_factor=2.0, **own), tensor))
+        assert len({handle for handle, _ in handles}) == len(handles)
+        for handle, tensor in handles:
+            assert hvd.synchronize(handle) is tensor and hvd.synchronize(handle) is None
+            same(tensor.detach(), torch.full_like(tensor, 2 * total), str(way)[:40])
+    mean = hvd.allreduce_(torch.full((4,), float(rank)), name="mean")
+    same(mean, torch.full((4,), (size - 1) / 2))
+    if rank > 0:
+        hvd.barrier()
+    first = hvd.allreduce_async_(torch.ones(4), name="twice", op=hvd.Sum)
+    if rank == 0 and size > 1:  # the others have not begun it, so it is under way
+        fails(ValueError, lambda: hvd.allreduce_async_(torch.ones(4), name="twice", op=hvd.Sum), "twice")
+    if rank == 0:
+        hvd.barrier()
+    same(hvd.synchronize(first), torch.full((4,), float(size)))
+    fails(TypeError, lambda: hvd.allreduce_([1.0], name="list"), "list")
+    fails(TypeError, lambda: hvd.allreduce_(torch.ones(1).numpy(), name="array"), "ndarray")
+    fails(TypeError, lambda: hvd.allreduce_(torch.ones(1), name="op", op="sum"))
+
+
 def case_parameters_and_subclasses(hvd: Any) -> None:
     parameter = torch.nn.Parameter(torch.ones(3))
     with torch.no_grad():

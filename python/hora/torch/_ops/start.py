@@ -57,6 +57,9 @@ _unnamed_lock = threading.Lock()
 _UNNAMED_MAX = 4096
 
 
+_core.tensors(torch.Tensor, global_process_set, operations, _next_handle)
+
+
 def _forget() -> None:
     """A new job: numbering starts afresh, so that ranks that come and go agree."""
     operations.clear()
