@@ -28,6 +28,7 @@ typedef struct fault_case {
     hora_status_t status;
     const char   *text;  /* in every rank's error */
     int           aborts; /* on every rank; -1: any number */
+    const char   *cuda;   /* HORA_STANDIN_FAIL, on rank 1; NULL: its GPU is well */
 } fault_case_t;
 
 /* ---- In a rank ----------------------------------------------------------------------------- */
@@ -96,6 +97,8 @@ static void fault_main(hora_comm_t *unused, int rank, int size, void *arg) {
     (void)unused, (void)size;
     setenv("HORA_STANDIN_NCCL", c->words, 1);
     setenv("HORA_STANDIN_NCCL_RANK", "1", 1);
+    if (c->cuda != NULL && rank == 1)
+        setenv("HORA_STANDIN_FAIL", c->cuda, 1);
     comm = join(rank, false);
     device_begin();
     stream = device_stream();
@@ -104,7 +107,7 @@ static void fault_main(hora_comm_t *unused, int rank, int size, void *arg) {
     expect(until_it_fails(comm, &b, stream), c);
     harness_check(harness_now() - start < 5, "after %.1f s", harness_now() - start);
     expect(queue_sum(comm, &b, stream), c);
-    if (strstr(c->words, "abort-blocks") == NULL)
+    if (strstr(c->words, "abort-blocks") == NULL && (c->cuda == NULL || rank == 0))
         device_finish(stream);
     harness_ok(hora_comm_free(comm));
     harness_check(harness_now() - start < 8, "freed after %.1f s", harness_now() - start);
@@ -114,7 +117,7 @@ static void fault_main(hora_comm_t *unused, int rank, int size, void *arg) {
         _exit(0); /* what is left behind is as it should be */
 }
 
-/* NCCL cannot be set up: another path is found, or the error says why. */
+/* NCCL cannot be set up, on one rank or on all: another path is found, or the error says why. */
 static void no_nccl_main(hora_comm_t *unused, int rank, int size, void *arg) {
     static const fault_case_t forced = {"", HORA_ERR_UNSUPPORTED, "NCCL could not make a communicator", 0};
     const char     *words = arg;
@@ -123,7 +126,8 @@ static void no_nccl_main(hora_comm_t *unused, int rank, int size, void *arg) {
     void           *stream;
     (void)unused, (void)size;
     setenv("HORA_STANDIN_NCCL", words, 1);
-    setenv("HORA_STANDIN_NCCL_RANK", "1", 1);
+    if (strcmp(words, "init-never") == 0)
+        setenv("HORA_STANDIN_NCCL_RANK", "1", 1);
     comm = join(rank, false);
     device_begin();
     stream = device_stream();
@@ -236,11 +240,12 @@ static void run(int nranks, harness_main_t rank_main, const void *arg) {
 
 static void faults(void **state) {
     static const fault_case_t cases[] = {
-        {"no-memory", HORA_ERR_NO_MEMORY, "allreduce 'grad' by NCCL: unhandled cuda error", 1},
-        {"hangs", HORA_ERR_TIMEOUT, "allreduce 'grad' by NCCL: on the GPU since", 1},
-        {"reports", HORA_ERR_PEER_FAILED, "remote process exited", 1},
-        {"call-blocks", HORA_ERR_TIMEOUT, "NCCL", 1},
-        {"hangs abort-blocks", HORA_ERR_TIMEOUT, "allreduce 'grad' by NCCL", -1},
+        {"no-memory", HORA_ERR_NO_MEMORY, "allreduce 'grad' by NCCL: unhandled cuda error", 1, NULL},
+        {"hangs", HORA_ERR_TIMEOUT, "allreduce 'grad' by NCCL: on the GPU since", 1, NULL},
+        {"reports", HORA_ERR_PEER_FAILED, "remote process exited", 1, NULL},
+        {"call-blocks", HORA_ERR_TIMEOUT, "NCCL", 1, NULL},
+        {"hangs abort-blocks", HORA_ERR_TIMEOUT, "allreduce 'grad' by NCCL", -1, NULL},
+        {"", HORA_ERR_SYSTEM, "allreduce 'grad'", 1, "cuEventQuery:2:700:lost"},
     };
     (void)state;
     setenv("HORA_GPU_PATH", "nccl", 1);
