@@ -205,6 +205,12 @@ static unsigned move_links(const hora_exec_t *exec, unsigned turn) {
     return hora_p2p_progress(exec->comm->world);
 }
 
+/* Does a look for this transfer take a system call? */
+static bool asks_kernel(const hora_xfer_t *xfer) {
+    hora_transport_t *transport = xfer != NULL && xfer->link != NULL ? xfer->link->transport : NULL;
+    return transport != NULL && transport->ops->fd(transport) != HORA_FD_BELL;
+}
+
 /* Blocks until the head of the queue can move on. */
 static hora_status_t block(hora_exec_t *exec) {
     hora_waiter_t w;
@@ -220,6 +226,8 @@ static hora_status_t block(hora_exec_t *exec) {
             continue;
         if (moves || w.announced || turn % POLL_TURNS == 0)
             st = hora_run_check_crossing(exec);
+        if (moves && asks_kernel(exec->blocked_xfer))
+            hora_waiter_looked(&w);
         if (st == HORA_OK)
             st = hora_waiter_turn(&w, exec->blocked_rank);
     }

@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #define SPIN_NS_DEFAULT 50000 /* with a core per rank: longer than a sleeping rank takes to wake */
+#define LINK_NS         300   /* a look at a link in vain that is a system call */
 #define LOOK_NS         2000  /* a call between ranks that have a core each is over by then */
 #define CROWD_SPIN_NS   3000  /* where ranks take turns: longer than the other core takes to change them */
 
@@ -80,6 +81,7 @@ void hora_wait_setup(hora_world_t *world) {
     if (spin_ns < 0)
         spin_ns = enough ? SPIN_NS_DEFAULT : CROWD_SPIN_NS;
     world->spin_turns = world->look_turns = (int)(spin_ns / pause);
+    world->link_turns = (int)(LINK_NS / pause);
     if (!enough)
         world->look_turns = 0;
     else if (world->has_cores && spin_ns > LOOK_NS)

@@ -70,6 +70,11 @@ hora_status_t hora_wait_check_gone(const hora_comm_t *comm, int rank, uint64_t *
 /* Does a thread of this process, other than the caller, sleep on the world's bell? */
 bool hora_others_sleep(const hora_world_t *world);
 
+/* The coming turn follows a system call, which takes longer than a turn that only spins. */
+static inline void hora_waiter_looked(hora_waiter_t *w) {
+    w->turns += w->comm->world->link_turns;
+}
+
 static inline hora_status_t hora_waiter_turn(hora_waiter_t *w, int awaited) {
     if (__builtin_expect(++w->turns <= w->quick, 1)) {
         hora_cpu_relax();

@@ -63,6 +63,7 @@ struct hora_world {
     int               eventfd;
     int               spin_turns; /* turns of a waiter before it yields or sleeps (wait.c) */
     int               look_turns; /* turns before it looks who shares its core (apart.c) */
+    int               link_turns; /* of a waiter, that take as long as a look that is a system call */
     bool              has_cores;  /* one for each rank of this host */
     int               crowd_cores; /* fewer than the ranks of this host, who take turns on them; 0: not so */
     hora_transport_t *transports[HORA_TRANSPORTS_MAX];
