@@ -341,10 +341,12 @@ static void set_stalled(hora_tcp_in_t *in, bool stalled) {
     hora_tcp_conn_watch(hora_tcp_of(in->link), in->conn);
 }
 
-/* The peer closed it (err 0) or it broke. */
+/* The peer closed it (err 0) or it broke. A reset between messages is no more than an end: it is what
+ * comes of sending to a rank that has left, and what that one sent over others still counts. */
 static void in_ended(hora_tcp_in_t *in, int err) {
     hora_tcp_link_t *link = in->link;
-    bool             amid = err != 0 || in->inbound != NULL || in->end > in->begin;
+    bool             broke = err != 0 && err != ECONNRESET && err != EPIPE;
+    bool             amid = broke || in->inbound != NULL || in->end > in->begin;
     char             text[sizeof(link->text)];
     hora_tcp_link_lost_text(link, err, text, sizeof(text));
     hora_tcp_in_close(in);
@@ -398,13 +400,26 @@ void hora_tcp_drain(hora_tcp_link_t *link) {
         hora_tcp_resume(link);
 }
 
+/* A stalled connection has ended, both ways: what is in it must not be lost. */
+static void stalled_ended(hora_tcp_in_t *in) {
+    hora_tcp_link_t *link = in->link;
+    int              err = 0;
+    socklen_t        len = sizeof(err);
+    getsockopt(in->conn->source.fd, SOL_SOCKET, SO_ERROR, &err, &len);
+    if (err == 0) {
+        hora_tcp_unwatch(hora_tcp_of(link), &in->conn->source); /* it can wait until it is resumed */
+        return;
+    }
+    link->force = true;
+    hora_tcp_resume(link);
+    if (in->conn->reads && in->stalled)
+        in_ended(in, err);
+}
+
 void hora_tcp_in_event(hora_tcp_in_t *in, uint32_t events) {
     hora_tcp_link_t *link = in->link;
     if (in->stalled && (events & (EPOLLERR | EPOLLHUP))) {
-        int       err = 0;
-        socklen_t len = sizeof(err);
-        getsockopt(in->conn->source.fd, SOL_SOCKET, SO_ERROR, &err, &len);
-        in_ended(in, err != 0 ? err : ECONNRESET);
+        stalled_ended(in);
         return;
     }
     if (in->stalled)

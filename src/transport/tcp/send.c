@@ -399,7 +399,8 @@ static hora_tcp_out_t *out_make(hora_tcp_link_t *link, int fd, unsigned index) {
 bool hora_tcp_out_back(hora_tcp_link_t *link, hora_tcp_conn_t *conn) {
     int       segment = 0;
     socklen_t len = sizeof(segment);
-    if (link->send_status != HORA_OK || out_new(link, conn, HORA_TCP_BACK) == NULL)
+    if (link->send_status != HORA_OK || link->out[HORA_TCP_BACK] != NULL ||
+        out_new(link, conn, HORA_TCP_BACK) == NULL)
         return false;
     getsockopt(conn->source.fd, IPPROTO_TCP, TCP_MAXSEG, &segment, &len);
     link->back_max = (size_t)segment * SHORT_SEGMENTS;

@@ -40,6 +40,11 @@ hora_status_t hora_tcp_watch(hora_tcp_t *self, hora_tcp_source_t *source, uint32
     return HORA_OK;
 }
 
+void hora_tcp_unwatch(hora_tcp_t *self, hora_tcp_source_t *source) {
+    epoll_ctl(self->epoll, EPOLL_CTL_DEL, source->fd, NULL);
+    source->events = UINT32_MAX;
+}
+
 static void clear_graves(hora_tcp_t *self) {
     while (self->graves != NULL) {
         hora_tcp_source_t *source = self->graves;

@@ -182,6 +182,8 @@ struct hora_tcp {
 /* tcp.c */
 /* Changes what epoll watches; 0 stops watching but for errors. */
 hora_status_t hora_tcp_watch(hora_tcp_t *self, hora_tcp_source_t *source, uint32_t events);
+/* Stops watching for anything, until it is watched again. */
+void hora_tcp_unwatch(hora_tcp_t *self, hora_tcp_source_t *source);
 /* Makes sure that the timer fires within `period` ns. */
 void hora_tcp_timer_want(hora_tcp_t *self, uint64_t period);
 /* Options that both ends of a connection have. */

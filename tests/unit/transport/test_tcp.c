@@ -422,6 +422,41 @@ static void test_messages_survive_a_deaf_leaver(void **state) {
     }
 }
 
+/* Nobody has received from it yet, and A sends to it, in vain. */
+static void test_waiting_messages_survive_leaving(void **state) {
+    size_t      len = 200000;
+    uint8_t    *in = filled(len, 9), *out = empty(len);
+    char        small[4] = "abc", got[4] = "", vain[2][8];
+    hora_xfer_t s1 = xfer(in, len, 1), s2 = xfer(small, 4, 2);
+    hora_xfer_t r1 = xfer(out, len, 1), r2 = xfer(got, 4, 2), r3 = xfer(got, 4, 2);
+    hora_xfer_t lost[2] = {xfer(vain[0], 8, 3), xfer(vain[1], 8, 3)};
+    (void)state;
+    exchange(&A, &B, 8, true);
+    exchange(&B, &A, 8, true);
+    ops->send(B.link, &s1);
+    ops->send(B.link, &s2);
+    assert_int_equal(finish(&s2), HORA_OK);
+    assert_int_equal(finish(&s1), HORA_OK);
+    drive_for(2);
+    assert_true(((hora_tcp_link_t *)A.link)->stalled > 0);
+    side_close(&B);
+    for (int i = 0; i < 2; i++) {
+        drive_for(2);
+        ops->send(A.link, &lost[i]);
+    }
+    drive_for(2);
+    ops->recv(A.link, &r2);
+    ops->recv(A.link, &r1);
+    assert_int_equal(finish(&r1), HORA_OK);
+    assert_same(out, in, len);
+    assert_int_equal(finish(&r2), HORA_OK);
+    assert_string_equal(got, "abc");
+    ops->recv(A.link, &r3);
+    assert_int_equal(finish(&r3), HORA_ERR_PEER_FAILED);
+    free(in);
+    free(out);
+}
+
 static void test_peer_leaves_while_waited_for(void **state) {
     char        buf[8];
     hora_xfer_t r = xfer(buf, 8, 1);
@@ -557,6 +592,8 @@ int main(void) {
         ONE(test_messages_survive_leaving),
         ONE(test_messages_survive_a_deaf_leaver),
         FOUR(test_messages_survive_leaving),
+        ONE(test_waiting_messages_survive_leaving),
+        FOUR(test_waiting_messages_survive_leaving),
         ONE(test_peer_leaves_while_waited_for),
         FOUR(test_peer_leaves_while_waited_for),
         ONE(test_peer_dies_mid_message),
