@@ -26,7 +26,10 @@
 #define MOVE_NS   1000000 /* at most one move in this time: a move costs some microseconds */
 #define SPREAD_NS 200000  /* between looks at where all ranks are, where they take turns */
 
+#define SPREAD_LOOKS 8   /* waits that share one look at the clock for that */
+
 static _Thread_local uint64_t moved_at, spread_at;
+static _Thread_local unsigned looks;
 
 /* My core, numbered from 1; 0: unknown. */
 static int core_here(void) {
@@ -130,8 +133,11 @@ static bool even_out(const hora_comm_t *comm, int core) {
 
 /* A call takes as long as the fullest core does. */
 static void spread(const hora_comm_t *comm, int core) {
-    uint64_t now = hora_clock_ns();
-    if (now - spread_at < SPREAD_NS || now - moved_at < MOVE_NS || core > CPU_SETSIZE)
+    uint64_t now;
+    if (++looks % SPREAD_LOOKS != 1 || core > CPU_SETSIZE)
+        return;
+    now = hora_clock_ns();
+    if (now - spread_at < SPREAD_NS || now - moved_at < MOVE_NS)
         return;
     spread_at = now;
     if (!even_out(comm, core))
@@ -143,6 +149,16 @@ static void spread(const hora_comm_t *comm, int core) {
 bool hora_apart_takes_turns(const hora_comm_t *comm, int rank) {
     return comm->world->crowd_cores > 0 &&
            is_at(comm, rank, atomic_load_explicit(&comm->world->bell->core, memory_order_relaxed));
+}
+
+uint64_t hora_apart_worked(const hora_comm_t *comm) {
+    uint64_t ns = 0;
+    for (int r = 0; r < comm->size; r++) {
+        const hora_peer_t *peer = hora_comm_peer(comm, r);
+        if (peer->bell != NULL && hora_apart_takes_turns(comm, r))
+            ns += atomic_load_explicit(&peer->bell->ran, memory_order_relaxed);
+    }
+    return ns;
 }
 
 /* ---- the doors ---- */

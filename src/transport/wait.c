@@ -1,10 +1,13 @@
 /*
  * Waiting (wait.h). Runs on the waiting thread. Three stages, each only when the one before did not
- * help: spin (in wait.h; only with a core per rank), yield, sleep. A rank that shares its core with
- * compute threads loses a whole time slice (milliseconds) in a yield, because only a wake-up
- * pre-empts; so a yield that took too long sends this thread to sleep for its next waits. Spins and
- * yields together last longer than it takes a sleeping rank to wake: else one late rank would make
- * the others sleep, and be late, in turn.
+ * help: spin (in wait.h), yield, sleep. A rank that shares its core with compute threads loses a whole
+ * time slice (milliseconds) in a yield, because only a wake-up pre-empts; so a yield that took too long
+ * sends this thread to sleep for its next waits. Spins and yields together last longer than it takes a
+ * sleeping rank to wake: else one late rank would make the others sleep, and be late, in turn.
+ *
+ * Where ranks take turns on the cores, a rank yields at once to one that it waits for and that shares
+ * its core. For one on another core it spins as long as ranks take to change there, and then yields.
+ * Time in which a rank of its core worked is not lost: the ranks say how long they have (bell->ran).
  *
  * A sleep is cut into slices: at each slice's end the deadline is looked at. Everything else that ends
  * a wait rings the bell.
@@ -24,7 +27,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#define YIELD_NS          200000  /* how long a wait yields before it sleeps */
+#define YIELD_NS          200000  /* how long a wait yields in vain before it sleeps */
+#define YIELD_MOST_NS     100000000 /* whatever the ranks beside it say */
 #define SLOW_YIELD_NS     200000  /* a yield that took so long gave the core to a compute thread */
 #define SLEEP_MODE_WAITS  16      /* waits that then go to sleep at once */
 #define SLICE_NS          50000000
@@ -37,6 +41,7 @@
 
 static _Thread_local int      sleep_mode; /* waits left that skip the yields */
 static _Thread_local bool     patient;    /* spins hardly and never yields */
+static _Thread_local uint64_t running_since; /* ns: when this thread last came back from a yield */
 static _Thread_local unsigned announced;  /* this thread's share of its bell's `waiting` */
 
 void hora_waiter_begin(hora_waiter_t *w, hora_comm_t *comm, double timeout, const char *what) {
@@ -157,19 +162,38 @@ static hora_status_t check_time(hora_waiter_t *w, int awaited) {
     return HORA_OK;
 }
 
+/* Yields. Returns the nanoseconds since `now` in which no rank worked, as far as they have said. */
+static uint64_t yield(hora_waiter_t *w, uint64_t now) {
+    hora_world_t *world = w->comm->world;
+    uint64_t      begin, worked;
+    bool          fresh = w->yields++ == 0; /* then `now` is */
+    if (world->crowd_cores == 0) {
+        sched_yield();
+        w->last = hora_clock_ns();
+        return w->last - now;
+    }
+    begin = fresh ? now : hora_clock_ns();
+    if (running_since > 0)
+        atomic_fetch_add_explicit(&world->bell->ran, begin - running_since, memory_order_relaxed);
+    worked = hora_apart_worked(w->comm);
+    sched_yield();
+    w->last = running_since = hora_clock_ns();
+    w->turns = w->quick = 0; /* look again who is where, and spin for who is elsewhere */
+    worked = hora_apart_worked(w->comm) - worked;
+    return worked < w->last - now ? w->last - now - worked : 0;
+}
+
 static void yield_or_announce(hora_waiter_t *w, uint64_t now) {
-    if (patient || sleep_mode > 0 || now - w->start > YIELD_NS) {
+    uint64_t lost;
+    if (patient || sleep_mode > 0 || w->lost > YIELD_NS || now - w->start > YIELD_MOST_NS) {
         if (sleep_mode > 0)
             sleep_mode--;
         announce(w);
         return;
     }
-    sched_yield();
-    w->yields++;
-    if (w->comm->world->crowd_cores > 0) /* look again who is where, and spin for who is elsewhere */
-        w->turns = w->quick = 0;
-    w->last = hora_clock_ns();
-    if (w->last - now > SLOW_YIELD_NS)
+    lost = yield(w, now);
+    w->lost += lost;
+    if (lost > SLOW_YIELD_NS)
         sleep_mode = SLEEP_MODE_WAITS;
 }
 
@@ -203,7 +227,7 @@ hora_status_t hora_waiter_slow_turn(hora_waiter_t *w, int awaited) {
         sleep_on_futex(w->comm->world->bell, w->bell);
     retract(w);
     announce(w);
-    w->last = hora_clock_ns();
+    w->last = running_since = hora_clock_ns();
     return check_time(w, awaited);
 }
 

@@ -31,6 +31,7 @@ typedef struct hora_waiter {
     bool         polls;     /* sleeps in poll(eventfd, ...) rather than on the futex */
     unsigned     bell;      /* value seen when announced */
     uint64_t     start, last; /* ns; 0: not read yet */
+    uint64_t     lost;     /* ns in which it yielded, and no rank on its core worked */
     bool         warned;      /* the stall warning was written */
     uint64_t     gone;        /* ns: when the awaited rank was first seen to have left; 0: it has not */
 } hora_waiter_t;
@@ -95,6 +96,8 @@ bool hora_apart_look(const hora_comm_t *comm, int awaited);
 /* Does a rank take turns with this one on a core, as far as is known? Then it is to be waited for first:
  * it cannot come before this one yields. Always false where each rank has a core. */
 bool hora_apart_takes_turns(const hora_comm_t *comm, int rank);
+/* Nanoseconds that the ranks who take turns with this one have worked (bell->ran). */
+uint64_t hora_apart_worked(const hora_comm_t *comm);
 
 /* Sets world->spin_turns and its like from the cores, the local ranks and HORA_SPIN_US. */
 void hora_wait_setup(hora_world_t *world);

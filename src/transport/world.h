@@ -35,6 +35,7 @@ typedef struct hora_bell {
     _Alignas(128) atomic_uint value; /* futex word; grows with each ring that found a sleeper */
     atomic_uint waiting; /* low 16 bits: threads asleep on the futex; high 16: in poll(eventfd) */
     atomic_int  core;    /* where the rank was last, from 1; 0: unknown. Written when it changes */
+    _Alignas(128) _Atomic uint64_t ran; /* ns that it worked between its yields, where ranks share cores */
 } hora_bell_t;
 
 typedef struct hora_peer {

@@ -22,6 +22,7 @@
 #define MAGIC         0x616e6572612d6568ull
 #define HEAD_BYTES    4096u
 #define WHOLE         ((size_t)0x1fffff)
+#define VERSION       2 /* of the head and what lies in it */
 #define MAILBOX_BYTES (256u << 10)
 #define BYTES_MIN     ((size_t)64 << 20)
 #define BYTES_MAX     ((size_t)64 << 30)
@@ -73,7 +74,7 @@ static hora_status_t map_own(hora_arena_t *arena, size_t bytes, size_t least) {
 static void write_head(hora_arena_t *arena) {
     hora_arena_head_t *head = (hora_arena_head_t *)arena->maps[arena->local].base;
     head->bytes = arena->maps[arena->local].bytes;
-    head->version = 1;
+    head->version = VERSION;
     head->local = arena->local;
     head->local_size = arena->local_size;
     head->magic = MAGIC;
@@ -120,7 +121,7 @@ err_free:
 
 static hora_status_t check_head(const hora_arena_t *arena, int local, const mapping_t *map) {
     const hora_arena_head_t *head = (const hora_arena_head_t *)map->base;
-    if (head->magic == MAGIC && head->version == 1 && head->bytes == map->bytes &&
+    if (head->magic == MAGIC && head->version == VERSION && head->bytes == map->bytes &&
         head->local == local && head->local_size == arena->local_size)
         return HORA_OK;
     return hora_fail(HORA_ERR_PROTOCOL, "the arena of local rank %d has a malformed head", local);

@@ -234,6 +234,11 @@ static void look_in_crowd__stays_where_it_is_even(void **state) {
     assert_true(hora_apart_takes_turns(&comm, 1));
     assert_false(hora_apart_takes_turns(&comm, 2));
     assert_false(hora_apart_takes_turns(&comm, 0));
+    for (int i = 0; i < 3; i++)
+        atomic_store(&crowd_bells[i].ran, 10 + i);
+    assert_int_equal(hora_apart_worked(&comm), 10);
+    place(here, here, elsewhere);
+    assert_int_equal(hora_apart_worked(&comm), 21);
     world->crowd_cores = 0;
     assert_false(hora_apart_takes_turns(&comm, 1));
     assert_int_equal(sched_setaffinity(0, sizeof(before), &before), 0);
