@@ -43,15 +43,9 @@ static bool probe_library(const row_t *row, hora_backend_t *backend) {
     return false;
 }
 
-/* The kernels are in this build, but nothing runs on a GPU yet. */
 static bool probe_cuda(const row_t *row, hora_backend_t *backend) {
-    bool   here = hora_gpus_probe(backend);
-    size_t len = strlen(backend->detail);
     (void)row;
-    if (here)
-        snprintf(backend->detail + len, sizeof(backend->detail) - len,
-                 "; hora %s does not use it yet", HORA_VERSION);
-    return false;
+    return hora_gpus_probe(backend);
 }
 
 static const row_t rows[] = {
