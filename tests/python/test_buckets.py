@@ -4,6 +4,8 @@ are views of one tensor in shared memory while the job lasts, and nothing points
 from __future__ import annotations
 
 import sys
+import threading
+import time
 from typing import Any
 
 import ranks
@@ -177,6 +179,60 @@ def case_frozen_since(hvd: Any) -> None:
     p.sum().backward()
     optimizer.step()
     assert q.grad is None and (q == 1).all() and (p == -0.5).all()
+
+
+class OnGpu(torch.nn.Parameter):
+    """Says that it is on a GPU. What that is good for, on real ones: tests/gpu."""
+
+    is_cuda = property(lambda self: True)
+
+
+class Stream:
+    def __init__(self) -> None:
+        self.device = torch.device("cuda:0")
+        self.waited: list[Stream] = []
+
+    def wait_stream(self, stream: Stream) -> None:
+        self.waited.append(stream)
+
+
+def case_members_from_several_streams(hvd: Any) -> None:
+    """The stream on which a group's operation is enqueued waits for those of its other members."""
+    real = torch.cuda.current_stream
+    for options in ({"groups": 1}, VIEWS):
+        p, q, r = (OnGpu(torch.zeros(3)) for _ in range(3))
+        named = [("p", p), ("q", q), ("r", r)]
+        optimizer = hvd.DistributedOptimizer(torch.optim.SGD([p, q, r], lr=1.0), named, **options)
+        first, last = Stream(), Stream()
+        try:
+            for stream, parameter in ((first, p), (last, q), (last, r)):
+                torch.cuda.current_stream = lambda device: stream
+                (parameter.sum() * (hvd.rank() + 1)).backward()
+        finally:
+            torch.cuda.current_stream = real
+        optimizer.step()
+        assert (p == r).all() and p[0].item() == -(hvd.size() + 1) / 2
+        assert first.waited == [] and last.waited == ([first] if hvd.size() > 1 else [])
+
+
+def case_members_from_two_threads(hvd: Any) -> None:
+    """As where one is on a GPU and one is not: a group starts once, with both gradients."""
+    for options in ({"groups": 1}, VIEWS):
+        p, q = (torch.nn.Parameter(torch.zeros(4)) for _ in range(2))
+        optimizer = hvd.DistributedOptimizer(torch.optim.SGD([p, q], lr=1.0), [("p", p), ("q", q)],
+                                             **options)
+        starts = []
+        count, start = optimizer._count_pass, optimizer._start_group
+        optimizer._count_pass = lambda member: (count(member), time.sleep(0.02))[0]
+        optimizer._start_group = lambda group: (starts.append(group), start(group))
+        threads = [threading.Thread(target=(member.sum() * 2).backward) for member in (p, q)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        optimizer.step()
+        assert len(starts) == (hvd.size() > 1)
+        assert p[0].item() == q[0].item() == -2
 
 
 test_buckets = ranks.case_test(sys.modules[__name__], [1, 2, 3])

@@ -222,7 +222,8 @@ def barrier(process_set: ProcessSet = global_process_set) -> None:
 def join(device: int = -1, process_set: ProcessSet = global_process_set) -> int:
     """Says that this rank has no more data, and takes part in the operations of the others, with
     neutral values, until all ranks have called it. Returns the rank (of the job) that was last.
-    ``device`` is ignored. Unnamed operations are numbered afresh after it."""
+    ``device`` is ignored: a rank that has used no GPU so far takes the one of its local rank, if the
+    others go on with tensors on theirs. Unnamed operations are numbered afresh after it."""
     number = set_id(process_set)
     last = torch.full((1,), -1, dtype=torch.int32, device="cpu")
     begin(_core.JOIN, "join", "all", None, last, process_set, flags=WAIT).wait()
