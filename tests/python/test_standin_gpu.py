@@ -59,6 +59,183 @@ def test_refusals() -> None:
     launch(refusals, 1, HORA_STANDIN_GPUS="2")
 
 
+# ---- Streams and lifetimes -----------------------------------------------------------------------
+
+
+def engine() -> None:
+    """What is read before its stream was waited for, or freed before its work was done, shows."""
+    import numpy as np
+    from hora import _core
+    from hora.common import basics
+
+    basics.init()
+    me, n = basics.rank(), basics.size()
+    mine = np.arange(COUNT, dtype=np.float32) + me
+    total = np.arange(COUNT, dtype=np.float32) * n + n * (n - 1) / 2
+    side, other = gpu.new_stream(), gpu.new_stream()
+    for i in range(6):
+        with gpu.current(side):
+            x, out = gpu.Array(np.zeros(COUNT)), gpu.Array(np.zeros(COUNT))
+            x.put(mine)
+            handle = begin(_core.ALLREDUCE, f"sum.{i}", x, out)
+        while i % 2 and not handle.poll():
+            pass
+        with gpu.current(other):  # which waits for the result, and for nothing else
+            assert handle.wait() is out
+            assert np.array_equal(out.numpy(), total)
+            assert handle.wait() is None
+        with gpu.current(side):
+            x.put(mine * 2)
+            assert begin(_core.BROADCAST, f"from.{i}", x, x, n - 1).wait() is x
+            assert np.array_equal(x.numpy(), (np.arange(COUNT, dtype=np.float32) + n - 1) * 2)
+    assert gpu.asked and not any(gpu.asked)
+    del x, out, handle
+    assert gpu.Array.live == 0
+    basics.shutdown()
+
+
+def test_engine() -> None:
+    launch(engine, 2, **SLOW)
+
+
+def outputs() -> None:
+    """What the engine allocates is handed over with its place, and freed with its last user."""
+    import numpy as np
+    from hora import _core
+    from hora.common import basics
+
+    basics.init()
+    me, n = basics.rank(), basics.size()
+    blocks = [np.full((rank + 1, 7), rank + 1.0, np.float32) for rank in range(n)]
+    for i in range(3):
+        handle = begin(_core.ALLGATHER, f"gathered.{i}", gpu.Array(blocks[me]), None)
+        handle.wait()
+        gathered, received = handle.tensor(0)
+        assert (type(gathered), gathered.tensor.device.device_type, gathered.device) == (
+            gpu.Array, 2, 0)
+        assert received is None and gathered.shape == (sum(range(1, n + 1)), 7)
+        assert np.array_equal(gathered.numpy(), np.concatenate(blocks))
+        rows = np.arange(2 * n * 3, dtype=np.float32).reshape(2 * n, 3)
+        handle = begin(_core.ALLTOALL, f"exchanged.{i}", gpu.Array(rows + 100 * me), None)
+        handle.wait()
+        array, received = handle.output(0)  # hora's own
+        assert received == [2] * n and array.__dlpack_device__() == (2, 0)
+        refused(BufferError, lambda: memoryview(array), "GPU 0")
+        refused(BufferError, lambda: array.__dlpack__(stream=77), "default CUDA stream")
+        refused(BufferError, lambda: array.__dlpack__(dl_device=(1, 0)), "(2, 0)")
+        assert array.__dlpack__(stream=1, max_version=(1, 0)) is not None
+        again = begin(_core.ALLREDUCE, f"again.{i}", array, array)
+        assert again.wait() is array
+        del array, gathered, handle, again
+    assert gpu.Array.live == 0
+    basics.shutdown()
+
+
+def test_outputs() -> None:
+    launch(outputs, 2, **SLOW)
+
+
+def dropped() -> bool:
+    """A handle that nobody waits for keeps its arrays until it is done, and then lets go of them."""
+    import time
+
+    import numpy as np
+    from hora import _core
+    from hora.common import basics
+
+    basics.init()
+    host = np.ones(1, np.float32)
+    if basics.rank() == 1:
+        time.sleep(0.3)
+    handle = begin(_core.ALLREDUCE, "dropped", gpu.Array(np.ones(COUNT)), gpu.Array(np.ones(COUNT)))
+    early = not handle.poll()
+    del handle
+    kept = gpu.Array.live == 2
+    for i in range(2):  # the second one sweeps, when the first one is surely behind the dropped one
+        begin(_core.ALLREDUCE, f"host.{i}", host, host).wait()
+    assert gpu.Array.live == 0
+    basics.shutdown()
+    return early and kept
+
+
+def test_dropped_handles() -> None:
+    assert any(launch(dropped, 2, **SLOW))
+
+
+def groups() -> None:
+    """Arrays on a GPU and in host memory in one group, and an older library's by __dlpack__."""
+    import numpy as np
+    from hora import _core
+    from hora.common import basics
+
+    basics.init()
+    n = basics.size()
+    for i in range(2):
+        here, there = gpu.Array(np.full(COUNT, 2.0)), np.full(10, 3.0, np.float32)
+        names = (f"here.{i}", f"there.{i}")
+        begin(_core.ALLREDUCE, names, (here, there), (here, there)).wait()
+        assert np.all(here.numpy() == 2 * n) and np.all(there == 3 * n)
+    older = gpu.Older(np.ones(COUNT))
+    begin(_core.ALLREDUCE, "older", older, older).wait()
+    assert np.all(older.array.numpy() == n)
+    assert older.options and all(options["stream"] == 1 for options in older.options)
+    mixed = (gpu.Array(np.ones(3)), older)
+    refused(ValueError, lambda: begin(_core.ALLREDUCE, ("m", "n"), mixed, mixed), "one library")
+    basics.shutdown()
+
+
+def test_groups() -> None:
+    launch(groups, 2, **SLOW)
+
+
+def disagreement() -> None:
+    """On a GPU here and in host memory there: an error on both that says so, and life goes on."""
+    import numpy as np
+    from hora import _core
+    from hora.common import basics
+
+    basics.init()
+    here = gpu.Array(np.ones(3))
+    x = here if basics.rank() == 0 else np.ones(3, np.float32)
+    handle = begin(_core.ALLREDUCE, "odd", x, x)
+    refused(_core.HorovodInternalError, handle.wait, "odd", "GPU")
+    begin(_core.ALLREDUCE, "even", here, here).wait()
+    assert np.all(here.numpy() == basics.size())
+    basics.shutdown()
+
+
+def test_disagreement() -> None:
+    launch(disagreement, 2)
+
+
+
+
+def joined() -> int:
+    """A rank that has never used a GPU takes part in what the others do on theirs."""
+    import numpy as np
+    from hora import _core
+    from hora.common import basics
+
+    basics.init()
+    me, last = basics.rank(), np.full(1, -1, np.int32)
+    if me == 1:
+        for i in range(3):
+            x = gpu.Array(np.full(COUNT, 5.0))
+            assert begin(_core.ALLREDUCE, f"alone.{i}", x, x).wait() is x
+            assert np.all(x.numpy() == 5)
+        handle = begin(_core.ALLGATHER, "rows", gpu.Array(np.ones((2, 3))), None)
+        handle.wait()
+        assert handle.tensor(0)[0].shape == (2, 3)
+        del x, handle
+    begin(_core.JOIN, "join", None, last).wait()
+    basics.shutdown()
+    return int(last[0])
+
+
+def test_join() -> None:
+    assert launch(joined, 2, **SLOW) == [1, 1]
+
+
 # ---- hora.Communicator ---------------------------------------------------------------------------
 
 
