@@ -157,45 +157,84 @@ static void requests_main(hora_comm_t *comm, int rank, int size, void *arg) {
             end(&calls[kind], stream);
 }
 
-/* Bits: those of the CPU in rank order, for values that round, scaled before and after. */
+/* Values that round, scaled before and after: what the CPU gives for them in rank order. */
+#define BITS 3000
+typedef struct bits {
+    hora_dtype_t        dtype;
+    size_t              elem;
+    int                 rank, size;
+    hora_call_options_t options; /* on the GPU */
+    unsigned char       inputs[8][BITS * 8], expected[BITS * 8];
+} bits_t;
+
+static void expect_bits(bits_t *w) {
+    const hora_reduce_t how = {w->dtype, HORA_SUM, (uint32_t)w->size, w->options.prescale,
+                               w->options.postscale};
+    const void         *src[8];
+    void               *dst = w->expected;
+    w->elem = hora_dtype_size(w->dtype);
+    for (int r = 0; r < w->size; r++) {
+        for (size_t i = 0; i < BITS; i++)
+            pattern_encode(w->dtype, (double)((i * 7919 + (size_t)r * 104729) % 10007) / 97 - 40,
+                           w->inputs[r] + i * w->elem);
+        src[r] = w->inputs[r];
+    }
+    hora_kernel_reduce(&how, &dst, 1, src, w->size, BITS);
+}
+
+/* [first, first + count) of the average of all. */
+static void average(hora_comm_t *comm, bits_t *w, coll_kind_t kind, bool in_place) {
+    size_t          part = BITS / (size_t)w->size, first = 0, count = BITS;
+    int             root = 1 % w->size;
+    device_buffer_t in, out;
+    unsigned char  *to;
+    device_make(&in, BITS * w->elem);
+    device_make(&out, BITS * w->elem);
+    memcpy(in.host, w->inputs[w->rank], BITS * w->elem);
+    device_put(&in, w->options.stream);
+    if (kind == COLL_REDUCE_SCATTER)
+        first = (size_t)w->rank * part, count = part;
+    to = (unsigned char *)(in_place ? in.at : out.at) + first * w->elem;
+    if (kind == COLL_ALLREDUCE)
+        harness_ok(hora_allreduce(comm, in.at, to, BITS, w->dtype, HORA_AVERAGE, &w->options));
+    else if (kind == COLL_REDUCE)
+        harness_ok(hora_reduce(comm, in.at, to, BITS, w->dtype, HORA_AVERAGE, root, &w->options));
+    else
+        harness_ok(hora_reduce_scatter(comm, in.at, to, part, w->dtype, HORA_AVERAGE, &w->options));
+    device_finish(w->options.stream);
+    device_get(in_place ? &in : &out, w->options.stream);
+    device_finish(w->options.stream);
+    to = (in_place ? in.host : out.host) + first * w->elem;
+    harness_check((kind == COLL_REDUCE && w->rank != root) ||
+                      memcmp(w->expected + first * w->elem, to, count * w->elem) == 0,
+                  "%s of %s%s", coll_name(kind), hora_dtype_name(w->dtype), in_place ? ", in place" : "");
+    device_destroy(&in);
+    device_destroy(&out);
+}
+
 static void bits_main(hora_comm_t *comm, int rank, int size, void *arg) {
     static const hora_dtype_t types[] = {HORA_FLOAT16, HORA_BFLOAT16, HORA_FLOAT32, HORA_FLOAT64,
                                          HORA_INT32};
-    hora_call_options_t options = HORA_CALL_OPTIONS_INIT, on_gpu;
-    device_buffer_t     b;
-    void               *stream;
-    unsigned char       expected[3000 * 8], inputs[8][3000 * 8];
+    static const coll_kind_t  kinds[] = {COLL_ALLREDUCE, COLL_REDUCE, COLL_REDUCE_SCATTER};
+    hora_call_options_t       options = HORA_CALL_OPTIONS_INIT;
+    bits_t                   *w = calloc(1, sizeof(*w));
     (void)arg;
     start(rank);
-    stream = device_stream();
     options.prescale = 0.3;
     options.postscale = 1.7;
-    on_gpu = options;
-    on_gpu.device = 0;
-    on_gpu.stream = stream;
+    options.device = 0;
+    options.stream = device_stream();
+    w->options = options;
+    w->rank = rank;
+    w->size = size;
     for (int t = 0; t < LENGTH(types); t++) {
-        size_t elem = hora_dtype_size(types[t]);
-        device_make(&b, 3000 * elem);
-        const hora_reduce_t how = {types[t], HORA_SUM, (uint32_t)size, options.prescale,
-                                   options.postscale};
-        const void         *src[8];
-        void               *dst = expected;
-        for (int r = 0; r < size; r++) {
-            for (size_t i = 0; i < 3000; i++)
-                pattern_encode(types[t], (double)((i * 7919 + (size_t)r * 104729) % 10007) / 97 - 40,
-                               inputs[r] + i * elem);
-            src[r] = inputs[r];
-        }
-        memcpy(b.host, inputs[rank], 3000 * elem);
-        hora_kernel_reduce(&how, &dst, 1, src, size, 3000);
-        device_put(&b, stream);
-        harness_ok(hora_allreduce(comm, b.at, b.at, 3000, types[t], HORA_AVERAGE, &on_gpu));
-        device_finish(stream);
-        device_get(&b, stream);
-        device_finish(stream);
-        harness_check(memcmp(expected, b.host, 3000 * elem) == 0, "%s", hora_dtype_name(types[t]));
-        device_destroy(&b);
+        w->dtype = types[t];
+        expect_bits(w);
+        for (int k = 0; k < LENGTH(kinds); k++)
+            for (int in_place = 0; in_place < 2; in_place++)
+                average(comm, w, kinds[k], in_place);
     }
+    free(w);
 }
 
 static void expect_text(hora_status_t got, hora_status_t status, const char *text) {
