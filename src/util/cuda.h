@@ -29,6 +29,8 @@
 #define HORA_CUDA_POINTER_START        11 /* of its allocation: uint64_t */
 #define HORA_CUDA_POINTER_BYTES        12 /* of its allocation: size_t */
 
+#define HORA_CUDA_CAPTURE_RELAXED      2 /* CU_STREAM_CAPTURE_MODE_RELAXED */
+
 /* Flags of stream_create, event_create and ipc_memory_open. */
 #define HORA_CUDA_STREAM_NON_BLOCKING 1 /* waits for no default stream */
 #define HORA_CUDA_EVENT_NO_TIMING     2
@@ -91,6 +93,7 @@ typedef struct hora_cuda_bytes64 {
     X(stream_create, cuStreamCreateWithPriority,                                                  \
       (hora_cuda_stream_t * stream_p, unsigned flags, int priority))                              \
     X(stream_destroy, cuStreamDestroy_v2, (hora_cuda_stream_t stream))                            \
+    X(capture_mode, cuThreadExchangeStreamCaptureMode, (int *mode_p))                             \
     X(stream_query, cuStreamQuery, (hora_cuda_stream_t stream))                                   \
     X(stream_wait, cuStreamWaitEvent,                                                             \
       (hora_cuda_stream_t stream, hora_cuda_event_t event, unsigned flags))                       \

@@ -60,6 +60,7 @@ static hora_status_t status_of(hora_nccl_result_t result, const char *text) {
         return HORA_ERR_NO_MEMORY;
     switch (result) {
     case HORA_NCCL_REMOTE_ERROR: return HORA_ERR_PEER_FAILED;
+    case HORA_NCCL_TIMEOUT: return HORA_ERR_TIMEOUT;
     case HORA_NCCL_BAD_USAGE: return HORA_ERR_UNSUPPORTED;
     case HORA_NCCL_CUDA_ERROR:
     case HORA_NCCL_SYSTEM_ERROR: return HORA_ERR_SYSTEM;
@@ -258,9 +259,17 @@ static bool look(hora_nccl_comm_t *self) {
 
 /* ---- The thread ------------------------------------------------------------------------------ */
 
+/* Without it the looks of this thread would spoil a graph that another one captures from its streams. */
+static void keep_out_of_captures(void) {
+    int mode = HORA_CUDA_CAPTURE_RELAXED;
+    guard.first->gpu->cuda->capture_mode(&mode);
+}
+
 static void *guard_main(void *arg) {
     (void)arg;
-    pthread_mutex_lock(&guard.lock);
+    pthread_mutex_lock(&guard.lock); /* the first communicator is in the list by now */
+    if (guard.first != NULL)
+        keep_out_of_captures();
     while (!guard.stops) {
         struct timespec soon = in_ns(LOOK_NS);
         bool            busy = false;

@@ -22,6 +22,7 @@
 #define HORA_NCCL_BAD_USAGE     5
 #define HORA_NCCL_REMOTE_ERROR  6
 #define HORA_NCCL_IN_PROGRESS   7
+#define HORA_NCCL_TIMEOUT       8 /* since 2.31 */
 
 /* Values of ncclDataType_t and of ncclRedOp_t. */
 #define HORA_NCCL_INT8     0

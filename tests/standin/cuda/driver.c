@@ -255,6 +255,15 @@ int cuCtxPopCurrent_v2(void **context_p) {
     return result;
 }
 
+/* Nothing is captured here. */
+EXPORT int cuThreadExchangeStreamCaptureMode(int *mode_p);
+int cuThreadExchangeStreamCaptureMode(int *mode_p) {
+    int result = standin_enter("cuThreadExchangeStreamCaptureMode");
+    if (result == HORA_CUDA_SUCCESS)
+        *mode_p = 0;
+    return result;
+}
+
 /* ---- Words ----------------------------------------------------------------------------------- */
 
 EXPORT int cuGetErrorName(int result, const char **name_p);
