@@ -168,16 +168,23 @@ static uint64_t lane_piece(const scale_case_t *c) {
     return piece <= most ? piece : most > 0 ? most : line;
 }
 
+/* All blocks of a lane of `all` elements once. The first ones are longer by a line, and the last one that is
+ * not empty may end within one. */
+static uint64_t lane_messages(const scale_case_t *c, uint64_t all) {
+    uint64_t line = LINE_BYTES / c->elem, lines = (all + line - 1) / line, piece = lane_piece(c);
+    uint64_t h = (uint64_t)c->hosts->count, base = lines / h, longer = lines % h;
+    uint64_t last = (base > 0 ? base : longer > 0) * line;
+    return longer * cut((base + 1) * line, piece) + (h - longer) * cut(base * line, piece) -
+           cut(last, piece) + cut(last - (lines * line - all), piece);
+}
+
 /* A rank in a lane of L elements: 2(h-1)/h L, so a host sends 2(h-1)/h n. It sends blocks host - 1, host -
  * 2, ... twice round but for the last two, receives all but the first and the last; sums come from its
  * host's ranks and from the left. */
 static scale_load_t of_rings(const scale_case_t *c, int host, int lane, uint64_t locals) {
-    uint64_t     all = 0, messages = 0, piece = lane_piece(c);
+    uint64_t     all = line_part(c, (span_t){0, c->count}, c->hosts->least, lane).count;
+    uint64_t     messages = lane_messages(c, all), piece = lane_piece(c);
     scale_load_t load = {0};
-    for (int b = 0; b < c->hosts->count; b++) {
-        all += lane_block(c, lane, b);
-        messages += cut(lane_block(c, lane, b), piece);
-    }
     load.messages = 2 * messages - cut(lane_block(c, lane, host), piece) -
                     cut(lane_block(c, lane, host + 1), piece);
     load.sent = 2 * all - lane_block(c, lane, host) - lane_block(c, lane, host + 1);
@@ -188,13 +195,12 @@ static scale_load_t of_rings(const scale_case_t *c, int host, int lane, uint64_t
 
 /* The first rank of a host sums it, and exchanges whole vectors with one other host, parts with more. */
 static scale_load_t of_leaders(const scale_case_t *c, int host, uint64_t locals) {
-    uint64_t     n = c->count, others = (uint64_t)c->hosts->count - 1, own, parts = 0;
-    span_t       whole = {0, n};
+    uint64_t n = c->count, others = (uint64_t)c->hosts->count - 1, own, parts;
+    span_t   whole = {0, n};
     if (others == 1)
         return (scale_load_t){.messages = 1, .sent = n, .received = n, .reduced = locals * n};
     own = line_part(c, whole, c->hosts->count, host).count;
-    for (int h = 0; h < c->hosts->count; h++)
-        parts += h != host && line_part(c, whole, c->hosts->count, h).count > 0;
+    parts = at_most((n * c->elem + LINE_BYTES - 1) / LINE_BYTES, others + 1) - (own > 0);
     return (scale_load_t){.messages = parts + (own > 0 ? others : 0), .sent = n - own + others * own,
                           .received = n - own + others * own,
                           .reduced = (locals - 1) * n + others * own};
