@@ -30,12 +30,14 @@ static void nap(const hora_world_t *world, uint64_t waited) {
     nanosleep(&t, NULL);
 }
 
-hora_status_t hora_event_wait(hora_comm_t *comm, const hora_gpu_t *gpu, hora_cuda_event_t event,
-                              double timeout, const char *what) {
+/* of: an event or a stream. */
+static hora_status_t wait_for(hora_comm_t *comm, const hora_gpu_t *gpu,
+                              hora_cuda_result_t (*query)(void *of), void *of, double timeout,
+                              const char *what) {
     uint64_t start = hora_clock_ns(), waited;
     double   limit = timeout > 0 ? timeout : comm->timeout;
     for (;;) {
-        hora_cuda_result_t result = gpu->cuda->event_query(event);
+        hora_cuda_result_t result = query(of);
         hora_status_t      st;
         if (result != HORA_CUDA_NOT_READY)
             return hora_gpu_check(gpu, result, what);
@@ -48,6 +50,16 @@ hora_status_t hora_event_wait(hora_comm_t *comm, const hora_gpu_t *gpu, hora_cud
                              "(HORA_TIMEOUT)", what, hora_clock_seconds(waited), gpu->ordinal);
         nap(comm->world, waited);
     }
+}
+
+hora_status_t hora_event_wait(hora_comm_t *comm, const hora_gpu_t *gpu, hora_cuda_event_t event,
+                              double timeout, const char *what) {
+    return wait_for(comm, gpu, gpu->cuda->event_query, event, timeout, what);
+}
+
+hora_status_t hora_event_wait_stream(hora_comm_t *comm, const hora_gpu_t *gpu,
+                                     hora_cuda_stream_t stream, double timeout, const char *what) {
+    return wait_for(comm, gpu, gpu->cuda->stream_query, stream, timeout, what);
 }
 
 bool hora_event_drain(const hora_world_t *world, const hora_gpu_t *gpu, hora_cuda_stream_t stream,

@@ -12,6 +12,9 @@
  * communicator's). `what` names what waits, in messages. */
 hora_status_t hora_event_wait(hora_comm_t *comm, const hora_gpu_t *gpu, hora_cuda_event_t event,
                               double timeout, const char *what);
+/* The same until all that is queued on the stream is done. */
+hora_status_t hora_event_wait_stream(hora_comm_t *comm, const hora_gpu_t *gpu,
+                                     hora_cuda_stream_t stream, double timeout, const char *what);
 /* Blocks until all that is queued on the stream is done, or can never be; false: `seconds` have passed.
  * For those who give memory back: the communicator may have failed. */
 bool hora_event_drain(const hora_world_t *world, const hora_gpu_t *gpu, hora_cuda_stream_t stream,

@@ -8,7 +8,7 @@
  */
 #include "offload/cuda/ipc.h"
 
-#include "transport/wait.h"
+#include "transport/event.h"
 #include "util/clock.h"
 
 #include <string.h>
@@ -71,17 +71,8 @@ bool hora_ipc_show(hora_gpu_ipc_t *self, uint64_t at, size_t bytes, hora_ipc_reg
 
 /* CUDA may wait for all queued work when it closes memory, and has no deadline. */
 static hora_status_t settle(hora_comm_t *comm, const hora_coll_t *coll) {
-    const hora_cuda_t *cuda = comm->gpu->gpu->cuda;
-    hora_cuda_result_t result;
-    hora_status_t      st = HORA_OK;
-    hora_waiter_t      w;
-    hora_waiter_begin(&w, comm, coll->timeout, "a collective on GPUs: closing another rank's memory");
-    while ((result = cuda->stream_query(coll->gpu->stream)) == HORA_CUDA_NOT_READY && st == HORA_OK)
-        st = hora_waiter_turn(&w, -1);
-    hora_waiter_end(&w);
-    if (st == HORA_OK && result != HORA_CUDA_SUCCESS)
-        st = hora_cuda_fail(cuda, result, "work on a GPU");
-    return st;
+    return hora_event_wait_stream(comm, comm->gpu->gpu, coll->gpu->stream, coll->timeout,
+                                  "a collective on GPUs: closing another rank's memory");
 }
 
 static void close_mapping(const hora_gpu_ipc_t *self, hora_ipc_mapping_t *m) {
