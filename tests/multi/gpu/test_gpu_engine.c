@@ -235,6 +235,8 @@ static hora_status_t run_task(hora_engine_t *engine, const hora_task_t *task) {
     if (st != HORA_OK)
         return st;
     st = hora_handle_wait(handle);
+    if (st == HORA_OK)
+        st = hora_handle_stream_wait(handle, 0, NULL);
     hora_handle_release(handle);
     return st;
 }
@@ -317,6 +319,7 @@ static void die_main(hora_comm_t *comm, int rank, int size, void *arg) {
     for (int i = 0; i < 1000 && st == HORA_OK; i++) {
         if (rank == size - 1 && i == 3)
             raise(SIGKILL);
+        device_finish(NULL);
         device_put(&b, NULL);
         st = run_task(engine, &task);
     }
