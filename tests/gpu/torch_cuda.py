@@ -56,7 +56,8 @@ def environment(path: str, rank: int, meeting: str) -> dict[str, str]:
         "HORA_LOCAL_RANK": str(rank), "HORA_LOCAL_SIZE": str(RANKS),
         "HORA_RENDEZVOUS": f"unix:{meeting}", "HORA_TIMEOUT": "60", "HORA_GPU_PATH": path,
         "OMP_NUM_THREADS": "1",
-        "NCCL_HOSTID": f"rank{rank}", "NCCL_SOCKET_IFNAME": "lo", "NCCL_IB_DISABLE": "1",
+        "NCCL_HOSTID": f"rank{rank}", "NCCL_SOCKET_IFNAME": "lo", "NCCL_NET": "Socket",
+        "NCCL_MNNVL_ENABLE": "0", "NCCL_NVLS_ENABLE": "0",
     }  # fmt: skip
 
 
@@ -140,7 +141,7 @@ def main() -> int:
             if text:
                 print(f"FAILED: {path}, {name}\n{text}", flush=True)
         bad = sum(map(bool, results.values()))
-        print(f"hora.torch by {path}: {len(results) - bad} passed, {bad} failed "
+        print(f"hora.torch {'on the CPU' if ON_CPU else f'by {path}'}: {len(results) - bad} passed, {bad} failed "
               f"({time.monotonic() - began:.0f} s)", flush=True)  # fmt: skip
         failed += bad
     return 1 if failed else 0
