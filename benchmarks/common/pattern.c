@@ -19,7 +19,7 @@ static uint64_t mix(unsigned salt, int rank, size_t i) {
 }
 
 static bool is_float(hora_dtype_t dtype) {
-    return dtype >= HORA_FLOAT16 && dtype <= HORA_FLOAT64;
+    return dtype >= HORA_FLOAT16 && dtype < HORA_DTYPE_COUNT;
 }
 
 static bool is_unsigned(hora_dtype_t dtype) {
@@ -34,9 +34,9 @@ static bool is_bitwise(hora_op_t op) {
 
 /* A floating-point number with `digits` binary digits (the leading one included), as its bits. For
  * zero and numbers in the normal range. */
-static uint64_t encode_float(double value, int digits, int bias) {
+static uint64_t encode_float(double value, int digits, int exponent_bits) {
     uint64_t sign = signbit(value) ? 1 : 0;
-    int exponent = 0, exponent_bits = bias == 15 ? 5 : 8;
+    int exponent = 0, bias = (1 << (exponent_bits - 1)) - 1;
     double m = frexp(fabs(value), &exponent); /* 0.5 <= m < 1 */
     if (m == 0.0)
         return sign << (digits - 1 + exponent_bits);
@@ -56,10 +56,16 @@ void pattern_encode(hora_dtype_t dtype, double value, void *cell) {
     float single = (float)value;
     switch (dtype) {
     case HORA_FLOAT16:
-        bits = encode_float(value, 11, 15);
+        bits = encode_float(value, 11, 5);
         break;
     case HORA_BFLOAT16:
-        bits = encode_float(value, 8, 127);
+        bits = encode_float(value, 8, 8);
+        break;
+    case HORA_FLOAT8_E4M3:
+        bits = encode_float(value, 4, 4);
+        break;
+    case HORA_FLOAT8_E5M2:
+        bits = encode_float(value, 3, 5);
         break;
     case HORA_FLOAT32:
         store(cell, &single, sizeof(single));
@@ -71,7 +77,7 @@ void pattern_encode(hora_dtype_t dtype, double value, void *cell) {
         bits = (uint64_t)(int64_t)value;
         break;
     }
-    /* Integers and halves: the low bytes, on either kind of machine. */
+    /* Integers, halves and float8: the low bytes, on either kind of machine. */
     uint8_t b8 = (uint8_t)bits;
     uint16_t b16 = (uint16_t)bits;
     uint32_t b32 = (uint32_t)bits;

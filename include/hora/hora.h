@@ -111,13 +111,17 @@ typedef enum hora_dtype {
     HORA_BFLOAT16 = 10,
     HORA_FLOAT32 = 11,
     HORA_FLOAT64 = 12,
-    HORA_DTYPE_COUNT = 13
+    HORA_FLOAT8_E4M3 = 13, /* torch.float8_e4m3fn: no infinity; NaN is 0x7f or 0xff */
+    HORA_FLOAT8_E5M2 = 14, /* torch.float8_e5m2 */
+    HORA_DTYPE_COUNT = 15
 } hora_dtype_t;
 
 /* Values 0 to 5 are Horovod's. Integers wrap; float NaN propagates through every operation;
- * half types accumulate in float32 and round once. bool: SUM and MAX are "or", PRODUCT and MIN
+ * half and float8 types accumulate in float32 and round once. float8 is rounded as torch 2.13's casts
+ * round: an e4m3 result beyond 448 is 448, an e5m2 one from 61440 on is infinity; it has SUM, AVERAGE,
+ * MIN and MAX only. bool: SUM and MAX are "or", PRODUCT and MIN
  * are "and". AVERAGE divides once by the number of ranks; integers truncate toward zero; not for
- * bool. BAND, BOR and BXOR are for integers and bool. ADASUM is for allreduce of floating-point types:
+ * bool. BAND, BOR and BXOR are for integers and bool. ADASUM is for allreduce of the other floating-point types:
  * vectors a and b give a (1 - a.b/2|a|^2) + b (1 - a.b/2|b|^2), in a binary tree over the ranks; the
  * dot products are summed in float64; a vector of zeros is neutral (docs/adasum.md). */
 typedef enum hora_op {

@@ -37,12 +37,12 @@ typedef void (*hora_blend_fn)(void *out, const void *a, const void *b, const dou
 typedef struct hora_isa {
     const char     *name;
     hora_sum_fn     sum[HORA_DTYPE_COUNT]; /* float32 and the half types; NULL: use combine */
-    /* NULL: no such operation, or a half type, which is widened and combined as float32. */
+    /* NULL: no such operation, or a half or float8 type, which is widened and combined as float32. */
     hora_combine_fn combine[HORA_DTYPE_COUNT][HORA_OP_COUNT];
-    hora_scale_fn   scale[HORA_DTYPE_COUNT];  /* NULL: bool and the half types */
+    hora_scale_fn   scale[HORA_DTYPE_COUNT];  /* NULL: bool, half and float8 types */
     hora_divide_fn  divide[HORA_DTYPE_COUNT]; /* NULL: as scale */
-    hora_cast_fn    widen[HORA_DTYPE_COUNT];  /* half types to float32; NULL for the others */
-    hora_cast_fn    narrow[HORA_DTYPE_COUNT]; /* float32 to half types; NULL for the others */
+    hora_cast_fn    widen[HORA_DTYPE_COUNT];  /* half and float8 types to float32; NULL: others */
+    hora_cast_fn    narrow[HORA_DTYPE_COUNT]; /* float32 to half and float8 types; NULL: others */
     hora_dots_fn    dots[HORA_DTYPE_COUNT];   /* float32 and float64; NULL for the others */
     hora_blend_fn   blend[HORA_DTYPE_COUNT];  /* likewise */
     hora_cast_fn    f32_to_f64;
@@ -66,7 +66,8 @@ const hora_isa_t *hora_isa_current(void);
 /* Bytes of one element. hora_dtype_size lives in libhora, which these files do not need. */
 static inline size_t hora_element_size(hora_dtype_t dtype)
 {
-    static const unsigned char sizes[HORA_DTYPE_COUNT] = {1, 1, 2, 4, 8, 1, 2, 4, 8, 2, 2, 4, 8};
+    static const unsigned char sizes[HORA_DTYPE_COUNT] = {1, 1, 2, 4, 8, 1, 2, 4,
+                                                          8, 2, 2, 4, 8, 1, 1};
     return sizes[dtype];
 }
 

@@ -16,10 +16,10 @@
 
 /* How to reduce. Steps per element: each input is multiplied by prescale; the inputs are combined
  * in order; the result is divided by divisor, then multiplied by postscale; then rounded to dtype
- * once. float16 and bfloat16 do all of it in float32, float32 in float32, float64 in float64;
+ * once. float16, bfloat16 and float8 do all of it in float32, float32 in float32, float64 in float64;
  * integers combine in wrapping arithmetic, divide truncating toward zero, and go through double
- * (truncating toward zero, saturating; NaN gives 0) only where a scale is not 1. float32 and the
- * halves use the scales rounded to float32. bool ignores divisor and scales. */
+ * (truncating toward zero, saturating; NaN gives 0) only where a scale is not 1. float32 and
+ * what is narrower use the scales rounded to float32. bool ignores divisor and scales. */
 typedef struct hora_reduce {
     hora_dtype_t dtype;
     hora_op_t    op;        /* not AVERAGE: callers pass SUM and divisor = ranks; not ADASUM */
@@ -34,10 +34,10 @@ typedef struct hora_reduce {
 void hora_kernel_reduce(const hora_reduce_t *how, void *const *dst, int ndst,
                         const void *const *src, int nsrc, size_t count);
 
-/* dst[i] = (dst_dtype)(src[i] * scale), i < count; scale 1.0: none. Among the float types (float16,
- * bfloat16, float32, float64) in any pair, or equal types. The product is taken in float64 if
+/* dst[i] = (dst_dtype)(src[i] * scale), i < count; scale 1.0: none. Among the float types (float8,
+ * float16, bfloat16, float32, float64) in any pair, or equal types. The product is taken in float64 if
  * either type is float64, else in float32; then it is rounded to dst_dtype, to nearest even, once.
- * Without a scale a NaN keeps its sign and the payload bits that fit. dst == src allowed when the
+ * Without a scale a NaN keeps its sign and the payload bits that fit (float8: none). dst == src allowed when the
  * element sizes are equal. */
 void hora_kernel_convert(void *dst, hora_dtype_t dst_dtype, const void *src, hora_dtype_t src_dtype,
                          size_t count, double scale);

@@ -12,6 +12,7 @@
 #define HORA_KERNELS_CPU_LOOPS_H
 
 #include "element.h"
+#include "float8.h"
 #include "isa.h"
 #include "sums.h"
 
@@ -165,6 +166,10 @@ DEFINE_FINISH_FLOAT(f64, double)
     }
 DEFINE_CAST(bf16_to_f32, float, uint16_t, hora_bf16_to_f32)
 DEFINE_CAST(f32_to_bf16, uint16_t, float, hora_bf16_from_f32)
+DEFINE_CAST(e4m3_to_f32, float, uint8_t, hora_e4m3_to_f32)
+DEFINE_CAST(f32_to_e4m3, uint8_t, float, hora_e4m3_from_f32)
+DEFINE_CAST(e5m2_to_f32, float, uint8_t, hora_e5m2_to_f32)
+DEFINE_CAST(f32_to_e5m2, uint8_t, float, hora_e5m2_from_f32)
 DEFINE_CAST(f32_to_f64, double, float, (double))
 DEFINE_CAST(f64_to_f32, float, double, (float))
 DEFINE_CAST(f64_to_f32_odd, float, double, hora_f32_from_f64_odd)
@@ -242,8 +247,14 @@ const hora_isa_t LOOPS_TABLE = {
     .sum = {[HORA_FLOAT16] = reduce_sum_f16,
             [HORA_BFLOAT16] = reduce_sum_bf16,
             [HORA_FLOAT32] = reduce_f32},
-    .widen = {[HORA_FLOAT16] = cast_f16_to_f32, [HORA_BFLOAT16] = cast_bf16_to_f32},
-    .narrow = {[HORA_FLOAT16] = cast_f32_to_f16, [HORA_BFLOAT16] = cast_f32_to_bf16},
+    .widen = {[HORA_FLOAT16] = cast_f16_to_f32,
+              [HORA_BFLOAT16] = cast_bf16_to_f32,
+              [HORA_FLOAT8_E4M3] = cast_e4m3_to_f32,
+              [HORA_FLOAT8_E5M2] = cast_e5m2_to_f32},
+    .narrow = {[HORA_FLOAT16] = cast_f32_to_f16,
+               [HORA_BFLOAT16] = cast_f32_to_bf16,
+               [HORA_FLOAT8_E4M3] = cast_f32_to_e4m3,
+               [HORA_FLOAT8_E5M2] = cast_f32_to_e5m2},
     .dots = {[HORA_FLOAT32] = dots_f32, [HORA_FLOAT64] = dots_f64},
     .blend = {[HORA_FLOAT32] = blend_f32, [HORA_FLOAT64] = blend_f64},
     .f32_to_f64 = cast_f32_to_f64,

@@ -17,6 +17,7 @@
 #endif
 
 #include "../cpu/element.h"
+#include "../cpu/float8.h"
 
 #include <hora/hora.h>
 
@@ -70,6 +71,27 @@ HORA_INLINE float hora_element_load_bf16(uint16_t x)
     return hora_bf16_to_f32(x);
 }
 
+/* The CPU's arithmetic: no instructions that all devices have. A computed NaN has no sign. */
+HORA_INLINE float hora_element_load_e4m3(uint8_t x)
+{
+    return hora_e4m3_to_f32(x);
+}
+
+HORA_INLINE uint8_t hora_element_store_e4m3(float x)
+{
+    return hora_e4m3_from_f32(canonical_f32(x));
+}
+
+HORA_INLINE float hora_element_load_e5m2(uint8_t x)
+{
+    return hora_e5m2_to_f32(x);
+}
+
+HORA_INLINE uint8_t hora_element_store_e5m2(float x)
+{
+    return hora_e5m2_from_f32(canonical_f32(x));
+}
+
 /* ---- Floating point -------------------------------------------------------------------------- */
 
 #define HORA_ELEMENT_FLOAT(S, T)                                                                  \
@@ -109,6 +131,8 @@ HORA_ELEMENT_FLOAT(f64, double)
     }
 HORA_ELEMENT_HALF(f16)
 HORA_ELEMENT_HALF(bf16)
+HORA_ELEMENT_HALF(e4m3)
+HORA_ELEMENT_HALF(e5m2)
 
 /* ---- Integers -------------------------------------------------------------------------------- */
 
@@ -208,7 +232,9 @@ HORA_ELEMENT_PLAIN(f64, double, canonical_f64)
     X(f16, uint16_t, float, HORA_FLOAT16)                                                         \
     X(bf16, uint16_t, float, HORA_BFLOAT16)                                                       \
     X(f32, float, float, HORA_FLOAT32)                                                            \
-    X(f64, double, double, HORA_FLOAT64)
+    X(f64, double, double, HORA_FLOAT64)                                                          \
+    X(e4m3, uint8_t, float, HORA_FLOAT8_E4M3)                                                     \
+    X(e5m2, uint8_t, float, HORA_FLOAT8_E5M2)
 
 /* n >= 1 values of one element, in order. One value without any scale is a copy instead, which
  * keeps a NaN's bits: the callers see to it. */
@@ -296,7 +322,7 @@ HORA_INLINE uint16_t hora_element_bf16_from_f32(float x)
 typedef float  hora_element_f32_t;
 typedef double hora_element_f64_t;
 
-/* X(FROM, TO, their memory types, the product's type, the way to it, the way from it) */
+/* float8 is only scaled. X(FROM, TO, their memory types, the product's type, the way to it, the way from it) */
 #define HORA_ELEMENT_CASTS(X)                                                                     \
     X(f16, f16, uint16_t, uint16_t, f32, hora_element_f32_from_f16, hora_element_f16_from_f32)    \
     X(f16, bf16, uint16_t, uint16_t, f32, hora_element_f32_from_f16, hora_element_bf16_from_f32)  \
@@ -313,7 +339,9 @@ typedef double hora_element_f64_t;
     X(f64, f16, double, uint16_t, f64, HORA_ELEMENT_SAME, HORA_ELEMENT_F64_F16)                   \
     X(f64, bf16, double, uint16_t, f64, HORA_ELEMENT_SAME, HORA_ELEMENT_F64_B16)                  \
     X(f64, f32, double, float, f64, HORA_ELEMENT_SAME, hora_element_f32_from_f64)                 \
-    X(f64, f64, double, double, f64, HORA_ELEMENT_SAME, HORA_ELEMENT_SAME)
+    X(f64, f64, double, double, f64, HORA_ELEMENT_SAME, HORA_ELEMENT_SAME)                        \
+    X(e4m3, e4m3, uint8_t, uint8_t, f32, hora_e4m3_to_f32, hora_e4m3_from_f32)                    \
+    X(e5m2, e5m2, uint8_t, uint8_t, f32, hora_e5m2_to_f32, hora_e5m2_from_f32)
 HORA_ELEMENT_CASTS(HORA_ELEMENT_CAST)
 
 #endif

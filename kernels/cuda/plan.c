@@ -22,7 +22,7 @@ static const type_t types[HORA_DTYPE_COUNT] = {HORA_ELEMENT_TYPES(TYPE_ROW)};
 
 #define PAIR_ROW(FROM, TO, TFROM, TTO, P, WIDEN, NARROW)                                          \
     [PAIR_##FROM][PAIR_##TO] = "hora_pack_" #FROM "_" #TO,
-enum { PAIR_f16, PAIR_bf16, PAIR_f32, PAIR_f64, PAIRS };
+enum { PAIR_f16, PAIR_bf16, PAIR_f32, PAIR_f64, PAIR_e4m3, PAIR_e5m2, PAIRS };
 static const char *const pairs[PAIRS][PAIRS] = {HORA_ELEMENT_CASTS(PAIR_ROW)};
 
 static unsigned blocks_for(uint64_t tiles, int processors) {
@@ -32,9 +32,10 @@ static unsigned blocks_for(uint64_t tiles, int processors) {
 
 static bool op_exists(hora_dtype_t dtype, hora_op_t op) {
     bool bits = op == HORA_BAND || op == HORA_BOR || op == HORA_BXOR;
+    bool eighth = dtype == HORA_FLOAT8_E4M3 || dtype == HORA_FLOAT8_E5M2;
     if ((unsigned)dtype >= HORA_DTYPE_COUNT || (unsigned)op >= HORA_OP_COUNT)
         return false;
-    if (op == HORA_AVERAGE || op == HORA_ADASUM)
+    if (op == HORA_AVERAGE || op == HORA_ADASUM || (eighth && op == HORA_PRODUCT))
         return false;
     return !bits || dtype < HORA_FLOAT16;
 }
@@ -83,6 +84,8 @@ static int pair_index(hora_dtype_t dtype) {
     case HORA_BFLOAT16: return PAIR_bf16;
     case HORA_FLOAT32: return PAIR_f32;
     case HORA_FLOAT64: return PAIR_f64;
+    case HORA_FLOAT8_E4M3: return PAIR_e4m3;
+    case HORA_FLOAT8_E5M2: return PAIR_e5m2;
     default: return -1;
     }
 }

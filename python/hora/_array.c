@@ -76,6 +76,10 @@ static int dtype_from_dl(DLDataType type) {
         return bytes == 2 ? HORA_BFLOAT16 : -1;
     case HORA_DL_BOOL:
         return bytes == 1 ? HORA_BOOL : -1;
+    case HORA_DL_FLOAT8_E4M3FN:
+        return bytes == 1 ? HORA_FLOAT8_E4M3 : -1;
+    case HORA_DL_FLOAT8_E5M2:
+        return bytes == 1 ? HORA_FLOAT8_E5M2 : -1;
     default:
         return -1;
     }
@@ -335,11 +339,13 @@ bool core_array_read_output(PyObject *object, core_array_t *array_p) {
 
 static DLDataType dtype_to_dl(hora_dtype_t dtype) {
     uint8_t bits = (uint8_t)(hora_dtype_size(dtype) * 8);
-    uint8_t code = dtype == HORA_BOOL       ? HORA_DL_BOOL
-                   : dtype == HORA_BFLOAT16 ? HORA_DL_BFLOAT
-                   : dtype >= HORA_FLOAT16  ? HORA_DL_FLOAT
-                   : dtype >= HORA_UINT8    ? HORA_DL_UINT
-                                            : HORA_DL_INT;
+    uint8_t code = dtype == HORA_BOOL          ? HORA_DL_BOOL
+                   : dtype == HORA_BFLOAT16    ? HORA_DL_BFLOAT
+                   : dtype == HORA_FLOAT8_E4M3 ? HORA_DL_FLOAT8_E4M3FN
+                   : dtype == HORA_FLOAT8_E5M2 ? HORA_DL_FLOAT8_E5M2
+                   : dtype >= HORA_FLOAT16     ? HORA_DL_FLOAT
+                   : dtype >= HORA_UINT8       ? HORA_DL_UINT
+                                               : HORA_DL_INT;
     return (DLDataType){code, bits, 1};
 }
 

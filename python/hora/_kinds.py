@@ -18,6 +18,13 @@ from hora.constants import DType, to_dtype_name
 __all__ = ["Kind", "kind_of"]
 
 _HOST = (1, 3)  # DLPack's device types: CPU memory, and pinned by CUDA
+# Types of the package ml_dtypes, which no buffer protocol knows.
+_ML_DTYPES = {
+    "bfloat16": DType.BFLOAT16,
+    "float8_e4m3fn": DType.FLOAT8_E4M3,
+    "float8_e5m2": DType.FLOAT8_E5M2,
+}
+
 AS_IT_IS = -1  # the element type is what the array says
 
 
@@ -62,7 +69,7 @@ class Kind:
 class _NumPy(Kind):
     def __init__(self, numpy: Any) -> None:
         self.numpy = numpy
-        names = (member.name.lower() for member in DType if member is not DType.BFLOAT16)
+        names = (m.name.lower() for m in DType if m not in _ML_DTYPES.values())
         self.types = {numpy.dtype(name) for name in names}
 
     def _check(self, x: Any) -> None:
@@ -73,8 +80,9 @@ class _NumPy(Kind):
         """x is contiguous."""
         if x.dtype in self.types:
             return x, AS_IT_IS
-        if x.dtype.name == "bfloat16":  # of ml_dtypes
-            return x.view(self.numpy.uint16), int(DType.BFLOAT16)
+        dtype = _ML_DTYPES.get(x.dtype.name)
+        if dtype is not None:
+            return x.view(f"u{x.dtype.itemsize}"), int(dtype)
         raise _no_type(x.dtype)
 
     def read(self, x: Any) -> tuple[Any, int]:
@@ -109,7 +117,8 @@ class _NumPy(Kind):
 class _Torch(Kind):
     def __init__(self, torch: Any) -> None:
         self.torch = torch
-        self.types = {getattr(torch, m.name.lower(), None) for m in DType}
+        names = [m.name.lower() for m in DType] + ["float8_e4m3fn"]
+        self.types = {getattr(torch, name, None) for name in names}
 
     def _check(self, x: Any) -> Any:
         if x.layout is not self.torch.strided:

@@ -37,6 +37,8 @@ class DType(enum.IntEnum):
     BFLOAT16 = 10
     FLOAT32 = 11
     FLOAT64 = 12
+    FLOAT8_E4M3 = 13
+    FLOAT8_E5M2 = 14
 
 
 _PYTHON = {bool: DType.BOOL, int: DType.INT64, float: DType.FLOAT64}
@@ -63,4 +65,5 @@ def to_dtype_name(dtype: object) -> str:
     if isinstance(dtype, type) and dtype in _PYTHON:
         return _PYTHON[dtype].name.lower()
     name = getattr(dtype, "name", None) or getattr(dtype, "__name__", None) or str(dtype)
-    return str(name).removeprefix("torch.")
+    name = str(name).removeprefix("torch.")
+    return "float8_e4m3" if name == "float8_e4m3fn" else name

@@ -23,6 +23,8 @@ enum {
     HORA_DL_FLOAT = 2,
     HORA_DL_BFLOAT = 4,
     HORA_DL_BOOL = 6,
+    HORA_DL_FLOAT8_E4M3FN = 10,
+    HORA_DL_FLOAT8_E5M2 = 12,
 };
 
 #define HORA_DL_FLAG_READ_ONLY 1u

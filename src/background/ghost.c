@@ -60,6 +60,9 @@ typedef union value {
 #define INF_F16  0x7c00
 #define INF_BF16 0x7f80
 #define SIGN_16  0x8000
+#define MAX_E4M3 0x7e /* 448; there is no infinity */
+#define INF_E5M2 0x7c
+#define SIGN_8   0x80
 
 static value_t one_of(hora_dtype_t dtype) {
     value_t v = {{0}};
@@ -90,6 +93,8 @@ static value_t extreme_of(hora_dtype_t dtype, bool least) {
     case HORA_INT64: v.i64 = least ? INT64_MIN : INT64_MAX; break;
     case HORA_FLOAT16: v.half = least ? INF_F16 | SIGN_16 : INF_F16; break;
     case HORA_BFLOAT16: v.half = least ? INF_BF16 | SIGN_16 : INF_BF16; break;
+    case HORA_FLOAT8_E4M3: v.bytes[0] = least ? MAX_E4M3 | SIGN_8 : MAX_E4M3; break;
+    case HORA_FLOAT8_E5M2: v.bytes[0] = least ? INF_E5M2 | SIGN_8 : INF_E5M2; break;
     case HORA_FLOAT32: v.f32 = least ? -__builtin_inff() : __builtin_inff(); break;
     case HORA_FLOAT64: v.f64 = least ? -__builtin_inf() : __builtin_inf(); break;
     default: memset(v.bytes, least ? 0 : 0xff, sizeof(v.bytes)); break; /* unsigned */

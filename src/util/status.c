@@ -26,7 +26,7 @@ static const struct {
 static const struct {
     const char *name;
     size_t      size;
-    enum { KIND_BOOL, KIND_INTEGER, KIND_FLOAT, KIND_HALF } kind;
+    enum { KIND_BOOL, KIND_INTEGER, KIND_FLOAT, KIND_HALF, KIND_EIGHTH } kind;
 } dtypes[HORA_DTYPE_COUNT] = {
     [HORA_BOOL] = {"bool", 1, KIND_BOOL},           [HORA_INT8] = {"int8", 1, KIND_INTEGER},
     [HORA_INT16] = {"int16", 2, KIND_INTEGER},      [HORA_INT32] = {"int32", 4, KIND_INTEGER},
@@ -34,7 +34,8 @@ static const struct {
     [HORA_UINT16] = {"uint16", 2, KIND_INTEGER},    [HORA_UINT32] = {"uint32", 4, KIND_INTEGER},
     [HORA_UINT64] = {"uint64", 8, KIND_INTEGER},    [HORA_FLOAT16] = {"float16", 2, KIND_HALF},
     [HORA_BFLOAT16] = {"bfloat16", 2, KIND_HALF},   [HORA_FLOAT32] = {"float32", 4, KIND_FLOAT},
-    [HORA_FLOAT64] = {"float64", 8, KIND_FLOAT},
+    [HORA_FLOAT64] = {"float64", 8, KIND_FLOAT},    [HORA_FLOAT8_E4M3] = {"float8_e4m3", 1, KIND_EIGHTH},
+    [HORA_FLOAT8_E5M2] = {"float8_e5m2", 1, KIND_EIGHTH},
 };
 
 static const char *const ops[HORA_OP_COUNT] = {
@@ -78,7 +79,7 @@ bool hora_dtype_is_float(hora_dtype_t dtype) {
 }
 
 bool hora_dtype_is_half(hora_dtype_t dtype) {
-    return hora_dtype_is_valid(dtype) && dtypes[dtype].kind == KIND_HALF;
+    return hora_dtype_is_valid(dtype) && dtypes[dtype].kind >= KIND_HALF;
 }
 
 size_t hora_dtype_size(hora_dtype_t dtype) {
@@ -96,6 +97,8 @@ const char *hora_op_name(hora_op_t op) {
 int hora_op_supported(hora_dtype_t dtype, hora_op_t op) {
     if (!hora_dtype_is_valid(dtype) || !hora_op_is_valid(op))
         return 0;
+    if (dtypes[dtype].kind == KIND_EIGHTH)
+        return op == HORA_AVERAGE || op == HORA_SUM || op == HORA_MIN || op == HORA_MAX;
     if (op == HORA_ADASUM)
         return dtypes[dtype].kind >= KIND_FLOAT;
     if (op >= HORA_BAND)

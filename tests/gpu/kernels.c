@@ -16,7 +16,7 @@
 #define INPUTS    9
 #define BYTES     ((size_t)COUNT_MAX * 8 + 64)
 
-static const size_t sizes[HORA_DTYPE_COUNT] = {1, 1, 2, 4, 8, 1, 2, 4, 8, 2, 2, 4, 8};
+static const size_t sizes[HORA_DTYPE_COUNT] = {1, 1, 2, 4, 8, 1, 2, 4, 8, 2, 2, 4, 8, 1, 1};
 
 typedef struct check {
     const gpu_test_t *t;
@@ -114,7 +114,7 @@ static void check_reductions(check_t *c) {
     for (int type = 0; type < HORA_DTYPE_COUNT; type++) {
         fill(c, (hora_dtype_t)type);
         for (size_t o = 0; o < 7; o++)
-            if (type < HORA_FLOAT16 || ops[o] < HORA_BAND)
+            if (hora_op_supported((hora_dtype_t)type, ops[o]))
                 check_op(c, (hora_dtype_t)type, ops[o]);
     }
 }
@@ -151,7 +151,7 @@ static void check_packs(check_t *c) {
         fill(c, (hora_dtype_t)from);
         check_pack(c, (hora_dtype_t)from, (hora_dtype_t)from, 1.0, table);
         for (int to = HORA_FLOAT16; from >= HORA_FLOAT16 && to < HORA_DTYPE_COUNT; to++)
-            for (int k = 0; k < 3; k++)
+            for (int k = from == to; k < 3 && (from == to || (from <= HORA_FLOAT64 && to <= HORA_FLOAT64)); k++)
                 check_pack(c, (hora_dtype_t)from, (hora_dtype_t)to, scales[k], table);
     }
     gpu_free(c->t, table);

@@ -109,7 +109,8 @@ static void ops_main(hora_comm_t *comm, int rank, int size, void *arg) {
 
 static const hora_dtype_t all_types[] = {
     HORA_BOOL,   HORA_INT8,   HORA_INT16,   HORA_INT32,    HORA_INT64,   HORA_UINT8,  HORA_UINT16,
-    HORA_UINT32, HORA_UINT64, HORA_FLOAT16, HORA_BFLOAT16, HORA_FLOAT32, HORA_FLOAT64};
+    HORA_UINT32, HORA_UINT64, HORA_FLOAT16, HORA_BFLOAT16, HORA_FLOAT32, HORA_FLOAT64,
+    HORA_FLOAT8_E4M3, HORA_FLOAT8_E5M2};
 static const hora_dtype_t some_types[] = {HORA_INT8, HORA_BFLOAT16, HORA_FLOAT32, HORA_FLOAT64};
 static const hora_dtype_t one_type[] = {HORA_FLOAT32};
 static const size_t small_counts[] = {0, 1, 2, 7, 16, 61, 1000};

@@ -51,8 +51,8 @@ REFERENCES: dict[str, Callable[[list[np.ndarray]], np.ndarray]] = {
 
 def case_operations_and_types(comm: Comm) -> None:
     for member in hora.DType:
-        if member is hora.DType.BFLOAT16:
-            continue
+        if member in (hora.DType.BFLOAT16, hora.DType.FLOAT8_E4M3, hora.DType.FLOAT8_E5M2):
+            continue  # NumPy does not know them
         dtype = np.dtype(member.name.lower())
         parts = inputs(comm, dtype)
         for name, reference in REFERENCES.items():
@@ -232,10 +232,30 @@ def case_torch(comm: Comm) -> None:
     refused(ValueError, lambda: comm.allreduce(torch.zeros(2, dtype=torch.complex64)), "complex64")
     refused(ValueError, lambda: comm.allreduce(torch.eye(2).to_sparse()), "dense")
     refused(ValueError, lambda: comm.allreduce(torch.ones(2, device="meta")))
-    if hasattr(torch, "float8_e4m3fn"):
-        small = torch.zeros(4, dtype=torch.float8_e4m3fn)
-        refused(ValueError, lambda: comm.allreduce(small), "float8")
-        assert comm.broadcast(small.view(torch.uint8)).dtype is torch.uint8
+    other = torch.zeros(4, dtype=torch.float8_e4m3fnuz)
+    refused(ValueError, lambda: comm.allreduce(other), "float8")
+    assert comm.broadcast(other.view(torch.uint8)).dtype is torch.uint8
+
+
+def case_float8_of_torch(comm: Comm) -> None:
+    """Every pair of values; torch adds them in float32 and casts once, as hora does."""
+    for dtype in (torch.float8_e4m3fn, torch.float8_e5m2):
+        whole = torch.arange(256, dtype=torch.uint8).view(dtype)
+        across = whole.view(torch.uint8).repeat_interleave(256).view(dtype)
+        parts = [whole.repeat(256), across] + [torch.ones(65536).to(dtype)] * (comm.size - 2)
+        total = parts[0].float()
+        for part in parts[1 : comm.size]:
+            total = total + part.float()
+        for op, wanted in (("sum", total), ("average", total / comm.size)):
+            if comm.size == 1:
+                continue  # a copy keeps the sign of NaN
+            result = comm.allreduce(parts[comm.rank], op=op)
+            assert type(result) is torch.Tensor and result.dtype is dtype
+            wanted = wanted.to(dtype)
+            same = result.view(torch.uint8) == wanted.view(torch.uint8)
+            assert (same | (result.float().isnan() & wanted.float().isnan())).all(), (dtype, op)
+        refused(ValueError, lambda: comm.allreduce(whole, op="product"), "float8")
+        assert torch.from_dlpack(comm.alloc(4, dtype)).dtype is dtype
 
 
 def case_buffers(comm: Comm) -> None:
@@ -308,7 +328,10 @@ def case_bfloat16_of_numpy(comm: Comm) -> None:
     assert comm.allreduce(x, out=x) is x and x[0] == 1.5 * n
     assert comm.allreduce(ml_dtypes.bfloat16(2)) == 2 * n
     refused(ValueError, lambda: comm.allreduce(x, out=np.zeros(2, np.uint16)), "type")
-    refused(ValueError, lambda: comm.allreduce(np.zeros(2, ml_dtypes.float8_e4m3fn)), "float8")
+    for dtype in (ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2):
+        small = comm.allreduce(np.array([1.5, -2], dtype))
+        assert small.dtype == dtype and small.tolist() == np.array([1.5 * n, -2 * n], dtype).tolist()
+    refused(ValueError, lambda: comm.allreduce(np.zeros(2, ml_dtypes.float8_e3m4)), "float8")
 
 
 def case_alloc(comm: Comm) -> None:

@@ -22,7 +22,7 @@ __all__ = [
     "broadcast_parameters", "broadcast_optimizer_state", "broadcast_object", "allgather_object",
 ]  # fmt: skip
 
-# Broadcasts move bytes, so types that no reduction knows (complex, 8-bit floats) travel as uint8.
+# Broadcasts move bytes, so types that no reduction knows (complex, some 8-bit floats) travel as uint8.
 _BROADCASTABLE = frozenset({
     torch.uint8, torch.uint16, torch.uint32, torch.uint64, torch.int8, torch.int16, torch.int32,
     torch.int64, torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.bool,

@@ -44,6 +44,8 @@ static const int8_t codes[HORA_DTYPE_COUNT] = {
     [HORA_BFLOAT16] = HORA_NCCL_BFLOAT16,
     [HORA_FLOAT32] = HORA_NCCL_FLOAT32,
     [HORA_FLOAT64] = HORA_NCCL_FLOAT64,
+    [HORA_FLOAT8_E4M3] = -1,
+    [HORA_FLOAT8_E5M2] = -1,
 };
 
 static int op_code(hora_op_t op) {

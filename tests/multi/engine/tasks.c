@@ -1,5 +1,6 @@
 /*
- * Tasks whose results are known (tasks.h). Values are small whole numbers, exact in every type, and
+ * Tasks whose results are known (tasks.h). Values are small whole numbers, exact in every type
+ * (sums as float8 are rounded once), and
  * depend on rank and index, so a block in the wrong place is noticed.
  */
 #include "tasks.h"
@@ -30,6 +31,24 @@ static uint16_t to_float16(int v) {
     return (uint16_t)((e + 15) << 10 | ((v << (10 - e)) & 0x3ff));
 }
 
+/* The nearest, the even one of two: float8 has 3 or 4 binary digits. */
+static uint8_t to_float8(int v, int fraction, int bias) {
+    int e = 0, shift, digits;
+    if (v == 0)
+        return 0;
+    if (v < 0)
+        return to_float8(-v, fraction, bias) | 0x80;
+    while (v >> (e + 1))
+        e++;
+    shift = e - fraction;
+    digits = shift <= 0 ? v << -shift : v >> shift;
+    if (shift > 0) {
+        int rest = v & ((1 << shift) - 1), half = 1 << (shift - 1);
+        digits += rest > half || (rest == half && digits % 2 != 0);
+    }
+    return (uint8_t)(((e + bias) << fraction) + digits - (1 << fraction));
+}
+
 void element_put(void *buf, hora_dtype_t dtype, size_t i, int v) {
     switch (dtype) {
     case HORA_BOOL: ((uint8_t *)buf)[i] = v != 0; break;
@@ -45,6 +64,8 @@ void element_put(void *buf, hora_dtype_t dtype, size_t i, int v) {
     case HORA_BFLOAT16: ((uint16_t *)buf)[i] = to_bfloat16((float)v); break;
     case HORA_FLOAT32: ((float *)buf)[i] = (float)v; break;
     case HORA_FLOAT64: ((double *)buf)[i] = v; break;
+    case HORA_FLOAT8_E4M3: ((uint8_t *)buf)[i] = to_float8(v, 3, 7); break;
+    case HORA_FLOAT8_E5M2: ((uint8_t *)buf)[i] = to_float8(v, 2, 15); break;
     default: abort();
     }
 }

@@ -122,15 +122,19 @@ static double combine_float(double a, double b, hora_op_t op)
 
 static double read_float(const void *p, hora_dtype_t dtype)
 {
-    uint16_t half;
+    uint16_t half = 0;
     float    narrow;
     double   wide;
-    memcpy(&half, p, sizeof(half));
+    memcpy(&half, p, element_sizes[dtype] < 2 ? 1 : sizeof(half));
     switch (dtype) {
     case HORA_FLOAT16:
         return half_decode(&format_f16, half);
     case HORA_BFLOAT16:
         return half_decode(&format_bf16, half);
+    case HORA_FLOAT8_E4M3:
+        return eighth_decode(&format_e4m3, *(const uint8_t *)p);
+    case HORA_FLOAT8_E5M2:
+        return eighth_decode(&format_e5m2, *(const uint8_t *)p);
     case HORA_FLOAT32:
         memcpy(&narrow, p, sizeof(narrow));
         return narrow;
@@ -151,6 +155,12 @@ static void write_float(void *p, hora_dtype_t dtype, double value)
     case HORA_BFLOAT16:
         half = half_encode(dtype == HORA_FLOAT16 ? &format_f16 : &format_bf16, value);
         memcpy(p, &half, sizeof(half));
+        break;
+    case HORA_FLOAT8_E4M3:
+        *(uint8_t *)p = eighth_encode(&format_e4m3, value);
+        break;
+    case HORA_FLOAT8_E5M2:
+        *(uint8_t *)p = eighth_encode(&format_e5m2, value);
         break;
     case HORA_FLOAT32:
         memcpy(p, isnan(value) ? (void *)&nan32 : (void *)&narrow, sizeof(narrow));

@@ -26,6 +26,52 @@ static inline uint16_t exponent_field(const format_t *format, int exponent)
     return (uint16_t)((exponent - format->exponent_min + 1) << format->fraction);
 }
 
+/* float8, with sign, exponent and fraction as their names say. e4m3 has no infinity: its greatest
+ * exponent has numbers, but for the last one, which is NaN; what is beyond 448 becomes that. */
+static const format_t format_e4m3 = {3, -6, 8};
+static const format_t format_e5m2 = {2, -14, 15};
+
+static inline double eighth_decode(const format_t *format, uint8_t x)
+{
+    int    field = (x & 0x7f) >> format->fraction, fraction = (x & 0x7f) & ((1 << format->fraction) - 1);
+    double sign = x & 0x80 ? -1.0 : 1.0;
+    if ((x & 0x7f) == 0x7f || (format->fraction == 2 && field == 31 && fraction != 0)) {
+        return (double)NAN;
+    }
+    if (format->fraction == 2 && field == 31) {
+        return sign * INFINITY;
+    }
+    return sign * (field == 0 ? ldexp(fraction, format->exponent_min - format->fraction)
+                              : ldexp(fraction + (1 << format->fraction),
+                                      field - 1 + format->exponent_min - format->fraction));
+}
+
+/* The nearest of all 256 values, the even one of two; by trying them. */
+static inline uint8_t eighth_encode(const format_t *format, double value)
+{
+    static double values[2][128];
+    double       *of = values[format->fraction == 3];
+    uint8_t       sign = signbit(value) ? 0x80 : 0, best = 0;
+    double        least = INFINITY;
+    if (isnan(value)) {
+        return 0x7f;
+    }
+    if (format->fraction == 3 ? fabs(value) > 448.0 : fabs(value) >= 61440.0) {
+        return (uint8_t)(sign | (format->fraction == 3 ? 0x7e : 0x7c));
+    }
+    for (int x = 0; of[1] == 0.0 && x < 128; x++) {
+        of[127 - x] = eighth_decode(format, (uint8_t)(127 - x));
+    }
+    for (int x = 0; x < (format->fraction == 3 ? 0x7f : 0x7c); x++) {
+        double distance = fabs(of[x] - fabs(value));
+        if (distance < least || (distance == least && x % 2 == 0)) {
+            least = distance;
+            best = (uint8_t)x;
+        }
+    }
+    return sign | best;
+}
+
 /* Nearest, ties to even. A NaN becomes the quiet NaN without sign or payload. */
 static inline uint16_t half_encode(const format_t *format, double value)
 {
@@ -89,9 +135,17 @@ static inline uint64_t random_u64(uint64_t *state)
 static const char *const isa_names[] = {"portable", "neon", "avx2", "avx512"};
 #define ISA_COUNT (sizeof(isa_names) / sizeof(isa_names[0]))
 
-static const size_t element_sizes[HORA_DTYPE_COUNT] = {1, 1, 2, 4, 8, 1, 2, 4, 8, 2, 2, 4, 8};
+static const size_t element_sizes[HORA_DTYPE_COUNT] = {1, 1, 2, 4, 8, 1, 2, 4,
+                                                       8, 2, 2, 4, 8, 1, 1};
+static inline bool supported(hora_dtype_t dtype, hora_op_t op)
+{
+    return dtype >= HORA_FLOAT8_E4M3 ? op == HORA_SUM || op == HORA_MIN || op == HORA_MAX
+                                     : dtype < HORA_FLOAT16 || op < HORA_BAND;
+}
+
 static const char *const type_names[HORA_DTYPE_COUNT] = {
     "bool",   "int8",   "int16",   "int32",    "int64",   "uint8",  "uint16",
-    "uint32", "uint64", "float16", "bfloat16", "float32", "float64"};
+    "uint32", "uint64", "float16", "bfloat16", "float32", "float64",
+    "float8_e4m3", "float8_e5m2"};
 
 #endif

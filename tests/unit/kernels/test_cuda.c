@@ -46,6 +46,10 @@ static void make_source(unsigned char *at, hora_dtype_t dtype, uint64_t *state)
             memcpy(&raw, &narrow, sizeof(narrow));
         else if (dtype == HORA_FLOAT16 && ordinary)
             raw = half_encode(&format_f16, value);
+        else if (dtype == HORA_FLOAT8_E4M3 && ordinary)
+            raw = eighth_encode(&format_e4m3, value);
+        else if (dtype == HORA_FLOAT8_E5M2 && ordinary)
+            raw = eighth_encode(&format_e5m2, value);
         else if (dtype == HORA_BFLOAT16 && ordinary)
             raw = half_encode(&format_bf16, value);
         memcpy(at + i * element_sizes[dtype], &raw, element_sizes[dtype]);
@@ -95,7 +99,7 @@ static void test_reduce(void **state)
         for (size_t o = 0; o < sizeof(ops) / sizeof(ops[0]); o++)
             for (size_t h = 0; h < sizeof(hows) / sizeof(hows[0]); h++)
                 for (int nsrc = h == 0 ? 2 : 1; nsrc <= INPUTS; nsrc++)
-                    if (type < HORA_FLOAT16 || ops[o] < HORA_BAND)
+                    if (supported((hora_dtype_t)type, ops[o]))
                         check_reduce((hora_dtype_t)type, ops[o], &hows[h],
                                      type == HORA_BOOL && nsrc == 1 ? 2 : nsrc);
     }
@@ -115,18 +119,27 @@ HORA_ELEMENT_CASTS(DEFINE_CAST)
 typedef struct cast {
     const char *name;
     void (*run)(double scale);
+    int from, to; /* types */
 } cast_t;
-#define CAST_ROW(FROM, TO, TFROM, TTO, P, WIDEN, NARROW) {#FROM " to " #TO, cast_##FROM##_##TO},
-static const cast_t casts[] = {HORA_ELEMENT_CASTS(CAST_ROW)}; /* 4 x 4, in the order of the enum */
+#define CAST_ROW(FROM, TO, TFROM, TTO, P, WIDEN, NARROW)                                          \
+    {#FROM " to " #TO, cast_##FROM##_##TO, type_##FROM, type_##TO},
+enum {
+    type_f16 = HORA_FLOAT16,
+    type_bf16 = HORA_BFLOAT16,
+    type_f32 = HORA_FLOAT32,
+    type_f64 = HORA_FLOAT64,
+    type_e4m3 = HORA_FLOAT8_E4M3,
+    type_e5m2 = HORA_FLOAT8_E5M2
+};
+static const cast_t casts[] = {HORA_ELEMENT_CASTS(CAST_ROW)};
 
 static void test_cast(void **state)
 {
     (void)state;
     const double scales[] = {1.0, 0.3, -65536.0, 1e-30};
     uint64_t     seed = 11;
-    for (size_t c = 0; c < 16; c++) {
-        hora_dtype_t from = (hora_dtype_t)(HORA_FLOAT16 + c / 4);
-        hora_dtype_t to = (hora_dtype_t)(HORA_FLOAT16 + c % 4);
+    for (size_t c = 0; c < sizeof(casts) / sizeof(casts[0]); c++) {
+        hora_dtype_t from = (hora_dtype_t)casts[c].from, to = (hora_dtype_t)casts[c].to;
         make_source(source[0], from, &seed);
         for (size_t k = from == to; k < 4; k++) {
             hora_kernel_convert(expected, to, source[0], from, COUNT, scales[k]);
@@ -238,6 +251,10 @@ static void test_pack_names(void **state)
                         "hora_pack_f16_f16");
     assert_string_equal(hora_cuda_pack_plan(HORA_FLOAT64, HORA_FLOAT16, 1.0, &piece, 1, 1, &args, &blocks),
                         "hora_pack_f64_f16");
+    assert_string_equal(hora_cuda_pack_plan(HORA_FLOAT8_E4M3, HORA_FLOAT8_E4M3, 2.0, &piece, 1, 1, &args,
+                                            &blocks),
+                        "hora_pack_e4m3_e4m3");
+    assert_null(hora_cuda_pack_plan(HORA_FLOAT8_E4M3, HORA_FLOAT32, 1.0, &piece, 1, 1, &args, &blocks));
     assert_null(hora_cuda_pack_plan(HORA_INT8, HORA_INT8, 2.0, &piece, 1, 1, &args, &blocks));
     assert_null(hora_cuda_pack_plan(HORA_INT8, HORA_FLOAT32, 1.0, &piece, 1, 1, &args, &blocks));
     assert_null(hora_cuda_pack_plan((hora_dtype_t)77, HORA_FLOAT32, 1.0, &piece, 1, 1, &args, &blocks));

@@ -26,12 +26,13 @@ static void status__names_and_messages(void **state) {
 }
 
 static void dtype__sizes_and_names(void **state) {
-    static const size_t sizes[HORA_DTYPE_COUNT] = {1, 1, 2, 4, 8, 1, 2, 4, 8, 2, 2, 4, 8};
+    static const size_t sizes[HORA_DTYPE_COUNT] = {1, 1, 2, 4, 8, 1, 2, 4,
+                                                   8, 2, 2, 4, 8, 1, 1};
     for (int t = 0; t < HORA_DTYPE_COUNT; t++) {
         assert_int_equal(hora_dtype_size((hora_dtype_t)t), sizes[t]);
         assert_string_not_equal(hora_dtype_name((hora_dtype_t)t), "unknown");
     }
-    assert_int_equal(hora_dtype_size((hora_dtype_t)13), 0);
+    assert_int_equal(hora_dtype_size(HORA_DTYPE_COUNT), 0);
     assert_int_equal(hora_dtype_size((hora_dtype_t)-1), 0);
     assert_string_equal(hora_dtype_name((hora_dtype_t)-1), "unknown");
     assert_true(hora_dtype_is_half(HORA_BFLOAT16) && hora_dtype_is_float(HORA_FLOAT16));
@@ -46,6 +47,9 @@ static void op__supported_pairs(void **state) {
     assert_false(hora_op_supported(HORA_FLOAT16, HORA_BAND));
     assert_true(hora_op_supported(HORA_BFLOAT16, HORA_ADASUM));
     assert_false(hora_op_supported(HORA_INT64, HORA_ADASUM));
+    assert_true(hora_op_supported(HORA_FLOAT8_E4M3, HORA_AVERAGE));
+    assert_false(hora_op_supported(HORA_FLOAT8_E5M2, HORA_PRODUCT));
+    assert_false(hora_op_supported(HORA_FLOAT8_E4M3, HORA_ADASUM));
     assert_false(hora_op_supported(HORA_FLOAT32, (hora_op_t)99));
     assert_false(hora_op_supported((hora_dtype_t)99, HORA_SUM));
     assert_string_equal(hora_op_name(HORA_PRODUCT), "product");
