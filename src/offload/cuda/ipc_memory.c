@@ -4,7 +4,8 @@
  *
  * Allocations stay open once they were opened: CUDA takes long over both. They are known by their
  * number, which CUDA gives to no other allocation of the process; what was freed, and lies where a new
- * one is, is closed when that one is opened.
+ * one is, is closed when that one is opened. What its owner frees stays in the GPU's memory until it is
+ * closed: when others are opened, or with the communicator.
  */
 #include "offload/cuda/ipc.h"
 

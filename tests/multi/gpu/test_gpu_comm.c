@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -277,6 +278,28 @@ static void mixed_main(hora_comm_t *comm, int rank, int size, void *arg) {
     device_destroy(&b);
 }
 
+/* The first leader dies with work queued: the others are told at their next call, and can end, though
+ * what waits on their streams for its events stays there. */
+static void death_main(hora_comm_t *unused, int rank, int size, void *arg) {
+    hora_call_options_t options = HORA_CALL_OPTIONS_INIT;
+    hora_comm_t        *comm = harness_join();
+    hora_status_t       st = HORA_OK;
+    device_buffer_t     b;
+    (void)unused, (void)size, (void)arg;
+    start(rank);
+    device_make(&b, 40000);
+    options.device = 0;
+    for (int i = 0; i < 3; i++)
+        harness_ok(hora_allreduce(comm, b.at, b.at, 10000, HORA_FLOAT32, HORA_SUM, &options));
+    if (rank == 0)
+        _exit(9);
+    for (int i = 0; i < 3 && st == HORA_OK; i++)
+        st = hora_allreduce(comm, b.at, b.at, 10000, HORA_FLOAT32, HORA_SUM, &options);
+    harness_expect(st, HORA_ERR_PEER_FAILED);
+    hora_comm_free(comm);
+    _exit(0);
+}
+
 /* One rank's driver refuses: all get the error, with the rank that it is about. */
 static void refused_main(hora_comm_t *unused, int rank, int size, void *arg) {
     hora_call_options_t options = HORA_CALL_OPTIONS_INIT;
@@ -376,6 +399,18 @@ static void a_driver_that_fails_by_ipc(void **state) {
         run_to_failure(refused_main, cases[i], true);
 }
 
+static void a_leader_that_dies(void **state) {
+    harness_job_t job = {.nranks = nranks, .main = death_main, .transport = transport, .bare = true,
+                         .deadline = 10};
+    ranks_end_t   ends[8];
+    (void)state;
+    if (nranks == 1)
+        return;
+    harness_run_ends(&job, ends);
+    for (int r = 0; r < nranks; r++)
+        assert_int_equal(ends[r].code, r == 0 ? 9 : 0);
+}
+
 /* Memory that only its own process can use is staged. */
 static void private_memory(void **state) {
     (void)state;
@@ -397,6 +432,7 @@ int main(int argc, char **argv) {
     const struct CMUnitTest ipc[] = {
         cmocka_unit_test(private_memory),
         cmocka_unit_test(a_driver_that_fails_by_ipc),
+        cmocka_unit_test(a_leader_that_dies),
     };
     /* NCCL does not find out who passes what, and its errors are test_gpu_nccl's. */
     const struct CMUnitTest by_nccl[] = {

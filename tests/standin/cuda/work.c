@@ -272,7 +272,7 @@ int cuLaunchKernel(hora_cuda_function_t function, unsigned grid_x, unsigned grid
         return STANDIN_INVALID;
     memcpy(&launch.args, parameters[0], launch.kernel->bytes);
     standin_count(&cuda_standin.launches, 1);
-    cuda_standin.blocks = grid_x;
+    __atomic_store_n(&cuda_standin.blocks, grid_x, __ATOMIC_RELAXED);
     return standin_queue(gpu, stream, run_kernel, &launch, sizeof(launch));
 }
 
