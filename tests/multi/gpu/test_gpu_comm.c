@@ -326,6 +326,28 @@ static void refused_main(hora_comm_t *unused, int rank, int size, void *arg) {
     hora_comm_free(comm);
 }
 
+/* Rank 0's GPU takes seconds over everything: that ends at the call's deadline, on every rank. */
+static void slow_main(hora_comm_t *unused, int rank, int size, void *arg) {
+    hora_call_options_t options = HORA_CALL_OPTIONS_INIT;
+    device_buffer_t     b;
+    hora_comm_t        *comm;
+    hora_status_t       st = HORA_OK;
+    double              begin;
+    (void)unused, (void)size, (void)arg;
+    setenv("HORA_STANDIN_DELAY_US", rank == 0 ? "1000000" : "0", 1);
+    comm = harness_join();
+    start(rank);
+    device_make(&b, 4);
+    options.device = 0;
+    options.timeout = rank == 0 ? 0.2 : 0;
+    begin = harness_now();
+    for (int i = 0; i < 50 && st == HORA_OK; i++)
+        st = hora_allreduce(comm, b.at, b.at, 1, HORA_FLOAT32, HORA_SUM, &options);
+    expect_text(st, HORA_ERR_TIMEOUT, "for GPU 0 to come to it");
+    harness_check(harness_now() - begin < 10, "%s", "too late");
+    hora_comm_free(comm);
+}
+
 /* ---- Tests --------------------------------------------------------------------------------- */
 
 static void run(harness_main_t rank_main, void *arg) {
@@ -386,6 +408,12 @@ static void a_driver_that_fails(void **state) {
         run_to_failure(refused_main, cases[i], true);
 }
 
+static void a_gpu_that_does_not_come(void **state) {
+    (void)state;
+    if (nranks == 2)
+        run_to_failure(slow_main, NULL, true);
+}
+
 /* While it gets ready, and in the first call and the second; on a rank that leads, or not. */
 static void a_driver_that_fails_by_ipc(void **state) {
     static const char *cases[][2] = {
@@ -428,7 +456,10 @@ int main(int argc, char **argv) {
         cmocka_unit_test(wrong_arguments),
         cmocka_unit_test(host_memory_on_one_rank),
     };
-    const struct CMUnitTest staged[] = {cmocka_unit_test(a_driver_that_fails)};
+    const struct CMUnitTest staged[] = {
+        cmocka_unit_test(a_driver_that_fails),
+        cmocka_unit_test(a_gpu_that_does_not_come),
+    };
     const struct CMUnitTest ipc[] = {
         cmocka_unit_test(private_memory),
         cmocka_unit_test(a_driver_that_fails_by_ipc),
