@@ -269,10 +269,12 @@ static hora_status_t check_stuck(hora_exec_t *exec) {
 static hora_status_t nudge(hora_exec_t *head) {
     size_t        pc = head->pc;
     uint32_t      drained = head->drained;
-    int           next_member = head->next_member;
+    int           next_member = head->next_member, rank = head->blocked_rank;
     hora_status_t st = advance(head);
     if (st != HORA_IN_PROGRESS)
         return st;
+    if (head->blocked_rank != rank)
+        head->blocked_gone = 0; /* that was another rank's */
     if (head->pc != pc || head->next_member != next_member || head->drained != drained) {
         head->blocked_since = 0;
         head->blocked_gone = 0;

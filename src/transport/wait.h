@@ -73,7 +73,8 @@ bool hora_others_sleep(const hora_world_t *world);
 
 /* The coming turn follows a system call, which takes longer than a turn that only spins. */
 static inline void hora_waiter_looked(hora_waiter_t *w) {
-    w->turns += w->comm->world->link_turns;
+    if (w->turns < w->quick)
+        w->turns += w->comm->world->link_turns;
 }
 
 static inline hora_status_t hora_waiter_turn(hora_waiter_t *w, int awaited) {
