@@ -6,6 +6,7 @@
 
 #include "schedule/algos.h"
 #include "schedule/exec.h"
+#include "schedule/run.h"
 #include "util/log.h"
 
 #include <stdio.h>
@@ -323,7 +324,8 @@ static hora_status_t fail_cuda(const hora_gpu_ipc_t *self, hora_cuda_result_t re
                : hora_cuda_fail(self->gpu->cuda, result, "a collective on a GPU");
 }
 
-/* Shows the buffers, or parts of the staging buffer for those that others cannot open. */
+/* Shows the buffers, or parts of the staging buffer: for those that others cannot open, and for input
+ * that the output lies over, where one leader would write before another has read. */
 static hora_status_t show(hora_gpu_ipc_t *self, const hora_coll_t *coll, hora_ipc_note_t *note,
                           buffers_t *b) {
     uint64_t      in = (uint64_t)(uintptr_t)coll->in, out = (uint64_t)(uintptr_t)coll->out;
@@ -331,7 +333,8 @@ static hora_status_t show(hora_gpu_ipc_t *self, const hora_coll_t *coll, hora_ip
     size_t        need = 0;
     hora_status_t st;
     measure(coll, &b->in_bytes, &b->out_bytes);
-    in_stays = b->in_bytes == 0 || hora_ipc_show(self, in, b->in_bytes, &note->in);
+    in_stays = b->in_bytes == 0 || (!hora_stage_overlaps(coll) &&
+                                    hora_ipc_show(self, in, b->in_bytes, &note->in));
     out_stays = b->out_bytes == 0 || hora_ipc_show(self, out, b->out_bytes, &note->out);
     need = (in_stays ? 0 : ALIGNED(b->in_bytes)) + (out_stays ? 0 : b->out_bytes);
     if (need == 0)

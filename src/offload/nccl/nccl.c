@@ -12,6 +12,7 @@
 
 #include "offload/nccl/comm.h"
 #include "schedule/algos.h"
+#include "schedule/run.h"
 #include "util/log.h"
 
 #include <kernels/cuda/kernels.h>
@@ -115,11 +116,13 @@ static bool widens(const hora_comm_t *comm, const hora_coll_t *coll) {
     return hora_dtype_is_half(coll->dtype) && !once && !comm->gpu->facts[0].halves;
 }
 
-/* Elements from `first` on that this rank's input and result span, all blocks included. */
+/* Elements from the first on that this rank's input spans, all blocks included. */
 static size_t input_span(const hora_coll_t *coll) {
     size_t end = 0;
+    if (coll->kind == HORA_COLL_ALLGATHER)
+        return coll->counts[coll->rank];
     if (coll->kind != HORA_COLL_REDUCE_SCATTER)
-        return coll->count;
+        return coll->kind == HORA_COLL_SCATTER ? coll->count * (size_t)coll->size : coll->count;
     for (int r = 0; r < coll->size; r++)
         if (coll->counts[r] > 0 && coll->displs[r] + coll->counts[r] > end)
             end = coll->displs[r] + coll->counts[r];
@@ -157,6 +160,24 @@ static hora_status_t prepare(call_t *c) {
     if (wide)
         c->dst = (char *)(uintptr_t)work + mine;
     return st;
+}
+
+/* The results would lie over input that NCCL is still to read: it reads a copy. */
+static hora_status_t move_input(call_t *c) {
+    const hora_coll_t *coll = c->coll;
+    size_t             bytes = input_span(coll) * c->unit;
+    uint64_t           work;
+    hora_cuda_result_t result;
+    hora_status_t      st;
+    if (c->src != coll->in || bytes == 0 || !hora_stage_overlaps(coll))
+        return HORA_OK;
+    st = hora_nccl_work(c->self, bytes, &work);
+    if (st != HORA_OK)
+        return st;
+    c->src = (const char *)(uintptr_t)work;
+    result = c->place.gpu->cuda->copy(work, (uintptr_t)coll->in, bytes, c->place.stream);
+    return result == HORA_CUDA_SUCCESS
+               ? HORA_OK : hora_cuda_fail(c->place.gpu->cuda, result, "copying the input");
 }
 
 static hora_status_t finish(call_t *c) {
@@ -336,6 +357,8 @@ static hora_status_t run_guarded(hora_nccl_comm_t *self, const hora_coll_t *coll
     set_op(&c);
     if (reduces)
         st = prepare(&c);
+    if (st == HORA_OK)
+        st = move_input(&c);
     if (st == HORA_OK)
         st = call_nccl(&c);
     if (st == HORA_OK)
