@@ -98,7 +98,9 @@ class _DistributedOptimizer(Wrapping):
         self._groups: dict[torch.Tensor, Group] = {}
         self._bucketed: dict[Group, None] = {}  # groups whose gradients are to lie in a bucket
         self._buckets = Buckets(())  # made when the first gradient is there
-        self._streams: dict[Group, set[torch.cuda.Stream]] = {}  # that gradients were made on
+        # A group's first parameter -> the streams that its gradients were made on. The hash of a group
+        # is that of all its members, and not for each of their hooks.
+        self._streams: dict[torch.Tensor, set[torch.cuda.Stream]] = {}
         self._group_lock = threading.Lock()  # hooks of one group may run on several threads
         self._hooks: list[Any] = []
         self._active = self._has_work()
@@ -269,10 +271,10 @@ class _DistributedOptimizer(Wrapping):
 
     def _member_ready(self, p: torch.Tensor, group: Group) -> None:
         delay = self._count_pass(p)
-        if group in self._bucketed:
+        if self._bucketed:
             self._put_into_bucket(p)
         if p.is_cuda:
-            self._streams.setdefault(group, set()).add(torch.cuda.current_stream(p.device))
+            self._streams.setdefault(group[0], set()).add(torch.cuda.current_stream(p.device))
         if delay == 0 and all(self._allreduce_delay[member] == 0 for member in group):
             self._start_group(group)
 
@@ -346,7 +348,7 @@ class _DistributedOptimizer(Wrapping):
 
     def _await_members(self, group: Group) -> None:
         """The operation is enqueued on one stream, which has to wait for the others."""
-        for stream in self._streams.pop(group, ()):
+        for stream in self._streams.pop(group[0], ()):
             current = torch.cuda.current_stream(stream.device)
             if current != stream:
                 current.wait_stream(stream)
@@ -370,11 +372,13 @@ class _DistributedOptimizer(Wrapping):
         if any(p.requires_grad for p in self._frozen):
             frozen, self._frozen = self._frozen, []
             self._register_hooks(frozen)
+        started: Group | None = None
         for p in self._requires_update:
             group = self._groups.get(p)
             if group is not None:
-                if group not in self._handles:
+                if group is not started and group not in self._handles:
                     self._start_group(group)
+                started = group
             elif self._handles.get(p, (None, None))[0] is None:
                 if p.requires_grad or p.grad is not None:  # else it has been frozen since
                     self._handles[p] = self._start(p)
