@@ -148,17 +148,18 @@ void hora_poll_arm(const volatile int *flag) {
     cancel = flag;
 }
 
-static bool cancelled(void) {
+bool hora_poll_cancelled(void) {
     return cancel != NULL && __atomic_load_n(cancel, __ATOMIC_RELAXED) != 0;
 }
 
 bool hora_poll_late(uint64_t deadline) {
-    return cancelled() || hora_clock_ns() >= deadline;
+    return hora_poll_cancelled() || hora_clock_ns() >= deadline;
 }
 
 int hora_poll_timeout(uint64_t deadline) {
     uint64_t now = hora_clock_ns(), most = cancel != NULL ? CANCEL_MS : 3600000;
-    uint64_t left = deadline > now && !cancelled() ? (deadline - now + 999999) / 1000000 : 0;
+    bool     late = deadline <= now || hora_poll_cancelled();
+    uint64_t left = late ? 0 : (deadline - now + 999999) / 1000000;
     return left > most ? (int)most : (int)left;
 }
 

@@ -89,5 +89,6 @@ bool hora_poll_late(uint64_t deadline);
 
 /* From here on every deadline of this thread has come as soon as *flag is not zero. NULL: as usual. */
 void hora_poll_arm(const volatile int *flag);
+bool hora_poll_cancelled(void); /* its flag says so */
 
 #endif

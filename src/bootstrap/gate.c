@@ -281,14 +281,16 @@ static void end_by_deadline(gate_t *gate, uint64_t deadline) {
     const hora_meeting_t *m = gate->meeting;
     char                  ranks[256], refusals[640] = "";
     char                  text[TEXT_MAX];
+    bool                  cancelled = hora_poll_cancelled();
     hora_ranks_write(gate->here, gate->star->size, 0, ranks, sizeof(ranks));
     if (gate->refused > 0)
         snprintf(refusals, sizeof(refusals), "; %d connection%s refused, the last: %s",
                  gate->refused, gate->refused == 1 ? " was" : "s were", gate->last_refusal);
-    snprintf(text, sizeof(text), "rank%s %s of %d did not appear at %s on host %s within %g s%s%s",
-             gate->missing == 1 ? "" : "s", ranks, gate->star->size, m->place.text, m->ticket.host,
+    snprintf(text, sizeof(text), "%srank%s %s of %d did not appear at %s on host %s within %g s%s%s",
+             cancelled ? "rank 0's joining was cancelled: " : "", gate->missing == 1 ? "" : "s", ranks,
+             gate->star->size, m->place.text, m->ticket.host,
              hora_gate_waited(m, deadline), refusals, m->place.hint);
-    end_job(gate, HORA_ERR_TIMEOUT, text);
+    end_job(gate, cancelled ? HORA_ERR_ABORTED : HORA_ERR_TIMEOUT, text);
 }
 
 static hora_status_t welcome(gate_t *gate, uint64_t deadline) {
