@@ -440,7 +440,10 @@ typedef struct hora_output {
  * frees it with hora_output_free. HORA_ERR_INVALID_ARGUMENT if there is none or it was taken. */
 HORA_API hora_status_t hora_handle_output(hora_handle_t *handle, size_t index,
                                           hora_output_t *output_p);
-/* NULL is allowed. On a GPU it may wait for all that is queued there. */
+/* NULL is allowed. Memory on a GPU is given to later results, behind what is queued by now on the stream
+ * of its task and on those that hora_handle_stream_wait was given: what reads it on another stream, one of
+ * these must have been made to wait for, or the host have waited. Does not block, but after hora_engine_free,
+ * when it may wait for all that is queued on the GPU. Any thread. */
 HORA_API void hora_output_free(hora_output_t *output);
 
 /* ---- The timeline -------------------------------------------------------------------------------- */

@@ -5,7 +5,6 @@
 #include "background/background.h"
 #include "controller/message.h"
 #include "util/fork.h"
-#include "util/gpu.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -234,7 +233,7 @@ void hora_output_free(hora_output_t *output) {
     if (output == NULL)
         return;
     if (output->device >= 0 && output->data != NULL)
-        hora_gpu_free(output->device, output->data);
+        hora_background_output_free(output->device, output->data);
     else
         free(output->data);
     free(output->received_splits);

@@ -29,5 +29,7 @@ hora_status_t hora_background_wait(hora_handle_t *handle);
 hora_status_t hora_background_stream_wait(hora_handle_t *handle, int device, void *stream);
 void          hora_background_release(hora_handle_t *handle);
 hora_status_t hora_background_output(hora_handle_t *handle, size_t index, hora_output_t *output_p);
+/* Frees a result's data on a GPU; the engine may have ended. Waits for the GPU only if it has. */
+void          hora_background_output_free(int device, void *at);
 
 #endif

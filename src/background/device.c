@@ -1,6 +1,7 @@
 /*
  * Tensors on a GPU, in the engine (device.h).
  */
+#include "background/blocks.h"
 #include "background/engine.h"
 
 #include "transport/event.h"
@@ -35,6 +36,8 @@ static hora_status_t take_mark(hora_engine_gpu_t *gpu, hora_cuda_stream_t stream
         }
     }
     mark->refs = 1;
+    mark->stream = stream;
+    mark->number = atomic_fetch_add(&gpu->marks, 1) + 1;
     st = hora_gpu_check(gpu->place.gpu, cuda->event_record(mark->event, stream), "recording an event");
     if (st != HORA_OK)
         hora_mark_drop(gpu, mark);
@@ -163,7 +166,9 @@ void hora_engine_gpu_stop(hora_engine_t *engine) {
     if (gpu == NULL)
         return;
     entered = hora_gpu_enter(gpu->place.gpu) == HORA_OK; /* else the GPU is lost */
-    if (hora_event_drain(engine->world, gpu->place.gpu, gpu->place.stream, GOODBYE_SECONDS)) {
+    gpu->idle = hora_event_drain(engine->world, gpu->place.gpu, gpu->place.stream, GOODBYE_SECONDS);
+    if (gpu->idle) {
+        hora_blocks_give_back(gpu);
         hora_fusion_gpu_destroy(gpu->moves);
         gpu->place.gpu->cuda->stream_destroy(gpu->place.stream);
     } else {
@@ -175,21 +180,24 @@ void hora_engine_gpu_stop(hora_engine_t *engine) {
         hora_gpu_leave(gpu->place.gpu);
 }
 
+static void destroy_marks(const hora_engine_gpu_t *gpu, hora_mark_t *mark) {
+    for (hora_mark_t *next; mark != NULL; mark = next) {
+        next = mark->next;
+        gpu->place.gpu->cuda->event_destroy(mark->event);
+        free(mark);
+    }
+}
+
 void hora_engine_gpu_destroy(hora_engine_gpu_t *gpu) {
     bool entered;
     if (gpu == NULL)
         return;
     entered = hora_gpu_enter(gpu->place.gpu) == HORA_OK;
-    for (hora_mark_t *mark = gpu->unused, *next; mark != NULL; mark = next) {
-        next = mark->next;
-        gpu->place.gpu->cuda->event_destroy(mark->event);
-        free(mark);
-    }
-    for (hora_block_t *block = gpu->blocks, *next; block != NULL; block = next) {
-        next = block->next;
-        gpu->place.gpu->cuda->free((uint64_t)(uintptr_t)block->at);
-        free(block);
-    }
+    destroy_marks(gpu, gpu->unused);
+    destroy_marks(gpu, gpu->late);
+    if (gpu->idle)
+        hora_blocks_give_back(gpu);
+    hora_blocks_leave(gpu, gpu->idle);
     if (entered)
         hora_gpu_leave(gpu->place.gpu);
     pthread_mutex_destroy(&gpu->lock);
@@ -214,15 +222,38 @@ static hora_status_t find_gpu(hora_engine_t *engine, hora_engine_gpu_t **gpu_p) 
     return *gpu_p != NULL ? HORA_OK : choose_gpu(engine, gpu_p);
 }
 
-static hora_status_t await_tasks(hora_engine_t *engine, hora_engine_gpu_t *gpu) {
+static hora_status_t await(hora_engine_gpu_t *gpu, const hora_mark_t *mark) {
+    hora_status_t st = hora_gpu_check(
+        gpu->place.gpu, gpu->place.gpu->cuda->stream_wait(gpu->place.stream, mark->event, 0),
+        "waiting for a tensor");
+    if (st == HORA_OK)
+        hora_blocks_passed(gpu, mark);
+    return st;
+}
+
+static hora_status_t await_late(hora_engine_gpu_t *gpu) {
     hora_status_t st = HORA_OK;
+    hora_mark_t  *mark, *next;
+    pthread_mutex_lock(&gpu->lock);
+    mark = gpu->late;
+    gpu->late = NULL;
+    pthread_mutex_unlock(&gpu->lock);
+    for (; mark != NULL; mark = next) {
+        next = mark->next;
+        if (st == HORA_OK)
+            st = await(gpu, mark);
+        hora_mark_drop(gpu, mark);
+    }
+    return st;
+}
+
+static hora_status_t await_tasks(hora_engine_t *engine, hora_engine_gpu_t *gpu) {
+    hora_status_t st = await_late(gpu);
     hora_mark_t  *last = NULL;
     for (size_t i = 0; i < engine->nbatch && st == HORA_OK; i++) {
         hora_mark_t *ready = engine->batch[i]->ready;
         if (ready != NULL && ready != last)
-            st = hora_gpu_check(gpu->place.gpu,
-                                gpu->place.gpu->cuda->stream_wait(gpu->place.stream, ready->event, 0),
-                                "waiting for a tensor");
+            st = await(gpu, ready);
         last = ready;
     }
     return st;
@@ -254,48 +285,21 @@ hora_status_t hora_device_batch_end(hora_engine_t *engine, hora_status_t status,
     return status;
 }
 
-/* ---- Memory --------------------------------------------------------------------------------- */
+/* ---- Results -------------------------------------------------------------------------------- */
 
-/* One that is not much too large. */
-static void *take_block(hora_engine_gpu_t *gpu, size_t bytes) {
-    hora_block_t **at = &gpu->blocks, *block;
-    void          *memory = NULL;
-    pthread_mutex_lock(&gpu->lock);
-    while (*at != NULL && ((*at)->bytes < bytes || (*at)->bytes / 2 > bytes))
-        at = &(*at)->next;
-    block = *at;
-    if (block != NULL) {
-        memory = block->at;
-        *at = block->next;
-        free(block);
-    }
-    pthread_mutex_unlock(&gpu->lock);
-    return memory;
-}
-
-hora_status_t hora_device_alloc(hora_engine_gpu_t *gpu, size_t bytes, void **at_p) {
-    uint64_t      at;
+hora_status_t hora_device_mark_reader(hora_engine_gpu_t *gpu, hora_cuda_stream_t stream) {
+    hora_mark_t  *mark;
     hora_status_t st;
-    void         *block = take_block(gpu, bytes);
-    if (block != NULL) {
-        *at_p = block;
+    if (!hora_blocks_need_mark(gpu, stream))
         return HORA_OK;
-    }
-    st = hora_gpu_check(gpu->place.gpu, gpu->place.gpu->cuda->alloc(&at, bytes), "allocating a result");
-    if (st == HORA_OK)
-        *at_p = (void *)(uintptr_t)at;
-    return st;
-}
-
-/* Without memory to remember it, it stays until the process ends. */
-void hora_device_discard(hora_engine_gpu_t *gpu, void *at, size_t bytes) {
-    hora_block_t *block = at != NULL ? malloc(sizeof(*block)) : NULL;
-    if (block == NULL)
-        return;
+    st = take_mark(gpu, stream, &mark);
+    if (st != HORA_OK)
+        return st;
     pthread_mutex_lock(&gpu->lock);
-    *block = (hora_block_t){gpu->blocks, at, bytes};
-    gpu->blocks = block;
+    mark->next = gpu->late;
+    gpu->late = mark;
     pthread_mutex_unlock(&gpu->lock);
+    return HORA_OK;
 }
 
 hora_status_t hora_device_scale(hora_engine_gpu_t *gpu, hora_dtype_t dtype, double factor,

@@ -21,26 +21,23 @@
 #include <pthread.h>
 
 typedef struct hora_mark {
-    struct hora_mark *next; /* of the unused ones */
-    hora_cuda_event_t event;
-    int               refs; /* under lock */
+    struct hora_mark  *next; /* of the unused ones, or of the late ones */
+    hora_cuda_event_t  event;
+    hora_cuda_stream_t stream; /* on which it was recorded */
+    uint64_t           number; /* of the engine's marks, from 1: given before it was recorded */
+    int                refs;   /* under lock */
 } hora_mark_t;
-
-/* Device memory that nobody takes, kept until the engine ends: freeing it may wait for the GPU. */
-typedef struct hora_block {
-    struct hora_block *next;
-    void              *at;
-    size_t             bytes;
-} hora_block_t;
 
 typedef struct hora_engine_gpu {
     hora_gpu_place_t   place;  /* the engine's own stream */
     hora_fusion_gpu_t *moves;
     hora_fusion_t      fusion; /* driver */
     bool               entered; /* driver: a batch on the GPU is being executed */
+    _Atomic uint64_t   marks;   /* made so far */
     pthread_mutex_t    lock;
     hora_mark_t       *unused;
-    hora_block_t      *blocks;
+    hora_mark_t       *late;    /* for which the stream is to wait before the next batch (blocks.h) */
+    bool               idle;    /* the driver has stopped, and nothing is queued any more */
 } hora_engine_gpu_t;
 
 /* The engine's GPU; the first call makes it, and all must be for one. Any thread, without engine->lock. */
@@ -65,10 +62,9 @@ hora_status_t hora_device_batch_begin(hora_engine_t *engine);
  * called, whatever came of it. */
 hora_status_t hora_device_batch_end(hora_engine_t *engine, hora_status_t status, hora_mark_t **done_p);
 
-/* Driver: memory for a result, which hora_gpu_free frees. */
-hora_status_t hora_device_alloc(hora_engine_gpu_t *gpu, size_t bytes, void **at_p);
-/* A result that nobody takes. With or without engine->lock. */
-void hora_device_discard(hora_engine_gpu_t *gpu, void *at, size_t bytes);
+/* Makes a mark on the stream, for which the next batch waits, if there is freed memory that was read on
+ * it. In the GPU's context. */
+hora_status_t hora_device_mark_reader(hora_engine_gpu_t *gpu, hora_cuda_stream_t stream);
 /* Driver: multiplies the fusion buffer's elements by the tasks' prescale. */
 hora_status_t hora_device_scale(hora_engine_gpu_t *gpu, hora_dtype_t dtype, double factor,
                                 size_t count);

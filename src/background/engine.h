@@ -64,7 +64,6 @@ struct hora_work {
     uint64_t         next_ask; /* driver: ns, when to ask the coordinator what it waits for */
     hora_mark_t     *ready;    /* on a GPU: where the caller's stream was; dropped with the handle */
     void            *data;     /* the result, where the engine allocates it */
-    size_t           data_bytes;
     int64_t         *received; /* alltoall: rows from each rank */
     int64_t          out_rows;
     bool             has_output; /* data, received and out_rows are set and were not taken */

@@ -3,6 +3,7 @@
  * driving thread; every rank executes the same tasks in the same order, on the engine's own
  * communicator. What has an own number of rows on each rank exchanges these first.
  */
+#include "background/blocks.h"
 #include "background/trace.h"
 
 #include "offload/offload.h"
@@ -93,9 +94,8 @@ hora_status_t hora_execute_make_output(const hora_engine_t *engine, hora_work_t 
     size_t room = (bytes + OUTPUT_ALIGNMENT - 1) & ~(size_t)(OUTPUT_ALIGNMENT - 1);
     work->has_output = true;
     work->out_rows = rows;
-    work->data_bytes = bytes;
     if (bytes > 0 && work->sig.device)
-        return hora_device_alloc(engine->gpu, bytes, &work->data);
+        return hora_block_alloc(engine->comm, engine->gpu, bytes, work->ready, &work->data);
     if (bytes > 0 && (work->data = aligned_alloc(OUTPUT_ALIGNMENT, room)) == NULL)
         return hora_fail(HORA_ERR_NO_MEMORY, "%s %s: an output of %zu bytes",
                          hora_kind_name(work->sig.kind), work->record->name.text, bytes);

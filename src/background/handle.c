@@ -1,6 +1,7 @@
 /*
  * Handles as their owners see them: poll, wait, release, output (background.h). Any thread.
  */
+#include "background/blocks.h"
 #include "background/engine.h"
 
 #include "util/fork.h"
@@ -132,20 +133,35 @@ hora_status_t hora_background_output(hora_handle_t *handle, size_t index, hora_o
     return HORA_OK;
 }
 
+/* place: the stream, in whose GPU's context this is. */
+static hora_status_t stream_wait(hora_handle_t *handle, const hora_gpu_place_t *place) {
+    hora_engine_gpu_t *gpu = handle->engine->gpu;
+    hora_status_t      st = HORA_OK;
+    for (size_t i = 0; i < handle->nworks; i++)
+        if (handle->works[i].sig.device && handle->works[i].data != NULL)
+            hora_block_tell(gpu, handle->works[i].data, place);
+    if (place->gpu == gpu->place.gpu)
+        st = hora_device_mark_reader(gpu, place->stream);
+    if (st != HORA_OK)
+        return st;
+    return hora_gpu_check(place->gpu,
+                          place->gpu->cuda->stream_wait(place->stream, handle->mark->event, 0),
+                          "making a stream wait");
+}
+
 hora_status_t hora_background_stream_wait(hora_handle_t *handle, int device, void *stream) {
-    hora_gpu_t   *gpu;
-    hora_status_t st;
+    hora_gpu_place_t place = {NULL, stream};
+    hora_status_t    st;
     if (!is_done(handle))
         return hora_fail(HORA_ERR_INVALID_ARGUMENT, "handle_stream_wait: wait for the handle first");
     if (handle->mark == NULL)
         return HORA_OK;
-    st = hora_gpu_get("", device, &gpu);
+    st = hora_gpu_get("", device, &place.gpu);
     if (st == HORA_OK)
-        st = hora_gpu_enter(gpu);
+        st = hora_gpu_enter(place.gpu);
     if (st != HORA_OK)
         return st;
-    st = hora_gpu_check(gpu, gpu->cuda->stream_wait(stream, handle->mark->event, 0),
-                        "making a stream wait");
-    hora_gpu_leave(gpu);
+    st = stream_wait(handle, &place);
+    hora_gpu_leave(place.gpu);
     return st;
 }

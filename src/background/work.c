@@ -1,6 +1,7 @@
 /*
  * Tasks, the records of their names, and handles: how they begin, end and are freed (engine.h).
  */
+#include "background/blocks.h"
 #include "background/trace.h"
 
 #include <stdio.h>
@@ -81,7 +82,7 @@ hora_handle_t *hora_handle_make_locked(hora_engine_t *engine, size_t nworks) {
 
 void hora_work_free_output(hora_engine_t *engine, hora_work_t *work) {
     if (work->sig.device)
-        hora_device_discard(engine->gpu, work->data, work->data_bytes);
+        hora_block_discard(engine->gpu, work->data);
     else
         free(work->data);
     free(work->received);

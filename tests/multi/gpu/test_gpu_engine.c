@@ -4,6 +4,7 @@
  * what goes wrong.
  */
 #include <pattern.h>
+#include <dlfcn.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -15,6 +16,7 @@
 #include <cmocka.h>
 
 #include "device.h"
+#include "standin.h"
 
 static const char *transport;
 static int         nranks;
@@ -214,6 +216,95 @@ static void pairs_main(hora_comm_t *comm, int rank, int size, void *arg) {
     harness_ok(hora_engine_free(engine));
 }
 
+/* ---- Results that are freed ----------------------------------------------------------------- */
+
+#define GATHERED 4096 /* bytes of each rank */
+
+static cuda_standin_t *standin_of(void) {
+    void *library = dlopen(getenv("HORA_CUDA_LIBRARY"), RTLD_NOW | RTLD_NOLOAD);
+    harness_check(library != NULL, "%s", "the stand-in is not there");
+    return dlsym(library, "cuda_standin");
+}
+
+static hora_handle_t *start_gather(hora_engine_t *engine, int number, device_buffer_t *b, int value,
+                                   void *stream) {
+    hora_task_t    task = HORA_TASK_INIT;
+    int64_t        shape = GATHERED;
+    char           name[16];
+    hora_handle_t *handle;
+    snprintf(name, sizeof(name), "%d", number);
+    device_finish(stream);
+    memset(b->host, value, GATHERED);
+    device_put(b, stream);
+    task.name = name;
+    task.kind = HORA_TASK_ALLGATHER;
+    task.dtype = HORA_UINT8;
+    task.ndim = 1;
+    task.shape = &shape;
+    task.in = b->at;
+    task.device = 0;
+    task.stream = stream;
+    harness_ok(hora_engine_enqueue(engine, &task, 1, 0, &handle));
+    return handle;
+}
+
+/* Its result, which `reader` (and the task's stream) may read. */
+static hora_output_t end_gather(hora_handle_t *handle, void *reader) {
+    hora_output_t o = HORA_OUTPUT_INIT;
+    harness_ok(hora_handle_wait(handle));
+    harness_ok(hora_handle_stream_wait(handle, 0, reader));
+    harness_ok(hora_handle_output(handle, 0, &o));
+    hora_handle_release(handle);
+    return o;
+}
+
+/* Memory that is freed while a stream has it still to read is not waited for. It is given again only
+ * to what comes behind that: S0 is the tasks' stream, R another one that reads their results. */
+static void freed_main(hora_comm_t *comm, int rank, int size, void *arg) {
+    hora_engine_t  *engine = engine_of(comm);
+    void           *s0, *r, *first, *second;
+    device_buffer_t in, copy;
+    hora_handle_t  *handle = NULL;
+    hora_output_t   o;
+    (void)arg;
+    device_begin();
+    s0 = device_stream();
+    r = device_stream();
+    device_make(&in, GATHERED);
+    device_make(&copy, (size_t)size * GATHERED);
+    o = end_gather(start_gather(engine, 0, &in, 1, s0), r);
+    first = o.data;
+    device_finish(r);
+    if (rank == 0) /* enqueued before, and executed after it is freed */
+        handle = start_gather(engine, 1, &in, 2, s0);
+    standin_of()->held = r;
+    device_get_from(first, copy.host, copy.bytes, r);
+    hora_output_free(&o);
+    harness_ok(hora_barrier(comm, NULL));
+    if (rank > 0)
+        handle = start_gather(engine, 1, &in, 2, s0);
+    o = end_gather(handle, s0);
+    second = o.data;
+    harness_check(second != first, "%s", "given again while R is to read it");
+    hora_output_free(&o);
+    o = end_gather(start_gather(engine, 2, &in, 3, s0), r); /* R is marked behind its read */
+    harness_check(o.data == second, "%s", "not given again to a task that was enqueued later");
+    hora_output_free(&o);
+    handle = start_gather(engine, 3, &in, 4, s0);
+    usleep(50000);
+    standin_of()->held = NULL;
+    o = end_gather(handle, s0);
+    harness_check(o.data == first, "%s", "not given again behind R's mark");
+    device_finish(r);
+    for (size_t i = 0; i < copy.bytes; i++)
+        harness_check(copy.host[i] == 1, "byte %zu is %d: overwritten before it was read", i,
+                      copy.host[i]);
+    harness_ok(hora_engine_free(engine));
+    hora_output_free(&o); /* after its engine */
+    device_destroy(&in);
+    device_destroy(&copy);
+}
+
 /* ---- What goes wrong ------------------------------------------------------------------------ */
 
 static hora_task_t task_of(const char *name, hora_task_kind_t kind, const int64_t *shape, void *in,
@@ -350,6 +441,12 @@ static void ranks_that_joined(void **state) {
     assert_int_equal(harness_run(&job), 0);
 }
 
+static void results_that_are_freed(void **state) {
+    harness_job_t job = job_of(freed_main, NULL);
+    (void)state;
+    assert_int_equal(harness_run(&job), 0);
+}
+
 static void differences(void **state) {
     harness_job_t job = job_of(mismatch_main, NULL);
     (void)state;
@@ -387,7 +484,7 @@ static void a_rank_that_dies(void **state) {
 int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(bits_of_the_host), cmocka_unit_test(ranks_that_joined),
-        cmocka_unit_test(differences),      cmocka_unit_test(a_driver_that_fails),
+        cmocka_unit_test(results_that_are_freed), cmocka_unit_test(differences), cmocka_unit_test(a_driver_that_fails),
         cmocka_unit_test(a_rank_that_dies),
     };
     if (argc != 4 || !harness_arguments(3, argv, &transport, &nranks)) {

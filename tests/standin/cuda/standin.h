@@ -51,6 +51,7 @@ typedef struct cuda_standin {
     int         launches;
     unsigned    blocks; /* of the last launch */
     long        live;   /* allocations, pinned and opened ones counted in */
+    void *volatile held; /* this stream begins no work until it is NULL again */
     const char *calls[STANDIN_CALLS_MAX]; /* symbols, in order */
     int         ncalls;
 } cuda_standin_t;

@@ -102,6 +102,8 @@ static void *run_stream(void *arg) {
     work_t   *work;
     uint64_t  seed = (uint64_t)getpid() * 0x9e3779b97f4a7c15u ^ (uint64_t)(uintptr_t)s;
     while ((work = next_work(s)) != NULL) {
+        while (cuda_standin.held == s)
+            usleep(100);
         delay(&seed);
         work->run(work->args);
         free(work->args);
