@@ -8,11 +8,13 @@
  * On a GPU, done means that the work is queued. So before the references are dropped, the stream on
  * which the task was enqueued is made to wait for it: a caching allocator (torch's) gives memory out
  * again in the order of that stream, on which the arrays may be used. wait() makes the stream that is
- * current then wait as well, where that is another one.
+ * current then wait as well, where that is another one. Where it is not known when the GPU is through with
+ * the arrays, after a failure, the references are not dropped at all: that leaks them, which is safe.
  */
 #include "_core.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 #define KEEP 4
 
@@ -45,12 +47,12 @@ typedef struct orphan {
 static PyTypeObject *handle_type;
 static orphan_t     *orphans;
 
-/* The handle is done; its references may be dropped then. Where an operation has failed, this may fail
- * too, and there is nobody to be told. */
-static void release_handle(hora_handle_t *handle, const gpu_t *gpu) {
-    if (gpu->device >= 0)
-        hora_handle_stream_wait(handle, gpu->device, gpu->stream);
+/* The handle is done. False: its references must not be dropped. */
+static bool release_handle(hora_handle_t *handle, const gpu_t *gpu) {
+    bool safe = gpu->device < 0 ||
+                hora_handle_stream_wait(handle, gpu->device, gpu->stream) == HORA_OK;
     hora_handle_release(handle);
+    return safe;
 }
 
 /* Dropping a reference may run any Python code, which may sweep again: so the list is left alone by
@@ -70,8 +72,8 @@ void core_handle_sweep(void) {
     while (done) {
         orphan_t *orphan = done;
         done = orphan->next;
-        release_handle(orphan->handle, &orphan->gpu);
-        for (int i = 0; i < KEEP; i++)
+        bool safe = release_handle(orphan->handle, &orphan->gpu);
+        for (int i = 0; safe && i < KEEP; i++)
             Py_XDECREF(orphan->keep[i]);
         free(orphan);
     }
@@ -99,9 +101,8 @@ static void handle_dealloc(PyObject *object) {
     if (self->handle && !core_forked && !hora_handle_poll(self->handle)) {
         make_orphan(self);
     } else {
-        if (self->handle && !core_forked)
-            release_handle(self->handle, &self->gpu);
-        drop_references(self);
+        if (!self->handle || core_forked || release_handle(self->handle, &self->gpu))
+            drop_references(self);
     }
     if (self->dtypes != &self->dtype)
         free(self->dtypes);
@@ -417,14 +418,15 @@ static PyObject *handle_poll(PyObject *object, PyObject *unused) {
     return PyBool_FromLong(hora_handle_poll(((handle_object_t *)object)->handle));
 }
 
-/* Before the references are dropped: see the head. False with an exception; the operation's own, if it
- * has failed, stays. */
-static bool order_streams(const handle_object_t *self, bool good) {
+/* Before the references are dropped, if that is safe: see the head. False with an exception; the
+ * operation's own, if it has failed, stays. */
+static bool order_streams(const handle_object_t *self, bool good, bool *safe_p) {
     const gpu_t *gpu = &self->gpu;
     void *stream;
     if (gpu->device < 0)
         return good;
     hora_status_t status = hora_handle_stream_wait(self->handle, gpu->device, gpu->stream);
+    *safe_p = status == HORA_OK;
     if (!good || !core_stream_of(gpu->api, gpu->device, &stream))
         return false;
     if (status == HORA_OK && stream != gpu->stream)
@@ -451,8 +453,11 @@ static PyObject *handle_wait(PyObject *object, PyObject *unused) {
         status = hora_handle_wait(self->handle);
     }
     PyObject *result = core_finish(status, blocks);
-    if (!order_streams(self, result != NULL))
+    bool safe = true;
+    if (!order_streams(self, result != NULL, &safe))
         Py_CLEAR(result);
+    if (!safe)
+        memset(self->keep, 0, sizeof(self->keep));
     PyObject *output = self->keep[1]; /* what came in as output */
     self->keep[1] = NULL;
     drop_references(self);

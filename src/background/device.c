@@ -4,12 +4,14 @@
 #include "background/blocks.h"
 #include "background/engine.h"
 
+#include "offload/cuda/device.h"
 #include "transport/event.h"
 #include "util/log.h"
 
 #include <stdlib.h>
 
 #define GOODBYE_SECONDS 5.0 /* for work that is queued when the engine is freed */
+#define FAILED_SECONDS  0.5 /* ... when a batch has failed, on each stream */
 
 /* ---- Marks ---------------------------------------------------------------------------------- */
 
@@ -273,6 +275,19 @@ hora_status_t hora_device_batch_begin(hora_engine_t *engine) {
     return await_tasks(engine, gpu);
 }
 
+/* There is no mark to wait for. So the GPU has a moment to end what uses the tasks' buffers. */
+static void end_failed(hora_engine_t *engine, const hora_engine_gpu_t *gpu) {
+    if (hora_device_drain(engine->comm, &gpu->place, FAILED_SECONDS))
+        return;
+    hora_log(HORA_LOG_WARNING, "GPU %d may still use the buffers of operations that have failed",
+             gpu->place.gpu->ordinal);
+    pthread_mutex_lock(&engine->lock);
+    for (size_t i = 0; i < engine->nbatch; i++)
+        if (!engine->batch[i]->is_ghost)
+            engine->batch[i]->handle->stuck = true;
+    pthread_mutex_unlock(&engine->lock);
+}
+
 hora_status_t hora_device_batch_end(hora_engine_t *engine, hora_status_t status, hora_mark_t **done_p) {
     hora_engine_gpu_t *gpu = engine->batch[0]->sig.device ? engine->gpu : NULL;
     *done_p = NULL;
@@ -280,6 +295,8 @@ hora_status_t hora_device_batch_end(hora_engine_t *engine, hora_status_t status,
         return status;
     if (status == HORA_OK)
         status = take_mark(gpu, gpu->place.stream, done_p);
+    if (status != HORA_OK)
+        end_failed(engine, gpu);
     gpu->entered = false;
     hora_gpu_leave(gpu->place.gpu);
     return status;

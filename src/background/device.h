@@ -58,8 +58,8 @@ void hora_mark_drop(hora_engine_gpu_t *gpu, hora_mark_t *mark);
 /* Driver. Around the execution of engine->batch: its GPU's context is current in between, and its
  * stream waits for the tasks. Nothing to do, and HORA_OK, for a batch in host memory. */
 hora_status_t hora_device_batch_begin(hora_engine_t *engine);
-/* *done_p: a mark behind all that was queued, to be dropped; NULL in host memory. Call it if begin was
- * called, whatever came of it. */
+/* *done_p: a mark behind all that was queued, to be dropped; NULL in host memory, and on an error: then it
+ * waits a moment for what is queued. Call it if begin was called, whatever came of it. */
 hora_status_t hora_device_batch_end(hora_engine_t *engine, hora_status_t status, hora_mark_t **done_p);
 
 /* Makes a mark on the stream, for which the next batch waits, if there is freed memory that was read on

@@ -74,6 +74,7 @@ struct hora_handle {
     hora_handle_t *next_idle;
     atomic_int     done;
     bool           released;
+    bool           stuck; /* on a GPU: it has failed, and what is queued may still use its buffers */
     hora_status_t  status; /* the first error */
     char          *text;   /* of it */
     hora_mark_t   *mark;   /* on a GPU: behind the work of all tasks that are done; or NULL */

@@ -154,6 +154,9 @@ hora_status_t hora_background_stream_wait(hora_handle_t *handle, int device, voi
     hora_status_t    st;
     if (!is_done(handle))
         return hora_fail(HORA_ERR_INVALID_ARGUMENT, "handle_stream_wait: wait for the handle first");
+    if (handle->stuck)
+        return hora_fail(handle->status, "handle_stream_wait: the operation has failed, and the GPU may "
+                         "still use its buffers");
     if (handle->mark == NULL)
         return HORA_OK;
     st = hora_gpu_get("", device, &place.gpu);

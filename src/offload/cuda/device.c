@@ -5,10 +5,12 @@
 #include "offload/cuda/device.h"
 
 #include "offload/cuda/ipc.h"
+#include "offload/cuda/slots.h"
 #include "offload/cuda/staged.h"
 #include "offload/nccl/nccl.h"
 #include "schedule/algos.h"
 #include "schedule/exec.h"
+#include "transport/event.h"
 #include "util/log.h"
 
 #include <stdio.h>
@@ -221,6 +223,14 @@ hora_status_t hora_device_settle(hora_comm_t *comm) {
     st = hora_staged_settle(comm);
     hora_gpu_leave(comm->gpu->gpu);
     return st;
+}
+
+bool hora_device_drain(hora_comm_t *comm, const hora_gpu_place_t *place, double seconds) {
+    const struct hora_gpu_comm *self = comm->gpu;
+    if (!hora_event_drain(comm->world, place->gpu, place->stream, seconds))
+        return false;
+    return self == NULL || ((self->staged == NULL || hora_staged_drain(self->staged, seconds)) &&
+                            (self->ipc == NULL || !hora_ipc_is_exposed(self->ipc)));
 }
 
 void hora_device_forget(hora_comm_t *comm) {

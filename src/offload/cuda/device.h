@@ -70,6 +70,10 @@ hora_status_t hora_device_progress(hora_comm_t *comm, hora_staged_op_t *op);
 hora_status_t hora_device_wait(hora_comm_t *comm, hora_staged_op_t *op);
 /* Waits for all that were started. Before a collective on the communicator that is not on GPUs. */
 hora_status_t hora_device_settle(hora_comm_t *comm);
+/* After a failure, in the context of place's GPU: waits until nothing that comm has queued, there or on
+ * streams of its own, uses its callers' buffers. False: something still may, after `seconds`, or another
+ * rank's leader (ipc.h), which cannot be asked. */
+bool hora_device_drain(hora_comm_t *comm, const hora_gpu_place_t *place, double seconds);
 /* Frees comm->gpu. */
 void hora_device_forget(hora_comm_t *comm);
 

@@ -555,14 +555,17 @@ static hora_status_t run(hora_comm_t *comm, const hora_coll_t *coll) {
     st = show(self, coll, &mine, &b);
     if (st == HORA_OK)
         st = put_in(comm, self, coll, &b);
+    self->exposed = st == HORA_OK; /* and stays so if this call fails now */
     if (st == HORA_OK)
         st = meet(comm, self, coll, &mine);
     if (st == HORA_OK && leads(comm, self))
         st = lead(comm, self, coll);
     if (st == HORA_OK)
         st = wait_for_leaders(comm, self, coll);
-    if (st == HORA_OK)
+    if (st == HORA_OK) {
+        self->exposed = false;
         st = take_out(self, coll, &b);
+    }
     return st == HORA_OK ? HORA_OK : hora_coll_fail(comm, st);
 }
 

@@ -73,6 +73,8 @@ typedef struct hora_gpu_ipc {
     int                 ngpus;
     uint64_t            calls;
     char                name[80]; /* of the current call */
+    bool                exposed;  /* in a call: leaders may be about to queue what uses this rank's buffers,
+                                     for which coll's stream does not wait yet */
     hora_cuda_event_t   staged;   /* the staging buffer is free again */
     uint64_t            stages[HORA_IPC_STAGES]; /* staging buffers, the last one in use; others may have
                                                     the outgrown ones open */
@@ -94,6 +96,10 @@ hora_status_t hora_ipc_find(hora_comm_t *comm, const hora_coll_t *coll, int rank
                             const hora_ipc_region_t *region, uint64_t *at_p);
 /* Makes the staging buffer `bytes` long at least; its contents are lost. */
 hora_status_t hora_ipc_reserve(hora_gpu_ipc_t *self, size_t bytes);
+static inline bool hora_ipc_is_exposed(const hora_gpu_ipc_t *self) {
+    return self->exposed;
+}
+
 /* Frees everything; but the memory only if the communicator has not failed: else queued work may never
  * end, for which CUDA would wait here. */
 void hora_ipc_drop(hora_comm_t *comm, hora_gpu_ipc_t *self);

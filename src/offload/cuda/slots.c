@@ -126,14 +126,14 @@ hora_status_t hora_staged_create(hora_comm_t *comm, hora_gpu_t *gpu, hora_staged
 }
 
 /* The communicator may have failed: only the clock ends this. */
-static bool is_idle(const hora_staged_t *staged) {
+bool hora_staged_drain(const hora_staged_t *staged, double seconds) {
     const hora_world_t *world = staged->comm->world;
-    return hora_event_drain(world, staged->gpu, staged->out, GOODBYE_SECONDS) &&
-           hora_event_drain(world, staged->gpu, staged->in, GOODBYE_SECONDS);
+    return hora_event_drain(world, staged->gpu, staged->out, seconds) &&
+           hora_event_drain(world, staged->gpu, staged->in, seconds);
 }
 
 void hora_staged_destroy(hora_staged_t *staged) {
-    if (is_idle(staged)) {
+    if (hora_staged_drain(staged, GOODBYE_SECONDS)) {
         for (int i = 0; i < HORA_SLOTS; i++)
             free_memory(staged, &staged->slots[i]);
         if (staged->scratch != 0)

@@ -33,6 +33,8 @@ typedef struct hora_staged {
 } hora_staged_t;
 
 hora_status_t hora_staged_create(hora_comm_t *comm, hora_gpu_t *gpu, hora_staged_t **staged_p);
+/* Waits for the copies that are queued, `seconds` on each stream at most. False: they are not done. */
+bool          hora_staged_drain(const hora_staged_t *staged, double seconds);
 /* Waits for the copies that are queued, some seconds at most; what they still use then is not freed. */
 void          hora_staged_destroy(hora_staged_t *staged);
 /* Makes slot->room at least `bytes`; its content is lost. */

@@ -423,6 +423,44 @@ static void die_main(hora_comm_t *comm, int rank, int size, void *arg) {
     _exit(0);
 }
 
+/* A rank dies, and the others' GPUs do not come to their work: nobody may touch its buffers. */
+static void stuck_main(hora_comm_t *comm, int rank, int size, void *arg) {
+    hora_engine_t  *engine = engine_of(comm);
+    void           *stream;
+    device_buffer_t b;
+    int64_t         shape = 1000;
+    hora_task_t     task;
+    hora_handle_t  *handle;
+    (void)arg;
+    device_begin();
+    stream = device_stream();
+    device_make(&b, 4000);
+    task = task_of("x", HORA_TASK_ALLREDUCE, &shape, b.at, b.at);
+    task.stream = stream;
+    harness_ok(run_task(engine, &task));
+    device_finish(stream);
+    if (rank == size - 1)
+        alarm(1);
+    else
+        standin_of()->held = stream;
+    device_put(&b, stream);
+    harness_ok(hora_engine_enqueue(engine, &task, 1, 0, &handle));
+    harness_check(hora_handle_wait(handle) == HORA_ERR_PEER_FAILED, "%s", hora_last_error());
+    expect_text(hora_handle_stream_wait(handle, 0, stream), HORA_ERR_PEER_FAILED, "may still use");
+    hora_handle_release(handle);
+    harness_ok(hora_engine_enqueue(engine, &task, 1, 0, &handle)); /* has never been queued there */
+    harness_check(hora_handle_wait(handle) == HORA_ERR_PEER_FAILED, "%s", hora_last_error());
+    harness_ok(hora_handle_stream_wait(handle, 0, stream));
+    hora_handle_release(handle);
+    standin_of()->held = NULL;
+    hora_engine_free(engine);
+    device_finish(stream);
+    device_destroy(&b);
+    hora_comm_free(comm);
+    fflush(NULL);
+    _exit(0);
+}
+
 /* ---- Tests --------------------------------------------------------------------------------- */
 
 static harness_job_t job_of(harness_main_t rank_main, void *arg) {
@@ -469,23 +507,32 @@ static void a_driver_that_fails(void **state) {
     }
 }
 
-static void a_rank_that_dies(void **state) {
-    harness_job_t job = job_of(die_main, NULL);
+static void lose_the_last(harness_main_t rank_main, int signal) {
+    harness_job_t job = job_of(rank_main, NULL);
     ranks_end_t   ends[16];
-    (void)state;
     if (nranks == 1)
         return;
     harness_run_ends(&job, ends);
     for (int r = 0; r < nranks - 1; r++)
         assert_int_equal(ends[r].code, 0);
-    assert_int_equal(ends[nranks - 1].signal, SIGKILL);
+    assert_int_equal(ends[nranks - 1].signal, signal);
+}
+
+static void a_rank_that_dies(void **state) {
+    (void)state;
+    lose_the_last(die_main, SIGKILL);
+}
+
+static void a_gpu_that_does_not_come(void **state) {
+    (void)state;
+    lose_the_last(stuck_main, SIGALRM);
 }
 
 int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(bits_of_the_host), cmocka_unit_test(ranks_that_joined),
         cmocka_unit_test(results_that_are_freed), cmocka_unit_test(differences), cmocka_unit_test(a_driver_that_fails),
-        cmocka_unit_test(a_rank_that_dies),
+        cmocka_unit_test(a_rank_that_dies), cmocka_unit_test(a_gpu_that_does_not_come),
     };
     if (argc != 4 || !harness_arguments(3, argv, &transport, &nranks)) {
         fprintf(stderr, "usage: %s TRANSPORT RANKS STANDIN\n", argv[0]);
