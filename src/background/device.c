@@ -261,6 +261,13 @@ static hora_status_t await_tasks(hora_engine_t *engine, hora_engine_gpu_t *gpu) 
     return st;
 }
 
+/* The driver looks at events and allocates, which would fail, and spoil a graph that another thread
+ * captures from its streams, in the mode that threads begin with. */
+static void keep_out_of_captures(hora_engine_gpu_t *gpu) {
+    gpu->capture_mode = HORA_CUDA_CAPTURE_RELAXED;
+    gpu->place.gpu->cuda->capture_mode(&gpu->capture_mode);
+}
+
 hora_status_t hora_device_batch_begin(hora_engine_t *engine) {
     hora_engine_gpu_t *gpu;
     hora_status_t      st;
@@ -272,6 +279,7 @@ hora_status_t hora_device_batch_begin(hora_engine_t *engine) {
     if (st != HORA_OK)
         return st;
     gpu->entered = true;
+    keep_out_of_captures(gpu);
     return await_tasks(engine, gpu);
 }
 
@@ -298,6 +306,7 @@ hora_status_t hora_device_batch_end(hora_engine_t *engine, hora_status_t status,
     if (status != HORA_OK)
         end_failed(engine, gpu);
     gpu->entered = false;
+    gpu->place.gpu->cuda->capture_mode(&gpu->capture_mode);
     hora_gpu_leave(gpu->place.gpu);
     return status;
 }

@@ -33,6 +33,7 @@ typedef struct hora_engine_gpu {
     hora_fusion_gpu_t *moves;
     hora_fusion_t      fusion; /* driver */
     bool               entered; /* driver: a batch on the GPU is being executed */
+    int                capture_mode; /* driver: the thread's own, meanwhile */
     _Atomic uint64_t   marks;   /* made so far */
     pthread_mutex_t    lock;
     hora_mark_t       *unused;

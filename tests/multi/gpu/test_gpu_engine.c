@@ -226,16 +226,13 @@ static cuda_standin_t *standin_of(void) {
     return dlsym(library, "cuda_standin");
 }
 
-static hora_handle_t *start_gather(hora_engine_t *engine, int number, device_buffer_t *b, int value,
-                                   void *stream) {
+static hora_handle_t *enqueue_gather(hora_engine_t *engine, int number, const device_buffer_t *b,
+                                     void *stream) {
     hora_task_t    task = HORA_TASK_INIT;
     int64_t        shape = GATHERED;
     char           name[16];
     hora_handle_t *handle;
     snprintf(name, sizeof(name), "%d", number);
-    device_finish(stream);
-    memset(b->host, value, GATHERED);
-    device_put(b, stream);
     task.name = name;
     task.kind = HORA_TASK_ALLGATHER;
     task.dtype = HORA_UINT8;
@@ -246,6 +243,14 @@ static hora_handle_t *start_gather(hora_engine_t *engine, int number, device_buf
     task.stream = stream;
     harness_ok(hora_engine_enqueue(engine, &task, 1, 0, &handle));
     return handle;
+}
+
+static hora_handle_t *start_gather(hora_engine_t *engine, int number, const device_buffer_t *b,
+                                   int value, void *stream) {
+    device_finish(stream);
+    memset(b->host, value, GATHERED);
+    device_put(b, stream);
+    return enqueue_gather(engine, number, b, stream);
 }
 
 /* Its result, which `reader` (and the task's stream) may read. */
@@ -303,6 +308,33 @@ static void freed_main(hora_comm_t *comm, int rank, int size, void *arg) {
     hora_output_free(&o); /* after its engine */
     device_destroy(&in);
     device_destroy(&copy);
+}
+
+/* ---- While another thread captures a graph -------------------------------------------------- */
+
+static void captured_main(hora_comm_t *comm, int rank, int size, void *arg) {
+    hora_engine_t  *engine = engine_of(comm);
+    cuda_standin_t *standin;
+    device_buffer_t in;
+    hora_output_t   o;
+    (void)rank, (void)size, (void)arg;
+    device_begin();
+    device_make(&in, GATHERED);
+    o = end_gather(start_gather(engine, 0, &in, 1, NULL), NULL);
+    hora_output_free(&o);
+    device_finish(NULL);
+    standin = standin_of();
+    standin->captures = true;
+    for (int i = 1; i < 8; i++) {
+        o = end_gather(enqueue_gather(engine, i, &in, NULL), NULL);
+        hora_output_free(&o);
+    }
+    harness_ok(hora_barrier(comm, NULL));
+    standin->captures = false;
+    harness_check(standin->spoils == 0, "%d calls spoil a capture", standin->spoils);
+    harness_ok(hora_engine_free(engine));
+    device_finish(NULL);
+    device_destroy(&in);
 }
 
 /* ---- What goes wrong ------------------------------------------------------------------------ */
@@ -485,6 +517,12 @@ static void results_that_are_freed(void **state) {
     assert_int_equal(harness_run(&job), 0);
 }
 
+static void beside_a_capture(void **state) {
+    harness_job_t job = job_of(captured_main, NULL);
+    (void)state;
+    assert_int_equal(harness_run(&job), 0);
+}
+
 static void differences(void **state) {
     harness_job_t job = job_of(mismatch_main, NULL);
     (void)state;
@@ -531,7 +569,8 @@ static void a_gpu_that_does_not_come(void **state) {
 int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(bits_of_the_host), cmocka_unit_test(ranks_that_joined),
-        cmocka_unit_test(results_that_are_freed), cmocka_unit_test(differences), cmocka_unit_test(a_driver_that_fails),
+        cmocka_unit_test(results_that_are_freed), cmocka_unit_test(beside_a_capture),
+        cmocka_unit_test(differences), cmocka_unit_test(a_driver_that_fails),
         cmocka_unit_test(a_rank_that_dies), cmocka_unit_test(a_gpu_that_does_not_come),
     };
     if (argc != 4 || !harness_arguments(3, argv, &transport, &nranks)) {

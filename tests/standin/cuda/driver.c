@@ -24,6 +24,7 @@ static char            contexts[STANDIN_GPUS_MAX]; /* their addresses are the ha
 
 static __thread int stack[DEPTH_MAX];
 static __thread int depth;
+static __thread int capture_mode; /* 0: global */
 
 static int number(const char *name, int otherwise) {
     const char *text = getenv(name);
@@ -82,6 +83,18 @@ static bool fails_now(const char *symbol) {
     return true;
 }
 
+/* The caller holds the lock. */
+static bool spoils_capture(const char *symbol) {
+    static const char *const forbidden[] = {"cuMemAlloc_v2", "cuMemFree_v2", "cuMemHostAlloc", "cuMemFreeHost",
+                                            "cuEventQuery", "cuStreamQuery"};
+    bool                     is = false;
+    for (size_t i = 0; i < sizeof(forbidden) / sizeof(forbidden[0]); i++)
+        is = is || strcmp(symbol, forbidden[i]) == 0;
+    is = is && cuda_standin.captures && capture_mode != HORA_CUDA_CAPTURE_RELAXED;
+    cuda_standin.spoils += is;
+    return is;
+}
+
 int standin_enter(const char *symbol) {
     int result = HORA_CUDA_SUCCESS;
     pthread_mutex_lock(&lock);
@@ -92,6 +105,8 @@ int standin_enter(const char *symbol) {
         result = STANDIN_FORKED;
     else if (lost != 0)
         result = lost;
+    else if (spoils_capture(symbol))
+        result = STANDIN_CAPTURE;
     else if (fails_now(symbol)) {
         result = cuda_standin.result;
         lost = cuda_standin.lost ? result : 0;
@@ -255,12 +270,15 @@ int cuCtxPopCurrent_v2(void **context_p) {
     return result;
 }
 
-/* Nothing is captured here. */
 EXPORT int cuThreadExchangeStreamCaptureMode(int *mode_p);
 int cuThreadExchangeStreamCaptureMode(int *mode_p) {
-    int result = standin_enter("cuThreadExchangeStreamCaptureMode");
-    if (result == HORA_CUDA_SUCCESS)
-        *mode_p = 0;
+    int result = standin_enter("cuThreadExchangeStreamCaptureMode"), before = capture_mode;
+    if (result != HORA_CUDA_SUCCESS)
+        return result;
+    if (*mode_p < 0 || *mode_p > HORA_CUDA_CAPTURE_RELAXED)
+        return STANDIN_INVALID;
+    capture_mode = *mode_p;
+    *mode_p = before;
     return result;
 }
 

@@ -37,6 +37,7 @@
 #define STANDIN_ADDRESS     700 /* CUDA_ERROR_ILLEGAL_ADDRESS, of a kernel */
 #define STANDIN_REGISTERED  712 /* CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED */
 #define STANDIN_UNKNOWN     713 /* CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED */
+#define STANDIN_CAPTURE     900 /* CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED */
 #define STANDIN_MISALIGNED  716 /* CUDA_ERROR_MISALIGNED_ADDRESS, of a kernel */
 
 /* What a test may look at, and the failure that it may ask for. Written under a lock by the calls. */
@@ -51,6 +52,9 @@ typedef struct cuda_standin {
     int         launches;
     unsigned    blocks; /* of the last launch */
     long        live;   /* allocations, pinned and opened ones counted in */
+    bool        captures; /* as if a thread captured a graph in the global mode: calls that this forbids
+                             fail, in threads that are not in the relaxed mode */
+    int         spoils;   /* how many have */
     void *volatile held; /* this stream begins no work until it is NULL again */
     const char *calls[STANDIN_CALLS_MAX]; /* symbols, in order */
     int         ncalls;
