@@ -131,7 +131,7 @@ static bool make_card(const hora_comm_t *comm, hora_gpu_ipc_t *self, card_t *car
     card->process = hora_ipc_process();
     card->good = cuda->event_create(&me->ready, flags) == HORA_CUDA_SUCCESS &&
                  cuda->event_create(&me->done, flags) == HORA_CUDA_SUCCESS &&
-                 cuda->event_create(&self->staged, HORA_CUDA_EVENT_NO_TIMING) == HORA_CUDA_SUCCESS &&
+                 cuda->event_create(&self->end, HORA_CUDA_EVENT_NO_TIMING) == HORA_CUDA_SUCCESS &&
                  cuda->ipc_event(&card->ready, me->ready) == HORA_CUDA_SUCCESS &&
                  cuda->ipc_event(&card->done, me->done) == HORA_CUDA_SUCCESS &&
                  hora_ipc_reserve(self, 1) == HORA_OK &&
@@ -351,14 +351,13 @@ static hora_status_t show(hora_gpu_ipc_t *self, const hora_coll_t *coll, hora_ip
     return HORA_OK;
 }
 
-/* Copies the input where others find it, and records that it is there. */
+/* After the call before, which has the staging buffer: copies the input where others find it, and records
+ * that it is there. */
 static hora_status_t put_in(const hora_comm_t *comm, hora_gpu_ipc_t *self, const hora_coll_t *coll,
                             const buffers_t *b) {
     const hora_cuda_t *cuda = self->gpu->cuda;
     hora_cuda_stream_t stream = coll->gpu->stream;
-    hora_cuda_result_t result = HORA_CUDA_SUCCESS;
-    if (b->staged_in != 0 || b->staged_out != 0)
-        result = cuda->stream_wait(stream, self->staged, 0);
+    hora_cuda_result_t result = cuda->stream_wait(stream, self->end, 0);
     if (result == HORA_CUDA_SUCCESS && b->staged_in != 0)
         result = cuda->copy(b->staged_in, (uint64_t)(uintptr_t)coll->in, b->in_bytes, stream);
     if (result == HORA_CUDA_SUCCESS)
@@ -383,8 +382,6 @@ static hora_cuda_result_t copy_blocks(const hora_gpu_ipc_t *self, const hora_col
 static hora_status_t take_out(hora_gpu_ipc_t *self, const hora_coll_t *coll, const buffers_t *b) {
     const hora_cuda_t *cuda = self->gpu->cuda;
     hora_cuda_result_t result = HORA_CUDA_SUCCESS;
-    if (b->staged_in == 0 && b->staged_out == 0)
-        return HORA_OK;
     if (b->staged_out != 0 && coll->kind == HORA_COLL_ALLGATHER)
         result = copy_blocks(self, coll, b, coll->counts, coll->displs);
     else if (b->staged_out != 0 && coll->kind == HORA_COLL_ALLTOALL)
@@ -393,7 +390,7 @@ static hora_status_t take_out(hora_gpu_ipc_t *self, const hora_coll_t *coll, con
         result = cuda->copy((uint64_t)(uintptr_t)coll->out, b->staged_out, b->out_bytes,
                             coll->gpu->stream);
     if (result == HORA_CUDA_SUCCESS)
-        result = cuda->event_record(self->staged, coll->gpu->stream);
+        result = cuda->event_record(self->end, coll->gpu->stream);
     return fail_cuda(self, result);
 }
 

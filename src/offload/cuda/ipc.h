@@ -16,7 +16,8 @@
  * moves the blocks of its GPU's ranks, and stores into every out. So with one GPU every byte is read
  * once and stored once. No kernel waits for another, and no host for a GPU: a wait for an event covers
  * its last record, which the meetings of the hosts have brought about before (and the next one comes
- * after them). Sums are in rank order, in one kernel: the CPU's bits.
+ * after them). A call's stream waits for the end of the call before, which may have been on another one.
+ * Sums are in rank order, in one kernel: the CPU's bits.
  *
  * Memory that another process cannot open (of CUDA's virtual memory management: torch's expandable
  * segments, cudaMallocAsync) goes through a staging buffer that can be.
@@ -75,7 +76,7 @@ typedef struct hora_gpu_ipc {
     char                name[80]; /* of the current call */
     bool                exposed;  /* in a call: leaders may be about to queue what uses this rank's buffers,
                                      for which coll's stream does not wait yet */
-    hora_cuda_event_t   staged;   /* the staging buffer is free again */
+    hora_cuda_event_t   end;      /* of the last call on this rank, on that call's stream */
     uint64_t            stages[HORA_IPC_STAGES]; /* staging buffers, the last one in use; others may have
                                                     the outgrown ones open */
     int                 nstages;

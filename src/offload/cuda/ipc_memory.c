@@ -70,7 +70,8 @@ bool hora_ipc_show(hora_gpu_ipc_t *self, uint64_t at, size_t bytes, hora_ipc_reg
 
 /* ---- Finding ----------------------------------------------------------------------------------- */
 
-/* CUDA may wait for all queued work when it closes memory, and has no deadline. */
+/* CUDA may wait for all queued work when it closes memory, and has no deadline. coll's stream has what it
+ * has to wait for of earlier calls, too. */
 static hora_status_t settle(hora_comm_t *comm, const hora_coll_t *coll) {
     return hora_event_wait_stream(comm, comm->gpu->gpu, coll->gpu->stream, coll->timeout,
                                   "a collective on GPUs: closing another rank's memory");
@@ -173,8 +174,8 @@ void hora_ipc_drop(hora_comm_t *comm, hora_gpu_ipc_t *self) {
     bool               quiet = atomic_load(&comm->failure.raised) == HORA_OK;
     for (int i = 0; i < comm->size; i++)
         drop_member(self, &self->members[i], quiet);
-    if (self->staged != NULL)
-        cuda->event_destroy(self->staged);
+    if (self->end != NULL)
+        cuda->event_destroy(self->end);
     for (int i = 0; quiet && i < self->nstages; i++)
         cuda->free(self->stages[i]);
 }

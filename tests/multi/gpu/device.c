@@ -109,6 +109,14 @@ void device_get(const device_buffer_t *b, void *stream) {
     device_get_from(b->at, b->host, b->bytes, stream);
 }
 
+bool device_is_idle(void *stream) {
+    int result;
+    harness_ok(hora_gpu_enter(gpu));
+    result = gpu->cuda->stream_query(stream);
+    hora_gpu_leave(gpu);
+    return result != HORA_CUDA_NOT_READY;
+}
+
 void device_finish(void *stream) {
     struct timespec nap = {0, 20000};
     double          begin = harness_now();

@@ -7,6 +7,7 @@
 
 #include "harness.h"
 
+#include <stdbool.h>
 #include <stddef.h>
 
 /* A buffer on the GPU, and a pinned one of the same length on the host. */
@@ -29,6 +30,8 @@ void device_put(const device_buffer_t *b, void *stream);
 void device_get(const device_buffer_t *b, void *stream);
 /* The same for memory that somebody else allocated. */
 void device_get_from(const void *at, void *pinned, size_t bytes, void *stream);
+/* Is all done that was queued on the stream? */
+bool  device_is_idle(void *stream);
 /* Blocks until all that was queued on the stream is done. */
 void device_finish(void *stream);
 

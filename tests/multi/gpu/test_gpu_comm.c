@@ -4,6 +4,7 @@
  * operation, blocking and started; and its errors. By nccl with one more argument, NCCL's stand-in.
  */
 #include <coll.h>
+#include <dlfcn.h>
 #include <kernels/cpu/kernels.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -15,6 +16,7 @@
 #include <cmocka.h>
 
 #include "device.h"
+#include "standin.h"
 
 #define LENGTH(array) ((int)(sizeof(array) / sizeof((array)[0])))
 
@@ -393,6 +395,38 @@ static void slow_main(hora_comm_t *unused, int rank, int size, void *arg) {
     hora_comm_free(comm);
 }
 
+/* A call comes after the one before, on whichever stream that was. */
+static void streams_main(hora_comm_t *comm, int rank, int size, void *arg) {
+    hora_call_options_t options = HORA_CALL_OPTIONS_INIT;
+    cuda_standin_t     *standin;
+    device_buffer_t     a, b;
+    void               *first, *second;
+    (void)size, (void)arg;
+    start(rank);
+    standin = dlsym(dlopen(getenv("HORA_CUDA_LIBRARY"), RTLD_NOW | RTLD_NOLOAD), "cuda_standin");
+    first = device_stream();
+    second = device_stream();
+    device_make(&a, 4096);
+    device_make(&b, 4096);
+    options.device = 0;
+    options.stream = second;
+    harness_ok(hora_allreduce(comm, b.at, b.at, 1024, HORA_INT32, HORA_SUM, &options));
+    device_finish(second);
+    standin->held = first;
+    options.stream = first;
+    harness_ok(hora_allreduce(comm, a.at, a.at, 1024, HORA_INT32, HORA_SUM, &options));
+    options.stream = second;
+    harness_ok(hora_allreduce(comm, b.at, b.at, 1024, HORA_INT32, HORA_SUM, &options));
+    usleep(50000);
+    harness_check(!device_is_idle(second), "%s", "the second call is done before the first");
+    harness_ok(hora_barrier(comm, NULL));
+    standin->held = NULL;
+    device_finish(second);
+    device_finish(first);
+    device_destroy(&a);
+    device_destroy(&b);
+}
+
 /* ---- Tests --------------------------------------------------------------------------------- */
 
 static void run(harness_main_t rank_main, void *arg) {
@@ -464,6 +498,12 @@ static void a_gpu_that_does_not_come(void **state) {
         run_to_failure(slow_main, NULL, true);
 }
 
+static void streams_that_change(void **state) {
+    (void)state;
+    if (nranks > 1)
+        run(streams_main, NULL);
+}
+
 /* While it gets ready, and in the first call and the second; on a rank that leads, or not. */
 static void a_driver_that_fails_by_ipc(void **state) {
     static const char *cases[][2] = {
@@ -513,6 +553,7 @@ int main(int argc, char **argv) {
     };
     const struct CMUnitTest ipc[] = {
         cmocka_unit_test(private_memory),
+        cmocka_unit_test(streams_that_change),
         cmocka_unit_test(a_driver_that_fails_by_ipc),
         cmocka_unit_test(a_leader_that_dies),
     };
