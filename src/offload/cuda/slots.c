@@ -136,8 +136,8 @@ void hora_staged_destroy(hora_staged_t *staged) {
     if (hora_staged_drain(staged, GOODBYE_SECONDS)) {
         for (int i = 0; i < HORA_SLOTS; i++)
             free_memory(staged, &staged->slots[i]);
-        if (staged->scratch != 0)
-            staged->gpu->cuda->free(staged->scratch);
+        for (int i = 0; i < staged->nscratch; i++)
+            staged->gpu->cuda->free(staged->scratch[i]);
         destroy_handles(staged);
     } else {
         hora_log(HORA_LOG_WARNING, "GPU %d still copies: its pinned memory is not freed",

@@ -7,6 +7,7 @@
 
 #include "offload/cuda/device.h"
 
+#define HORA_SCRATCHES 48 /* each twice as long as the one before */
 #define HORA_SLOTS 3 /* one on its way out of the GPU, one with the CPU, one on its way in */
 
 typedef struct hora_slot {
@@ -27,8 +28,10 @@ typedef struct hora_staged {
     hora_slot_t        slots[HORA_SLOTS];
     size_t             turn;   /* parts ever: part number `turn` goes to slot turn % HORA_SLOTS */
     size_t            *lists;  /* [4 * size] */
-    uint64_t           scratch; /* on the GPU; for input that output would overwrite */
-    size_t             scratch_bytes;
+    uint64_t           scratch[HORA_SCRATCHES]; /* on the GPU; for input that output would overwrite: the
+                                                   last one is in use, the others were outgrown */
+    int                nscratch;
+    size_t             scratch_bytes; /* of the last one */
     hora_staged_op_t *first, *last; /* in flight, in the order of their start */
 } hora_staged_t;
 

@@ -137,25 +137,35 @@ static size_t span_of(const hora_side_t *side) {
     return span;
 }
 
-/* The output of an early part would overwrite the input of a late one: works on a copy. Freeing the
- * smaller one before may wait for what is queued on the GPU. */
+/* At least doubled, so that the outgrown ones together are no longer than it. They are not freed: CUDA
+ * might wait for all queued work, without a deadline. */
+static hora_status_t reserve_scratch(hora_staged_op_t *op, size_t bytes) {
+    hora_staged_t *staged = staged_of(op);
+    size_t         room = 2 * staged->scratch_bytes > bytes ? 2 * staged->scratch_bytes : bytes;
+    hora_status_t  st;
+    if (bytes <= staged->scratch_bytes)
+        return HORA_OK;
+    if (staged->nscratch == HORA_SCRATCHES)
+        return hora_fail(HORA_ERR_NO_MEMORY, "a copy of %zu bytes of input on a GPU", bytes);
+    st = check(op, staged->gpu->cuda->alloc(&staged->scratch[staged->nscratch], room));
+    if (st != HORA_OK)
+        return st;
+    staged->nscratch++;
+    staged->scratch_bytes = room;
+    return HORA_OK;
+}
+
+/* The output of an early part would overwrite the input of a late one: works on a copy. */
 static hora_status_t use_scratch(hora_staged_op_t *op) {
-    hora_staged_t     *staged = staged_of(op);
-    const hora_cuda_t *cuda = staged->gpu->cuda;
-    size_t             bytes = span_of(&op->parts.in) * hora_dtype_size(op->coll.dtype);
-    hora_status_t      st = HORA_OK;
-    if (bytes > staged->scratch_bytes) {
-        if (staged->scratch != 0)
-            cuda->free(staged->scratch);
-        staged->scratch = 0;
-        staged->scratch_bytes = 0;
-        st = check(op, cuda->alloc(&staged->scratch, bytes));
-        if (st == HORA_OK)
-            staged->scratch_bytes = bytes;
-    }
-    if (st == HORA_OK && bytes > 0)
-        st = check(op, cuda->copy(staged->scratch, op->parts.in.at, bytes, staged->out));
-    op->parts.in.at = staged->scratch;
+    hora_staged_t *staged = staged_of(op);
+    size_t         bytes = span_of(&op->parts.in) * hora_dtype_size(op->coll.dtype);
+    uint64_t       scratch;
+    hora_status_t  st = reserve_scratch(op, bytes);
+    if (st != HORA_OK || bytes == 0)
+        return st;
+    scratch = staged->scratch[staged->nscratch - 1];
+    st = check(op, staged->gpu->cuda->copy(scratch, op->parts.in.at, bytes, staged->out));
+    op->parts.in.at = scratch;
     return st;
 }
 

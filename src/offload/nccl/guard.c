@@ -215,14 +215,18 @@ static bool look_at_work(hora_nccl_comm_t *self, uint64_t now) {
     hora_status_t st;
     if (atomic_load(&self->ending) != NULL)
         return false;
+    if (has_failed(self)) { /* before CUDA is asked, which may be as stuck as what is to be ended */
+        hora_nccl_abort(self);
+        return true;
+    }
     st = hora_nccl_reap(self);
     if (st == HORA_OK && self->first == NULL)
         return false;
-    if (st == HORA_OK && !has_failed(self))
+    if (st == HORA_OK)
         st = check_reports(self, now);
-    if (st == HORA_OK && !has_failed(self))
+    if (st == HORA_OK)
         st = check_time(self, now);
-    if (st != HORA_OK || has_failed(self))
+    if (st != HORA_OK)
         end(self, st);
     return true;
 }
