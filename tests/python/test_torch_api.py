@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from typing import Any
+from unittest import mock
 
 import hora.torch as hvd
 import pytest
@@ -164,3 +165,14 @@ def test_optimizer_has_horovods_methods() -> None:
         ):  # fmt: skip
             assert callable(getattr(kind, name))
         assert list(inspect.signature(kind.step).parameters) == ["self", "closure"]
+
+
+def test_a_temporary_is_kept_for_the_stream_that_reads_it() -> None:
+    """On a GPU, where synchronize may run on another stream than the enqueue."""
+    from hora.torch._ops.start import copy_back
+
+    source, target = mock.Mock(is_cuda=True), mock.Mock()
+    with mock.patch("torch.cuda.current_stream", return_value="here"):
+        assert copy_back(target, source) is target
+    source.record_stream.assert_called_once_with("here")
+    target.copy_.assert_called_once_with(source)

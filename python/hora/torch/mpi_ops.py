@@ -3,7 +3,9 @@
 Tensors are in CPU memory or on a CUDA device, the same one for all of a rank's; an operation's are on a
 device on all ranks or on none. On a device, operations come after what is queued on the current
 stream, and ``synchronize``, like the forms that block, makes the stream that is current then wait for
-the result: the host waits until the work is queued, not until it has run.
+the result: the host waits until the work is queued, not until it has run. The memory of results that are
+made here (allgather, alltoall, reducescatter) is hora's: what reads one on a third stream, ``record_stream``
+tells nobody of; let one of those two streams wait for it before the result is dropped.
 
 hora takes what Horovod refuses where it is safe: tensors that are not
 contiguous are copied (and the result copied back when the operation is in place), and reductions

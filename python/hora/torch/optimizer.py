@@ -25,7 +25,7 @@ from hora.common.util import split_list
 from hora.torch._adasum_optimizer import _DistributedAdasumOptimizer
 from hora.torch._buckets import Buckets, Group, by_type, divide
 from hora.torch._wrapping import Wrapping, check_names, wrap
-from hora.torch._ops.start import copy_back
+from hora.torch._ops.start import copy_back, read_here
 from hora.torch.compression import Compression, Compressor
 from hora.torch.functions import broadcast_object
 from hora.torch.mpi_ops import (
@@ -387,8 +387,10 @@ class _DistributedOptimizer(Wrapping):
         if result.is_sparse:
             p.grad = result
             return
-        result = self._compression.decompress(result, context)
         gradient = p.grad
+        if result is not gradient:
+            read_here(result)
+        result = self._compression.decompress(result, context)
         if gradient is None:
             p.grad = result
         elif gradient is result:
@@ -404,7 +406,10 @@ class _DistributedOptimizer(Wrapping):
             handle, context = handles.pop(key)
             result = handle() if callable(handle) else synchronize(handle)
             if isinstance(key, tuple) and key in self._buckets.flat:
-                copy_back(self._buckets.flat[key], self._compression.decompress(result, context))
+                flat = self._buckets.flat[key]
+                if result is not flat:
+                    read_here(result)
+                copy_back(flat, self._compression.decompress(result, context))
                 for p in key:
                     self._take_from_bucket(p)
             elif isinstance(key, tuple):

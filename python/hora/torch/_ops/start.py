@@ -196,8 +196,16 @@ def synchronize(handle: int) -> Any:
     return None if operation is None else operation.wait()
 
 
+def read_here(temporary: torch.Tensor) -> None:
+    """The current stream reads it before it is dropped: its memory, which may have come from the stream
+    of the enqueue, is given out again there only after that."""
+    if temporary.is_cuda:
+        temporary.record_stream(torch.cuda.current_stream(temporary.device))
+
+
 def copy_back(target: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
     if target is not source:
+        read_here(source)
         with torch.no_grad():
             target.copy_(source)
     return target
