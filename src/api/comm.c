@@ -12,12 +12,15 @@
 #include "offload/offload.h"
 #include "schedule/exec.h"
 #include "transport/shm/pads.h"
+#include "transport/shm/retire.h"
 #include "transport/transport.h"
 #include "util/fork.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+#define GOODBYE_SECONDS 1.0 /* for the others to be through with what is shared with them on a GPU */
 
 /* What each rank says in a split. */
 typedef struct ballot {
@@ -329,8 +332,10 @@ hora_status_t hora_comm_free(hora_comm_t *comm) {
     hora_pads_give_up(comm->host_pads);
     bool last = unlink_comm(comm);
     comm_delete(comm);
-    if (last)
+    if (last) {
+        hora_retired_settle(world, GOODBYE_SECONDS);
         hora_bootstrap_leave(world);
+    }
     return HORA_OK;
 }
 

@@ -62,14 +62,24 @@ hora_status_t hora_event_wait_stream(hora_comm_t *comm, const hora_gpu_t *gpu,
     return wait_for(comm, gpu, gpu->cuda->stream_query, stream, timeout, what);
 }
 
-bool hora_event_drain(const hora_world_t *world, const hora_gpu_t *gpu, hora_cuda_stream_t stream,
-                      double seconds) {
+static bool drain(const hora_world_t *world, hora_cuda_result_t (*query)(void *of), void *of,
+                  double seconds) {
     uint64_t start = hora_clock_ns(), waited;
-    while (gpu->cuda->stream_query(stream) == HORA_CUDA_NOT_READY) {
+    while (query(of) == HORA_CUDA_NOT_READY) {
         waited = hora_clock_ns() - start;
         if (waited > hora_clock_from_seconds(seconds))
             return false;
         nap(world, waited);
     }
     return true;
+}
+
+bool hora_event_drain(const hora_world_t *world, const hora_gpu_t *gpu, hora_cuda_stream_t stream,
+                      double seconds) {
+    return drain(world, gpu->cuda->stream_query, stream, seconds);
+}
+
+bool hora_event_drain_event(const hora_world_t *world, const hora_gpu_t *gpu, hora_cuda_event_t event,
+                            double seconds) {
+    return drain(world, gpu->cuda->event_query, event, seconds);
 }

@@ -19,5 +19,8 @@ hora_status_t hora_event_wait_stream(hora_comm_t *comm, const hora_gpu_t *gpu,
  * For those who give memory back: the communicator may have failed. */
 bool hora_event_drain(const hora_world_t *world, const hora_gpu_t *gpu, hora_cuda_stream_t stream,
                       double seconds);
+/* The same until the event has come. */
+bool hora_event_drain_event(const hora_world_t *world, const hora_gpu_t *gpu, hora_cuda_event_t event,
+                            double seconds);
 
 #endif

@@ -74,7 +74,7 @@ struct hora_world {
     pthread_mutex_t   comms_lock;
     struct hora_comm *comms;      /* linked by ->next; under comms_lock */
     pthread_mutex_t   retired_lock;
-    struct hora_retired *retired; /* blocks of freed communicators (shm/retire.c); under its lock */
+    struct hora_retired *retired; /* what freed communicators left (shm/retire.c); under its lock */
     hora_failure_t    failure;    /* of the whole job */
     struct {
         uint32_t      channel; /* 0: unused */

@@ -101,8 +101,9 @@ static inline bool hora_ipc_is_exposed(const hora_gpu_ipc_t *self) {
     return self->exposed;
 }
 
-/* Frees everything; but the memory only if the communicator has not failed: else queued work may never
- * end, for which CUDA would wait here. */
+/* Frees everything; but the memory only if the communicator has not failed, and this rank's last call ends
+ * within seconds: else queued work may never end, for which CUDA would wait here. What the others may have
+ * open goes once they have dropped theirs, too. */
 void hora_ipc_drop(hora_comm_t *comm, hora_gpu_ipc_t *self);
 
 /* ---- ipc_moves.c: what a leader queues --------------------------------------------------------- */

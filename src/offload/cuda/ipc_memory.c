@@ -10,12 +10,15 @@
 #include "offload/cuda/ipc.h"
 
 #include "transport/event.h"
+#include "transport/shm/retire.h"
 #include "util/clock.h"
 
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
-#define STAGE_LEAST ((size_t)2 << 20)
+#define STAGE_LEAST     ((size_t)2 << 20)
+#define GOODBYE_SECONDS 5.0 /* for work that is queued when the communicator is freed */
 
 uint64_t hora_ipc_process(void) {
     static _Atomic uint64_t mine;
@@ -157,9 +160,49 @@ hora_status_t hora_ipc_reserve(hora_gpu_ipc_t *self, size_t bytes) {
     return HORA_OK;
 }
 
-static void drop_member(const hora_gpu_ipc_t *self, hora_ipc_member_t *member, bool quiet) {
+/* ---- The end ----------------------------------------------------------------------------------- */
+
+/* What others may have open. */
+typedef struct left {
+    hora_gpu_t       *gpu;
+    hora_cuda_event_t ready, done;
+    uint64_t          stages[HORA_IPC_STAGES];
+    int               nstages;
+} left_t;
+
+static void free_left(hora_world_t *world, void *what) {
+    left_t            *left = what;
+    const hora_cuda_t *cuda = left->gpu->cuda;
+    bool               entered = hora_gpu_enter(left->gpu) == HORA_OK;
+    (void)world;
+    if (left->ready != NULL)
+        cuda->event_destroy(left->ready);
+    if (left->done != NULL)
+        cuda->event_destroy(left->done);
+    for (int i = 0; i < left->nstages; i++)
+        cuda->free(left->stages[i]);
+    if (entered)
+        hora_gpu_leave(left->gpu);
+    free(left);
+}
+
+/* The others may be about to make a stream wait for my events, even if the communicator has failed here, or
+ * have my memory open: that goes once they have freed the communicator, too. Without memory it stays until
+ * the process ends. */
+static void leave(hora_comm_t *comm, hora_gpu_ipc_t *self, bool idle) {
+    hora_ipc_member_t *me = &self->members[comm->rank];
+    left_t            *left = calloc(1, sizeof(*left));
+    if (left == NULL)
+        return;
+    *left = (left_t){.gpu = self->gpu, .ready = me->ready, .done = me->done,
+                     .nstages = idle ? self->nstages : 0};
+    memcpy(left->stages, self->stages, sizeof(left->stages));
+    hora_retire(comm, NULL, comm->size, free_left, left);
+}
+
+static void drop_member(const hora_gpu_ipc_t *self, hora_ipc_member_t *member, bool idle) {
     const hora_cuda_t *cuda = self->gpu->cuda;
-    for (int i = 0; quiet && i < HORA_IPC_MAPPINGS; i++)
+    for (int i = 0; idle && i < HORA_IPC_MAPPINGS; i++)
         close_mapping(self, &member->mappings[i]);
     if (!member->opened)
         return;
@@ -171,11 +214,13 @@ static void drop_member(const hora_gpu_ipc_t *self, hora_ipc_member_t *member, b
 
 void hora_ipc_drop(hora_comm_t *comm, hora_gpu_ipc_t *self) {
     const hora_cuda_t *cuda = self->gpu->cuda;
-    bool               quiet = atomic_load(&comm->failure.raised) == HORA_OK;
+    bool               idle = atomic_load(&comm->failure.raised) == HORA_OK &&
+                              (self->end == NULL || hora_event_drain_event(comm->world, self->gpu,
+                                                                           self->end, GOODBYE_SECONDS));
     for (int i = 0; i < comm->size; i++)
-        drop_member(self, &self->members[i], quiet);
+        if (i != comm->rank)
+            drop_member(self, &self->members[i], idle);
+    leave(comm, self, idle);
     if (self->end != NULL)
         cuda->event_destroy(self->end);
-    for (int i = 0; quiet && i < self->nstages; i++)
-        cuda->free(self->stages[i]);
 }

@@ -169,7 +169,7 @@ void hora_pads_give_up(hora_pads_t *pads) {
     if (pads == NULL)
         return;
     if (pads->own != NULL)
-        hora_retire(pads->comm, pads->members, pads->size, pads->own);
+        hora_retire(pads->comm, pads->members, pads->size, NULL, pads->own);
     pads_free(pads);
 }
 

@@ -1,19 +1,22 @@
 /*
- * Blocks of the arena that a freed communicator leaves behind. Other members may still read them, so
- * each member tells each other with one byte that it is through, and a block is freed when all have.
- * Any thread; world->retired_lock guards the list.
+ * What a freed communicator leaves behind (retire.h). Other members may still read it, so each member tells
+ * each other with one byte that it is through, and what is left is freed when all have. Any thread;
+ * world->retired_lock guards the list.
  */
 #include "transport/shm/retire.h"
 
 #include "transport/p2p.h"
 #include "transport/shm/arena.h"
+#include "util/clock.h"
 
 #include <limits.h>
 #include <stdlib.h>
+#include <time.h>
 
 typedef struct hora_retired {
     struct hora_retired *next;
-    void                *own;
+    hora_retired_fn      release; /* NULL: own is a block of the arena, or was released */
+    void                *own;     /* NULL: was released */
     int                  nxfers;
     uint8_t              bye;
     hora_xfer_t          xfers[];
@@ -26,6 +29,15 @@ static bool all_done(hora_world_t *world, hora_retired_t *retired) {
     return true;
 }
 
+static void release(hora_world_t *world, hora_retired_t *retired) {
+    if (retired->release != NULL)
+        retired->release(world, retired->own);
+    else if (retired->own != NULL)
+        hora_arena_free(world->arena, retired->own);
+    retired->release = NULL;
+    retired->own = NULL;
+}
+
 void hora_retired_sweep(hora_world_t *world) {
     pthread_mutex_lock(&world->retired_lock);
     for (hora_retired_t **at = &world->retired; *at != NULL;) {
@@ -35,15 +47,39 @@ void hora_retired_sweep(hora_world_t *world) {
             continue;
         }
         *at = retired->next;
-        hora_arena_free(world->arena, retired->own);
+        release(world, retired);
         free(retired);
     }
     pthread_mutex_unlock(&world->retired_lock);
 }
 
+static bool any_waits(hora_world_t *world) {
+    bool any = false;
+    pthread_mutex_lock(&world->retired_lock);
+    for (const hora_retired_t *r = world->retired; r != NULL; r = r->next)
+        any = any || r->release != NULL;
+    pthread_mutex_unlock(&world->retired_lock);
+    return any;
+}
+
+/* The bytes to and from the others stay until the links are closed. */
+void hora_retired_settle(hora_world_t *world, double seconds) {
+    struct timespec nap = {0, 100000};
+    uint64_t        end = hora_clock_ns() + hora_clock_from_seconds(seconds);
+    while (any_waits(world) && hora_clock_ns() < end) {
+        hora_retired_sweep(world);
+        nanosleep(&nap, NULL);
+    }
+    pthread_mutex_lock(&world->retired_lock);
+    for (hora_retired_t *r = world->retired; r != NULL; r = r->next)
+        if (r->release != NULL)
+            release(world, r);
+    pthread_mutex_unlock(&world->retired_lock);
+}
+
 static void say_bye(hora_comm_t *comm, const int *members, int size, hora_retired_t *retired) {
     for (int i = 0; i < 2 * size; i++) {
-        int          peer = members[i / 2];
+        int          peer = members != NULL ? members[i / 2] : i / 2;
         hora_xfer_t *xfer = &retired->xfers[retired->nxfers];
         if (peer == comm->rank)
             continue;
@@ -55,13 +91,14 @@ static void say_bye(hora_comm_t *comm, const int *members, int size, hora_retire
     }
 }
 
-void hora_retire(hora_comm_t *comm, const int *members, int size, void *block) {
+void hora_retire(hora_comm_t *comm, const int *members, int size, hora_retired_fn release, void *what) {
     hora_world_t   *world = comm->world;
     size_t          n = 2 * (size_t)size;
     hora_retired_t *retired = calloc(1, sizeof(*retired) + n * sizeof(retired->xfers[0]));
     if (retired == NULL)
-        return; /* then the block goes with the arena */
-    retired->own = block;
+        return; /* then it goes with the arena, or the process */
+    retired->release = release;
+    retired->own = what;
     say_bye(comm, members, size, retired);
     pthread_mutex_lock(&world->retired_lock);
     retired->next = world->retired;

@@ -395,6 +395,10 @@ static void slow_main(hora_comm_t *unused, int rank, int size, void *arg) {
     hora_comm_free(comm);
 }
 
+static cuda_standin_t *standin_of(void) {
+    return dlsym(dlopen(getenv("HORA_CUDA_LIBRARY"), RTLD_NOW | RTLD_NOLOAD), "cuda_standin");
+}
+
 /* A call comes after the one before, on whichever stream that was. */
 static void streams_main(hora_comm_t *comm, int rank, int size, void *arg) {
     hora_call_options_t options = HORA_CALL_OPTIONS_INIT;
@@ -403,7 +407,7 @@ static void streams_main(hora_comm_t *comm, int rank, int size, void *arg) {
     void               *first, *second;
     (void)size, (void)arg;
     start(rank);
-    standin = dlsym(dlopen(getenv("HORA_CUDA_LIBRARY"), RTLD_NOW | RTLD_NOLOAD), "cuda_standin");
+    standin = standin_of();
     first = device_stream();
     second = device_stream();
     device_make(&a, 4096);
@@ -424,6 +428,30 @@ static void streams_main(hora_comm_t *comm, int rank, int size, void *arg) {
     device_finish(second);
     device_finish(first);
     device_destroy(&a);
+    device_destroy(&b);
+}
+
+/* The last rank is slow to wait for the leader, who frees the communicator meanwhile. */
+static void early_main(hora_comm_t *comm, int rank, int size, void *arg) {
+    hora_call_options_t options = HORA_CALL_OPTIONS_INIT;
+    hora_comm_t        *other;
+    device_buffer_t     b;
+    int32_t             one = 1;
+    (void)arg;
+    start(rank);
+    device_make(&b, sizeof(one));
+    memcpy(b.host, &one, sizeof(one));
+    options.device = 0;
+    options.stream = device_stream();
+    harness_ok(hora_comm_split(comm, 0, rank, &other));
+    device_put(&b, options.stream);
+    if (rank == size - 1)
+        standin_of()->slow = "cuStreamWaitEvent";
+    harness_ok(hora_allreduce(other, b.at, b.at, 1, HORA_INT32, HORA_SUM, &options));
+    harness_ok(hora_comm_free(other));
+    device_get(&b, options.stream);
+    device_finish(options.stream);
+    harness_check(memcmp(b.host, &size, sizeof(size)) == 0, "%s", "a wrong sum");
     device_destroy(&b);
 }
 
@@ -498,6 +526,12 @@ static void a_gpu_that_does_not_come(void **state) {
         run_to_failure(slow_main, NULL, true);
 }
 
+static void a_leader_that_frees_early(void **state) {
+    (void)state;
+    if (nranks > 1)
+        run(early_main, NULL);
+}
+
 static void streams_that_change(void **state) {
     (void)state;
     if (nranks > 1)
@@ -554,6 +588,7 @@ int main(int argc, char **argv) {
     const struct CMUnitTest ipc[] = {
         cmocka_unit_test(private_memory),
         cmocka_unit_test(streams_that_change),
+        cmocka_unit_test(a_leader_that_frees_early),
         cmocka_unit_test(a_driver_that_fails_by_ipc),
         cmocka_unit_test(a_leader_that_dies),
     };

@@ -97,6 +97,8 @@ static bool spoils_capture(const char *symbol) {
 
 int standin_enter(const char *symbol) {
     int result = HORA_CUDA_SUCCESS;
+    if (cuda_standin.slow != NULL && strcmp(symbol, cuda_standin.slow) == 0)
+        usleep(50000);
     pthread_mutex_lock(&lock);
     start();
     if (cuda_standin.ncalls < STANDIN_CALLS_MAX)

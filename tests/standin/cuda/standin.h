@@ -8,6 +8,7 @@
  * - Every stream is a thread of its own, the default stream too and without its implied waits; with
  *   delays, a wait that is missing shows up as a wrong result (stream.c).
  * - Calls that take a current context fail without one, and after a fork all calls fail.
+ * - Another process's event that it has destroyed is refused, where CUDA does anything.
  * - Freeing waits for all queued work, as CUDA may; work that never ends aborts the process then.
  *
  * Environment, read at the first call:
@@ -55,6 +56,7 @@ typedef struct cuda_standin {
     bool        captures; /* as if a thread captured a graph in the global mode: calls that this forbids
                              fail, in threads that are not in the relaxed mode */
     int         spoils;   /* how many have */
+    const char *slow;   /* calls of this symbol take 50 ms more */
     void *volatile held; /* this stream begins no work until it is NULL again */
     const char *calls[STANDIN_CALLS_MAX]; /* symbols, in order */
     int         ncalls;

@@ -43,12 +43,14 @@ typedef struct stream {
 typedef struct counts {
     _Atomic uint64_t recorded;
     _Atomic uint32_t wake; /* changes with each that is done */
+    _Atomic uint32_t gone; /* destroyed by the process that made it */
     _Atomic uint64_t done[RECORDS];
 } counts_t;
 
 typedef struct event {
     uint64_t      magic;
     int           gpu, fd; /* -1: of this process alone */
+    bool          opened;  /* another process's */
     counts_t     *counts;
     _Atomic int   uses; /* the handle, and queued work */
 } event_t;
@@ -343,6 +345,8 @@ int cuEventDestroy_v2(hora_cuda_event_t event) {
         return result;
     if (e == NULL)
         return STANDIN_HANDLE;
+    if (!e->opened)
+        atomic_store(&e->counts->gone, 1);
     release(e);
     return result;
 }
@@ -369,7 +373,7 @@ int cuStreamWaitEvent(hora_cuda_stream_t stream, hora_cuda_event_t event, unsign
     event_work_t work = {.event = e};
     if (result != HORA_CUDA_SUCCESS)
         return result;
-    if (e == NULL || flags != 0 || stream_of(gpu, stream) == NULL)
+    if (e == NULL || flags != 0 || stream_of(gpu, stream) == NULL || atomic_load(&e->counts->gone))
         return STANDIN_HANDLE;
     work.record = atomic_load(&e->counts->recorded);
     atomic_fetch_add(&e->uses, 1);
@@ -415,5 +419,6 @@ int cuIpcOpenEventHandle(hora_cuda_event_t *event_p, hora_cuda_bytes64_t handle)
         (fd = standin_take(from.pid, from.fd)) < 0)
         return STANDIN_HANDLE;
     *event_p = new_event(gpu, fd);
+    ((event_t *)*event_p)->opened = true;
     return result;
 }
