@@ -314,7 +314,9 @@ def test_discovery_tells_of_changes_only(tmp_path: Path) -> None:
     while not runs.exists() or len(runs.read_text()) < 3:
         time.sleep(0.05)
     assert not woken.is_set()
-    hosts.write_text("a:1\nb:2\n")
+    rest = tmp_path / "more"
+    rest.write_text("a:1\nb:2\n")
+    rest.rename(hosts)  # at once: an empty file would be a change, too
     assert woken.wait(10) and found.changes.get() == {"a": 1, "b": 2}
     woken.clear()
     hosts.unlink()

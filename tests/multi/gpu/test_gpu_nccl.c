@@ -227,15 +227,17 @@ static void split_main(hora_comm_t *unused, int rank, int size, void *arg) {
 
 /* ---- Tests --------------------------------------------------------------------------------- */
 
-static int run_ranks(int nranks, harness_main_t rank_main, const void *arg, bool keep_fds) {
+/* timeout: HORA_TIMEOUT, s */
+static int run_ranks(int nranks, harness_main_t rank_main, const void *arg, bool keep_fds,
+                     double timeout) {
     harness_job_t job = {.nranks = nranks, .main = rank_main, .arg = (void *)(uintptr_t)arg,
-                         .transport = "shm", .bare = true, .keep_fds = keep_fds, .timeout = 0.8,
-                         .deadline = 30};
+                         .transport = "shm", .bare = true, .keep_fds = keep_fds,
+                         .timeout = timeout, .deadline = 30};
     return harness_run(&job);
 }
 
 static void run(int nranks, harness_main_t rank_main, const void *arg) {
-    assert_int_equal(run_ranks(nranks, rank_main, arg, true), 0);
+    assert_int_equal(run_ranks(nranks, rank_main, arg, true, 5), 0);
 }
 
 static void faults(void **state) {
@@ -250,7 +252,8 @@ static void faults(void **state) {
     (void)state;
     setenv("HORA_GPU_PATH", "nccl", 1);
     for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++)
-        run(2, fault_main, &cases[i]);
+        assert_int_equal(run_ranks(2, fault_main, &cases[i], true,
+                                   cases[i].status == HORA_ERR_TIMEOUT ? 0.8 : 4), 0);
 }
 
 static void cannot_be_set_up(void **state) {
@@ -285,7 +288,7 @@ static void choices(void **state) {
 static void splits(void **state) {
     (void)state;
     setenv("HORA_GPU_PATH", "auto", 1);
-    assert_int_equal(run_ranks(4, split_main, NULL, true), 0);
+    assert_int_equal(run_ranks(4, split_main, NULL, true, 5), 0);
     setenv("HORA_NCCL_LIBRARY", libraries[3], 1);
     run(4, split_main, NULL);
     setenv("HORA_NCCL_LIBRARY", libraries[2], 1);

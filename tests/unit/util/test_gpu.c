@@ -18,6 +18,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -71,6 +72,7 @@ static pid_t start_child(void (*what)(side_t *s)) {
     const struct CMUnitTest only[] = {cmocka_unit_test(run_body)};
     pid_t                   child = fork();
     if (child == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
         body = what;
         _exit(cmocka_run_group_tests(only, NULL, NULL) != 0);
     }
