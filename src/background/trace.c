@@ -9,7 +9,7 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { BY_SELF, BY_SHM, BY_TCP, BY_MPI, CARRIERS };
+enum { BY_SELF, BY_SHM, BY_TCP, BY_MPI, BY_GPU, CARRIERS };
 
 /* What a collective on this communicator waits for: links between hosts, where there are some. */
 static int carrier_of(const hora_comm_t *comm) {
@@ -51,6 +51,7 @@ void hora_trace_init(hora_engine_t *engine) {
                                              .ranks = comm->world_ranks,
                                              .carrier = carrier_of(comm)};
     describe_ranks(comm, engine->trace.label, sizeof(engine->trace.label));
+    hora_nvtx_open();
 }
 
 static hora_timeline_event_t event_of(const hora_engine_t *engine, const hora_work_t *work,
@@ -95,8 +96,24 @@ void hora_trace_push_started(hora_engine_t *engine) {
         hora_trace_push_phase(engine, "WAIT_FOR_OTHER_TENSOR_DATA");
 }
 
+/* "SHM_ALLREDUCE layer1.weight and 160 more" */
+static void show_phase(const hora_engine_t *engine, const char *activity) {
+    const hora_work_t *work = engine->ntraced > 0 ? engine->batch[engine->traced] : NULL;
+    char               text[160], more[40] = "";
+    if (activity == NULL || work == NULL) {
+        hora_nvtx_phase(activity);
+        return;
+    }
+    if (engine->ntraced > 1)
+        snprintf(more, sizeof(more), " and %zu more", engine->ntraced - 1);
+    snprintf(text, sizeof(text), "%s %.80s%s", activity, work->record->name.text, more);
+    hora_nvtx_phase(text);
+}
+
 void hora_trace_push_phase(const hora_engine_t *engine, const char *activity) {
-    for (size_t i = 0; i < engine->ntraced; i++) {
+    if (hora_nvtx_on)
+        show_phase(engine, activity);
+    for (size_t i = 0; hora_trace_on(engine) && i < engine->ntraced; i++) {
         const hora_work_t    *work = engine->batch[engine->traced + i];
         hora_timeline_event_t e = event_of(engine, work, HORA_TIMELINE_ACTIVITY);
         e.activity = activity;
@@ -105,7 +122,7 @@ void hora_trace_push_phase(const hora_engine_t *engine, const char *activity) {
     }
 }
 
-#define OF_ALL(kind) {"SELF_" kind, "SHM_" kind, "TCP_" kind, "MPI_" kind}
+#define OF_ALL(kind) {"SELF_" kind, "SHM_" kind, "TCP_" kind, "MPI_" kind, "GPU_" kind}
 
 void hora_trace_push_run(const hora_engine_t *engine, const hora_coll_t *coll) {
     static const char *const names[HORA_COLL_KIND_COUNT][CARRIERS] = {
@@ -118,7 +135,7 @@ void hora_trace_push_run(const hora_engine_t *engine, const hora_coll_t *coll) {
     static const char *const adasum[CARRIERS] = OF_ALL("ADASUM_ALLREDUCE");
     bool offloads = coll->kind == HORA_COLL_ALLREDUCE && coll->op != HORA_ADASUM &&
                     strcmp(engine->world->settings.offload, "mpi") == 0;
-    int  carrier = offloads ? BY_MPI : engine->trace.carrier;
+    int  carrier = coll->gpu != NULL ? BY_GPU : offloads ? BY_MPI : engine->trace.carrier;
     hora_trace_push_phase(engine, coll->op == HORA_ADASUM ? adasum[carrier]
                                                           : names[coll->kind][carrier]);
 }

@@ -1,11 +1,13 @@
 /*
- * What the engine tells the timeline: what happens to each task here. The driving thread, and for
- * `enqueued` any. While nothing is recorded each call is one branch.
+ * What the engine tells the timeline, and a profiler by NVTX: what happens to each task here. The
+ * driving thread, and for `enqueued` any. While nothing is recorded each call is one branch or two.
  */
 #ifndef HORA_BACKGROUND_TRACE_H
 #define HORA_BACKGROUND_TRACE_H
 
 #include "background/engine.h"
+
+#include "util/nvtx.h"
 
 /* Fills in engine->trace, once the communicator is there. */
 void hora_trace_init(hora_engine_t *engine);
@@ -50,21 +52,26 @@ static inline void hora_trace_select(hora_engine_t *engine, size_t from, size_t 
     engine->traced_packed = packed;
 }
 
+/* Do phases go to the timeline or to a profiler? */
+static inline bool hora_trace_shows_phases(const hora_engine_t *engine) {
+    return hora_trace_on(engine) || hora_nvtx_on;
+}
+
 /* What is done with these tasks now; of static storage; NULL: nothing. */
 static inline void hora_trace_phase(const hora_engine_t *engine, const char *activity) {
-    if (hora_trace_on(engine))
+    if (hora_trace_shows_phases(engine))
         hora_trace_push_phase(engine, activity);
 }
 
 /* A collective over these tasks begins. */
 static inline void hora_trace_run(const hora_engine_t *engine, const hora_coll_t *coll) {
-    if (hora_trace_on(engine))
+    if (hora_trace_shows_phases(engine))
         hora_trace_push_run(engine, coll);
 }
 
 /* It has ended; what was packed is unpacked next. */
 static inline void hora_trace_ran(const hora_engine_t *engine) {
-    if (hora_trace_on(engine))
+    if (hora_trace_shows_phases(engine))
         hora_trace_push_phase(engine, engine->traced_packed ? "MEMCPY_OUT_FUSION_BUFFER" : NULL);
 }
 
