@@ -1,6 +1,5 @@
 #!/usr/bin/env python3
-"""Hosts that are only namespaces of this one: a network, a name, processes, /etc/hosts and /dev/shm of their
-own each.
+"""Hosts that are only namespaces of this one: a network, a name, /etc/hosts and /dev/shm of their own each.
 
     benchmarks/common/netns.py [--hosts N] [--rate 1gbit] COMMAND [ARGUMENT...]
 
@@ -12,9 +11,11 @@ with the worst exit status. In Python:
 
 Two hosts are joined by one pair of veth; more by a bridge in a namespace of its own, so that nothing is
 added to the real host's network. Every namespace is held by a process that reads from a pipe of this one
-and ends with it, however this one ends; it is the first process there, so with it go all that run there,
-the namespace, its interfaces and its mounts. Other files and users are shared. Each host's processes are bound to a share of the cores, because a
-host cannot know that it has to share them. With a rate, each host sends no faster than that (tc's tbf).
+and ends with it, however this one ends; with it go the namespace, its interfaces and its mounts. A command
+is killed when the process ends that started it. Other files, processes and users are shared: an MPI's
+launcher on one host reaches the others as ssh would. Each host's processes are bound to a share of the
+cores, because a host cannot know that it has to share them. With a rate, each host sends no faster than that
+(tc's tbf).
 Making namespaces takes root.
 """
 
@@ -31,9 +32,9 @@ from pathlib import Path
 from types import TracebackType
 
 INTERFACE = "eth0"
-TOOLS = ["unshare", "nsenter", "ip", "taskset"]
+TOOLS = ["unshare", "nsenter", "setpriv", "ip", "taskset"]
 HOLD = """
-mount -t proc proc /proc && hostname {name} && ip link set lo up && mount -t tmpfs shm /dev/shm &&
+hostname {name} && ip link set lo up && mount -t tmpfs shm /dev/shm &&
 printf '%s\\n' {table} >/dev/shm/hosts && mount --bind /dev/shm/hosts /etc/hosts && rm /dev/shm/hosts &&
 echo && exec cat
 """
@@ -48,20 +49,16 @@ class Namespace:
 
     def __init__(self, name: str, table: list[str]) -> None:
         script = HOLD.format(name=name, table=shlex.join(["127.0.0.1 localhost", "::1 localhost", *table]))
-        self.holder = subprocess.Popen(["unshare", "--net", "--uts", "--mount", "--pid", "--fork", "--kill-child", "sh",
-                                        "-c", script],
+        self.holder = subprocess.Popen(["unshare", "--net", "--uts", "--mount", "sh", "-c", script],
                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                        stderr=subprocess.PIPE, start_new_session=True)
         assert self.holder.stdout is not None and self.holder.stderr is not None
         if self.holder.stdout.readline() != b"\n":
             raise Unavailable(f"no namespace can be made: {self.holder.stderr.read().decode().strip()}")
-        pids = f"--pid=/proc/{self.holder.pid}/ns/pid_for_children"
-        self.network = ["nsenter", "--target", str(self.holder.pid), "--net", "--uts", "--mount"]
-        self.enter = [*self.network, pids, "--"]
+        self.enter = ["nsenter", "--target", str(self.holder.pid), "--net", "--uts", "--mount", "--"]
 
     def run(self, command: str) -> str:
-        """Among this process's numbers of processes."""
-        done = subprocess.run([*self.network, "--", *command.split()], capture_output=True, text=True)
+        done = subprocess.run([*self.enter, *command.split()], capture_output=True, text=True)
         if done.returncode:
             raise Unavailable(f"{command}: {done.stderr.strip()}")
         return done.stdout
@@ -131,7 +128,8 @@ class Hosts:
     def command(self, host: int, command: list[str]) -> list[str]:
         """The same command, to be run on that host, in this process's working folder."""
         cores = ",".join(map(str, self.cores[host]))
-        return [*self._namespaces[host].enter, "env", "-C", os.getcwd(), "taskset", "-c", cores, *command]
+        return ["setpriv", "--pdeathsig", "KILL", *self._namespaces[host].enter, "env", "-C", os.getcwd(),
+                "taskset", "-c", cores, *command]
 
     def write_agent(self, path: Path) -> None:
         """A program to give to launchers in place of ssh: PATH [OPTION...] ADDRESS|NAME COMMAND..."""
