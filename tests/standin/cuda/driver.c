@@ -85,8 +85,8 @@ static bool fails_now(const char *symbol) {
 
 /* The caller holds the lock. */
 static bool spoils_capture(const char *symbol) {
-    static const char *const forbidden[] = {"cuMemAlloc_v2", "cuMemFree_v2", "cuMemHostAlloc", "cuMemFreeHost",
-                                            "cuEventQuery", "cuStreamQuery"};
+    static const char *const forbidden[] = {"cuMemAlloc_v2", "cuMemFree_v2", "cuMemHostAlloc",
+                                            "cuMemFreeHost", "cuEventQuery",  "cuStreamQuery"};
     bool                     is = false;
     for (size_t i = 0; i < sizeof(forbidden) / sizeof(forbidden[0]); i++)
         is = is || strcmp(symbol, forbidden[i]) == 0;
