@@ -13,7 +13,8 @@ extern bool hora_nvtx_on;
 
 /* Looks for a profiler, the first time. Any thread, before others ask hora_nvtx_on. */
 void hora_nvtx_open(void);
-/* Ends this thread's range, if there is one, and begins the next; text NULL: none. It is copied. */
+/* Ends this thread's range, if there is one, and begins the next; text NULL: none. It is copied. Only
+ * while hora_nvtx_on. */
 void hora_nvtx_phase(const char *text);
 
 #endif
