@@ -57,7 +57,7 @@ typedef struct cuda_standin {
                              fail, in threads that are not in the relaxed mode */
     int         spoils;   /* how many have */
     const char *slow;   /* calls of this symbol take 50 ms more */
-    void *volatile held; /* this stream begins no work until it is NULL again */
+    void *_Atomic held; /* this stream begins no work until it is NULL again */
     const char *calls[STANDIN_CALLS_MAX]; /* symbols, in order */
     int         ncalls;
 } cuda_standin_t;
