@@ -13,27 +13,19 @@
 
 HORA_INLINE float hora_e4m3_to_f32(uint8_t x)
 {
-    const uint32_t first_normal = 121u << 23; /* 2^-6 */
-    uint32_t       sign = (uint32_t)(x & 0x80u) << 24;
-    uint32_t       magnitude = (uint32_t)(x & 0x7fu) << 20;
-    /* A subnormal is put below the leading one of 2^-6, which the subtraction takes off again. */
-    float    lifted = hora_f32_from_bits(magnitude + first_normal);
-    uint32_t subnormal = hora_f32_bits(lifted - hora_f32_from_bits(first_normal));
-    uint32_t bits = magnitude < 0x00800000u ? subnormal : magnitude + (120u << 23);
+    uint32_t sign = (uint32_t)(x & 0x80u) << 24;
+    uint32_t magnitude = (uint32_t)(x & 0x7fu) << 20;
+    uint32_t bits = hora_widen_magnitude(magnitude, 120);
     bits = magnitude == 0x07f00000u ? 0x7fc00000u : bits;
     return hora_f32_from_bits(bits | sign);
 }
 
 HORA_INLINE uint8_t hora_e4m3_from_f32(float value)
 {
-    const uint32_t magic = 141u << 23; /* 2^14: its last bit is worth 2^-9, as a subnormal's */
-    uint32_t       bits = hora_f32_bits(value);
-    uint32_t       sign = (bits >> 24) & 0x80u;
-    uint32_t       magnitude = bits & 0x7fffffffu;
-    float          sum = hora_f32_from_bits(magnitude) + hora_f32_from_bits(magic);
-    uint32_t       subnormal = hora_f32_bits(sum) - magic;
-    uint32_t       normal = (magnitude - (120u << 23) + 0x0007ffffu + ((magnitude >> 20) & 1u)) >> 20;
-    uint32_t       narrow = magnitude < (121u << 23) ? subnormal : normal;
+    uint32_t bits = hora_f32_bits(value);
+    uint32_t sign = (bits >> 24) & 0x80u;
+    uint32_t magnitude = bits & 0x7fffffffu;
+    uint32_t narrow = hora_narrow_magnitude(magnitude, 120, 20);
     narrow = magnitude > 0x43e00000u ? 0x7eu : narrow; /* 448 */
     narrow = magnitude > 0x7f800000u ? 0x7fu : narrow;
     return (uint8_t)(narrow | sign);
@@ -47,14 +39,10 @@ HORA_INLINE float hora_e5m2_to_f32(uint8_t x)
 
 HORA_INLINE uint8_t hora_e5m2_from_f32(float value)
 {
-    const uint32_t magic = 134u << 23; /* 2^7: its last bit is worth 2^-16 */
-    uint32_t       bits = hora_f32_bits(value);
-    uint32_t       sign = (bits >> 24) & 0x80u;
-    uint32_t       magnitude = bits & 0x7fffffffu;
-    float          sum = hora_f32_from_bits(magnitude) + hora_f32_from_bits(magic);
-    uint32_t       subnormal = hora_f32_bits(sum) - magic;
-    uint32_t       normal = (magnitude - (112u << 23) + 0x000fffffu + ((magnitude >> 21) & 1u)) >> 21;
-    uint32_t       narrow = magnitude < (113u << 23) ? subnormal : normal;
+    uint32_t bits = hora_f32_bits(value);
+    uint32_t sign = (bits >> 24) & 0x80u;
+    uint32_t magnitude = bits & 0x7fffffffu;
+    uint32_t narrow = hora_narrow_magnitude(magnitude, 112, 21);
     narrow = magnitude >= (143u << 23) ? 0x7cu : narrow;
     narrow = magnitude > 0x7f800000u ? 0x7fu : narrow;
     return (uint8_t)(narrow | sign);

@@ -57,33 +57,48 @@ HORA_INLINE uint16_t hora_bf16_from_f32(float value)
     return (uint16_t)(kept >> 16);
 }
 
-HORA_INLINE float hora_f16_to_f32(uint16_t half)
+/* The bits of a float32 for a magnitude of a narrower format that is shifted to where float32 has its
+ * fraction; `bias`: by how much its exponents are less. Infinities and NaN are the caller's. */
+HORA_INLINE uint32_t hora_widen_magnitude(uint32_t magnitude, uint32_t bias)
 {
-    const uint32_t first_normal = 113u << 23; /* 2^-14, the smallest normal float16 */
-    uint32_t sign = (uint32_t)(half & 0x8000u) << 16;
-    uint32_t magnitude = (uint32_t)(half & 0x7fffu) << 13;
-    uint32_t normal = magnitude + (112u << 23);
-    /* A subnormal is put below the leading one of 2^-14, which the subtraction takes off again. */
+    const uint32_t first_normal = (bias + 1) << 23;
+    /* A subnormal is put below the leading one of the first normal, which the subtraction takes off. */
     float    lifted = hora_f32_from_bits(magnitude + first_normal);
     uint32_t subnormal = hora_f32_bits(lifted - hora_f32_from_bits(first_normal));
+    return magnitude < 0x00800000u ? subnormal : magnitude + (bias << 23);
+}
+
+/* A float32's magnitude in a narrower format, to nearest even; `bits`: by how much its fraction is
+ * shorter. What is too large for it, and NaN, are the caller's. */
+HORA_INLINE uint32_t hora_narrow_magnitude(uint32_t magnitude, uint32_t bias, uint32_t bits)
+{
+    /* Added to this, a subnormal is rounded: the sum's last bit is worth as much as the format's. */
+    const uint32_t magic = (bias + 1 + bits) << 23;
+    const uint32_t below_half = (1u << (bits - 1)) - 1;
+    float          sum = hora_f32_from_bits(magnitude) + hora_f32_from_bits(magic);
+    uint32_t       subnormal = hora_f32_bits(sum) - magic;
+    uint32_t       odd = (magnitude >> bits) & 1u;
+    uint32_t       normal = (magnitude - (bias << 23) + below_half + odd) >> bits;
+    return magnitude < (bias + 1) << 23 ? subnormal : normal;
+}
+
+HORA_INLINE float hora_f16_to_f32(uint16_t half)
+{
+    uint32_t sign = (uint32_t)(half & 0x8000u) << 16;
+    uint32_t magnitude = (uint32_t)(half & 0x7fffu) << 13;
     uint32_t special = magnitude | 0x7f800000u | (magnitude > 0x0f800000u ? 0x00400000u : 0);
-    uint32_t bits = magnitude < 0x00800000u ? subnormal : normal;
+    uint32_t bits = hora_widen_magnitude(magnitude, 112);
     bits = magnitude >= 0x0f800000u ? special : bits;
     return hora_f32_from_bits(bits | sign);
 }
 
 HORA_INLINE uint16_t hora_f16_from_f32(float value)
 {
-    const uint32_t magic = 126u << 23; /* 0.5: its last bit is worth 2^-24, as a subnormal's */
     uint32_t bits = hora_f32_bits(value);
     uint32_t sign = (bits >> 16) & 0x8000u;
     uint32_t magnitude = bits & 0x7fffffffu;
-    /* The rounding of a subnormal is left to the float addition. */
-    float    sum = hora_f32_from_bits(magnitude) + hora_f32_from_bits(magic);
-    uint32_t subnormal = hora_f32_bits(sum) - magic;
-    uint32_t normal = (magnitude - (112u << 23) + 0x0fffu + ((magnitude >> 13) & 1u)) >> 13;
     uint32_t nan = 0x7e00u | ((magnitude >> 13) & 0x03ffu);
-    uint32_t half = magnitude < (113u << 23) ? subnormal : normal;
+    uint32_t half = hora_narrow_magnitude(magnitude, 112, 13);
     half = magnitude >= (143u << 23) ? 0x7c00u : half;
     half = magnitude > 0x7f800000u ? nan : half;
     return (uint16_t)(half | sign);
