@@ -140,6 +140,7 @@ static void describe(uint32_t sig, char *text, size_t size) {
 hora_status_t hora_coll_mismatch(hora_comm_t *comm, const hora_coll_t *coll, uint32_t own, int rank,
                                  uint32_t theirs) {
     char        mine[64], other[64], name[80] = "";
+    int         me = hora_comm_name(comm, comm->rank), them = hora_comm_name(comm, rank);
     const char *host = hora_comm_peer(comm, comm->rank)->host;
     const char *peer_host = hora_comm_peer(comm, rank)->host;
     describe(own, mine, sizeof(mine));
@@ -150,12 +151,12 @@ hora_status_t hora_coll_mismatch(hora_comm_t *comm, const hora_coll_t *coll, uin
         return hora_fail(HORA_ERR_MISMATCH,
                          "operations do not match: rank %d on host %s called %s%s, but rank %d on "
                          "host %s called %s",
-                         comm->rank, host, mine, name, rank, peer_host, other);
+                         me, host, mine, name, them, peer_host, other);
     return hora_fail(HORA_ERR_MISMATCH,
                      "operations do not match: rank %d on host %s and rank %d on host %s both "
                      "called %s%s, but with different counts or roots, one on a GPU and one in host "
                      "memory, or with different HORA_* settings",
-                     comm->rank, host, rank, peer_host, mine, name);
+                     me, host, them, peer_host, mine, name);
 }
 
 hora_status_t hora_coll_fail(hora_comm_t *comm, hora_status_t status) {
@@ -167,8 +168,8 @@ hora_status_t hora_coll_fail(hora_comm_t *comm, hora_status_t status) {
         snprintf(text, sizeof(text), "%s", hora_last_error());
     else
         snprintf(text, sizeof(text), "%s (found by rank %d on host %s)", hora_last_error(),
-                 comm->rank, hora_comm_peer(comm, comm->rank)->host);
-    hora_world_fail(comm->world, comm->channel, status, -1, text);
+                 hora_comm_name(comm, comm->rank), hora_comm_peer(comm, comm->rank)->host);
+    hora_world_fail(comm->world, hora_comm_family(comm), status, -1, text);
     st = hora_failure_check(&comm->failure);
     return st != HORA_OK ? st : hora_fail_again(status, text);
 }

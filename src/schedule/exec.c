@@ -260,8 +260,8 @@ static hora_status_t check_stuck(hora_exec_t *exec) {
     if (now - exec->blocked_since > hora_clock_from_seconds(timeout))
         return hora_fail(HORA_ERR_TIMEOUT, "%s: waited %.1f s for rank %d on host %s "
                          "(HORA_TIMEOUT)", exec->what,
-                         hora_clock_seconds(now - exec->blocked_since), exec->blocked_rank,
-                         peer->host);
+                         hora_clock_seconds(now - exec->blocked_since),
+                         hora_comm_name(comm, exec->blocked_rank), peer->host);
     return hora_wait_check_gone(comm, exec->blocked_rank, &exec->blocked_gone, exec->what);
 }
 

@@ -324,7 +324,8 @@ static hora_status_t find_buffers(hora_exec_t *exec) {
         peer->out = pushes ? hora_arena_at(comm->world->arena, local, peer->out_at, bytes) : NULL;
         if ((bytes > 0 && peer->in == NULL) || (pushes && peer->out == NULL))
             return hora_fail(HORA_ERR_PROTOCOL, "%s: rank %d on host %s has published a buffer "
-                             "outside of its arena", exec->what, r, hora_comm_peer(comm, r)->host);
+                             "outside of its arena", exec->what, hora_comm_name(comm, r),
+                             hora_comm_peer(comm, r)->host);
     }
     exec->shared = true;
     return HORA_OK;
@@ -409,7 +410,7 @@ static hora_status_t xfer_failed(hora_exec_t *exec, const hora_exec_xfer_t *x,
     if (status == HORA_ERR_MISMATCH)
         return hora_coll_mismatch(exec->comm, &exec->coll, exec->sig, x->peer, x->xfer.sig);
     return hora_fail(status, "%s: transfer of %zu bytes with rank %d on host %s, step %zu of %zu: "
-                     "%s", exec->what, x->xfer.len, x->peer,
+                     "%s", exec->what, x->xfer.len, hora_comm_name(exec->comm, x->peer),
                      hora_comm_peer(exec->comm, x->peer)->host, exec->pc, exec->plan.nsteps,
                      hora_status_message(status));
 }

@@ -127,8 +127,9 @@ static hora_status_t parted_before(hora_comm_t *comm, const hora_coll_t *coll, i
     return hora_fail(HORA_ERR_MISMATCH,
                      "operations do not match: before this %s, rank %d on host %s and rank %d on "
                      "host %s made different calls, or with different counts or roots",
-                     hora_coll_name(coll->kind), comm->rank, hora_comm_peer(comm, comm->rank)->host,
-                     rank, hora_comm_peer(comm, rank)->host);
+                     hora_coll_name(coll->kind), hora_comm_name(comm, comm->rank),
+                     hora_comm_peer(comm, comm->rank)->host, hora_comm_name(comm, rank),
+                     hora_comm_peer(comm, rank)->host);
 }
 
 /* Wakes who sleeps, if that was put off. */

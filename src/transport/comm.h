@@ -1,7 +1,10 @@
 /*
  * A communicator as schedules and transports see it: members, channel, failure, shared pads.
- * Made and freed in src/api; used by one thread at a time, except `failure`, which any thread may
- * raise or check.
+ * Made and freed by schedule/comms.c; used by one thread at a time, except `failure`, which any thread
+ * may raise or check.
+ *
+ * A communicator may be a part of another one, made by src/offload for steps of its collectives. Then all
+ * of them, the whole and its parts, on every rank, fail together.
  */
 #ifndef HORA_TRANSPORT_COMM_H
 #define HORA_TRANSPORT_COMM_H
@@ -30,8 +33,10 @@ struct hora_comm {
     struct hora_comm  *next;         /* in world->comms */
     int                rank, size;   /* mine; members */
     int               *world_ranks;  /* [size] */
+    int               *names;        /* [size] of a part: ranks in the whole, which messages tell; else NULL */
     int                local_rank, local_size, cross_rank, cross_size;
     uint32_t           channel;      /* equal on all members; unique among a rank's communicators */
+    uint32_t           whole;        /* of a part: the whole's channel; else 0 */
     uint32_t           splits;       /* splits tried; equal on all members between calls */
     bool               tiny_allowed; /* HORA_ALGO leaves the tiny path (schedule/tiny.c) open */
     bool               boards_allowed; /* and its boards */
@@ -65,6 +70,16 @@ static inline size_t hora_comm_oneshot_limit(const hora_comm_t *comm) {
 /* Who is where, if two levels are possible; else NULL. */
 static inline const hora_hosts_t *hora_comm_levels(const hora_comm_t *comm) {
     return comm->host_slot > 0 ? comm->hosts : NULL;
+}
+
+/* The channel with which it fails. */
+static inline uint32_t hora_comm_family(const hora_comm_t *comm) {
+    return comm->whole != 0 ? comm->whole : comm->channel;
+}
+
+/* What messages call member `rank`. */
+static inline int hora_comm_name(const hora_comm_t *comm, int rank) {
+    return comm->names != NULL ? comm->names[rank] : rank;
 }
 
 static inline hora_peer_t *hora_comm_peer(const hora_comm_t *comm, int rank) {

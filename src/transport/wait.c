@@ -127,7 +127,8 @@ static uint64_t grace_of(const hora_peer_t *peer) {
 
 static hora_status_t fail_gone(const hora_comm_t *comm, int rank, const char *what) {
     return hora_fail(HORA_ERR_PEER_FAILED, "%s: rank %d on host %s has left the job, but this rank "
-                     "still waits for it", what, rank, hora_comm_peer(comm, rank)->host);
+                     "still waits for it", what, hora_comm_name(comm, rank),
+                     hora_comm_peer(comm, rank)->host);
 }
 
 hora_status_t hora_wait_check_gone(const hora_comm_t *comm, int rank, uint64_t *since_p,
@@ -152,7 +153,7 @@ static hora_status_t check_time(hora_waiter_t *w, int awaited) {
     if (waited < w->timeout && !warns)
         return HORA_OK;
     if (awaited >= 0)
-        snprintf(who, sizeof(who), "rank %d on host %s", awaited,
+        snprintf(who, sizeof(who), "rank %d on host %s", hora_comm_name(w->comm, awaited),
                  hora_comm_peer(w->comm, awaited)->host);
     if (waited >= w->timeout)
         return hora_fail(HORA_ERR_TIMEOUT, "%s: waited %.1f s for %s (HORA_TIMEOUT)", w->what, waited,

@@ -104,15 +104,23 @@ static void keep_early_locked(hora_world_t *world, uint32_t channel, hora_status
     snprintf(world->early[i].text, sizeof(world->early[i].text), "%s", text);
 }
 
+static void share_failure(hora_comm_t *comm, const hora_comm_t *other) {
+    int status = atomic_load(&other->failure.raised);
+    if (status != 0 && hora_comm_family(comm) == hora_comm_family(other))
+        hora_failure_raise(&comm->failure, status, other->failure.rank, other->failure.text);
+}
+
 void hora_world_add_comm(hora_world_t *world, struct hora_comm *comm) {
     pthread_mutex_lock(&world->comms_lock);
+    for (struct hora_comm *other = world->comms; other != NULL; other = other->next)
+        share_failure(comm, other);
     comm->next = world->comms;
     world->comms = comm;
     if (atomic_load(&world->failure.raised) != 0)
         hora_failure_raise(&comm->failure, atomic_load(&world->failure.raised), world->failure.rank,
                            world->failure.text);
     for (int i = 0; i < HORA_EARLY_MAX; i++)
-        if (world->early[i].channel == comm->channel)
+        if (world->early[i].channel == hora_comm_family(comm))
             hora_failure_raise(&comm->failure, world->early[i].status, world->early[i].rank,
                                world->early[i].text);
     pthread_mutex_unlock(&world->comms_lock);
@@ -123,7 +131,7 @@ static bool raise_on_comms(hora_world_t *world, uint32_t channel, hora_status_t 
     bool first = false, found = channel == HORA_CHANNEL_ALL;
     pthread_mutex_lock(&world->comms_lock);
     for (struct hora_comm *comm = world->comms; comm != NULL; comm = comm->next)
-        if (channel == HORA_CHANNEL_ALL || comm->channel == channel) {
+        if (channel == HORA_CHANNEL_ALL || hora_comm_family(comm) == channel) {
             first |= hora_failure_raise(&comm->failure, status, rank, text);
             found = true;
         }

@@ -108,14 +108,15 @@ hora_status_t hora_world_create(int rank, int size, hora_world_t **world_p);
 /* Frees what hora_world_create made. Transports and arena are gone already. NULL is allowed. */
 void hora_world_destroy(hora_world_t *world);
 
-/* Raises a failure on the communicators of `channel` (HORA_CHANNEL_ALL: all, and for ever), wakes
- * every sleeping thread of this process, logs the text once. Does not tell other ranks. Any thread. */
+/* Raises a failure on the communicator of `channel` and its parts (HORA_CHANNEL_ALL: on all, and for
+ * ever), wakes every sleeping thread of this process, logs the text once. Does not tell other ranks. Any
+ * thread. */
 void hora_world_raise(hora_world_t *world, uint32_t channel, hora_status_t status, int rank,
                       const char *text);
 /* The same, and tells the other ranks, unless it had been raised before. */
 void hora_world_fail(hora_world_t *world, uint32_t channel, hora_status_t status, int rank,
                      const char *text);
-/* Adds a communicator to world->comms; it fails at once if the job, or its channel, has failed. */
+/* Adds a communicator to world->comms; it fails at once if the job, or its family, has failed. */
 void hora_world_add_comm(hora_world_t *world, struct hora_comm *comm);
 /* Marks a rank as having left in order and wakes sleeping threads, who check whom they wait for. */
 void hora_world_set_gone(hora_world_t *world, int rank);
