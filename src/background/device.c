@@ -5,6 +5,7 @@
 #include "background/engine.h"
 
 #include "offload/cuda/device.h"
+#include "offload/cuda/elements.h"
 #include "transport/event.h"
 #include "util/log.h"
 
@@ -331,12 +332,5 @@ hora_status_t hora_device_mark_reader(hora_engine_gpu_t *gpu, hora_cuda_stream_t
 hora_status_t hora_device_scale(hora_engine_gpu_t *gpu, hora_dtype_t dtype, double factor,
                                 size_t count) {
     hora_element_how_t how = {.prescale = factor, .postscale = 1.0, .divisor = 1};
-    uint64_t           data = (uint64_t)(uintptr_t)gpu->fusion.data;
-    hora_cuda_reduce_t args;
-    unsigned           blocks;
-    const char *kernel = hora_cuda_reduce_plan(dtype, HORA_SUM, &how, &data, 1, &data, 1, count,
-                                               gpu->place.gpu->processors, &args, &blocks);
-    if (kernel == NULL)
-        return hora_fail(HORA_ERR_UNSUPPORTED, "no kernel scales %s", hora_dtype_name(dtype));
-    return hora_gpu_launch(gpu->place.gpu, kernel, blocks, &args, gpu->place.stream);
+    return hora_elements_scale(&gpu->place, dtype, &how, gpu->fusion.data, gpu->fusion.data, count);
 }

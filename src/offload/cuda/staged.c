@@ -20,6 +20,7 @@
  */
 #include "offload/cuda/staged.h"
 
+#include "offload/cuda/elements.h"
 #include "offload/cuda/parts.h"
 #include "offload/cuda/slots.h"
 #include "schedule/algos.h"
@@ -291,20 +292,13 @@ static hora_status_t run_to_end(hora_staged_op_t *op) {
 /* ---- One rank ------------------------------------------------------------------------------- */
 
 /* Scales on the way, as the CPU would. */
-static hora_status_t scale_own(hora_staged_op_t *op, uint64_t dst, uint64_t src, size_t count) {
-    hora_gpu_t        *gpu = op->place.gpu;
-    hora_reduce_t      how;
-    hora_cuda_reduce_t args;
-    unsigned           blocks;
-    const char        *kernel;
+static hora_status_t scale_own(const hora_staged_op_t *op, uint64_t dst, uint64_t src, size_t count) {
+    hora_reduce_t how;
     hora_coll_how(&op->coll, &how);
     hora_element_how_t element = {.prescale = how.prescale, .postscale = how.postscale,
                                   .divisor = how.divisor};
-    kernel = hora_cuda_reduce_plan(how.dtype, how.op, &element, &dst, 1, &src, 1, count,
-                                   gpu->processors, &args, &blocks);
-    if (kernel == NULL)
-        return hora_fail(HORA_ERR_UNSUPPORTED, "no kernel scales %s", hora_dtype_name(how.dtype));
-    return hora_gpu_launch(gpu, kernel, blocks, &args, op->place.stream);
+    return hora_elements_scale(&op->place, how.dtype, &element, (const void *)(uintptr_t)src,
+                               (void *)(uintptr_t)dst, count);
 }
 
 /* Nothing leaves the GPU, and nobody waits: in and out are blocks of this rank's. */

@@ -10,6 +10,7 @@
  */
 #include "offload/nccl/nccl.h"
 
+#include "offload/cuda/elements.h"
 #include "offload/nccl/comm.h"
 #include "schedule/algos.h"
 #include "schedule/run.h"
@@ -71,48 +72,23 @@ static hora_element_how_t how_after(const hora_coll_t *coll) {
     return (hora_element_how_t){1.0, how.postscale, how.divisor};
 }
 
-static bool is_plain(const hora_element_how_t *how) {
-    return how->prescale == 1.0 && how->postscale == 1.0 && how->divisor == 1;
-}
-
-/* to = from, divided and scaled. */
-static hora_status_t scale(const call_t *c, const hora_element_how_t *how, const void *from, void *to,
-                           size_t count) {
-    hora_cuda_reduce_t args;
-    uint64_t           src = (uintptr_t)from, dst = (uintptr_t)to;
-    unsigned           blocks;
-    const char        *kernel = hora_cuda_reduce_plan(c->dtype, HORA_SUM, how, &dst, 1, &src, 1, count,
-                                                      c->place.gpu->processors, &args, &blocks);
-    if (kernel == NULL)
-        return hora_fail(HORA_ERR_INTERNAL, "no kernel scales %s", hora_dtype_name(c->dtype));
-    return hora_gpu_launch(c->place.gpu, kernel, blocks, &args, c->place.stream);
-}
-
 /* to = from, in another type. which: the piece of the operation that says so to the kernel. */
 static hora_status_t cast(const call_t *c, int which, const void *from, hora_dtype_t from_type,
                           void *to, hora_dtype_t to_type, size_t count) {
     const hora_cuda_t *cuda = c->place.gpu->cuda;
-    hora_cuda_piece_t *piece;
-    hora_cuda_pack_t   args;
-    unsigned           blocks;
-    const char        *kernel;
     if (c->op->pieces == NULL) {
-        hora_cuda_result_t result = cuda->host_alloc((void **)&c->op->pieces, 2 * sizeof(*piece), 0);
+        hora_cuda_result_t result = cuda->host_alloc((void **)&c->op->pieces,
+                                                     2 * sizeof(*c->op->pieces), 0);
         if (result != HORA_CUDA_SUCCESS)
             return hora_cuda_fail(cuda, result, "pinned memory for a cast");
     }
-    piece = &c->op->pieces[which];
-    *piece = (hora_cuda_piece_t){(uintptr_t)from, (uintptr_t)to, count, 0};
-    kernel = hora_cuda_pack_plan(from_type, to_type, 1.0, piece, 1, c->place.gpu->processors, &args,
-                                 &blocks);
-    args.pieces = (uintptr_t)piece; /* the GPU reads pinned memory where it lies */
-    return hora_gpu_launch(c->place.gpu, kernel, blocks, &args, c->place.stream);
+    return hora_elements_cast(&c->place, &c->op->pieces[which], from, from_type, to, to_type, count);
 }
 
 /* Halves of two ranks are rounded once in any case. */
 static bool widens(const hora_comm_t *comm, const hora_coll_t *coll) {
     hora_element_how_t before = how_before(coll), after = how_after(coll);
-    bool once = coll->size == 2 && is_plain(&before) && is_plain(&after);
+    bool once = coll->size == 2 && hora_element_is_plain(&before) && hora_element_is_plain(&after);
     return hora_dtype_is_half(coll->dtype) && !once && !comm->gpu->facts[0].halves;
 }
 
@@ -144,7 +120,7 @@ static hora_status_t prepare(call_t *c) {
     size_t             span = input_span(coll), mine;
     uint64_t           work = (uintptr_t)coll->out;
     hora_status_t      st = HORA_OK;
-    if (!wide && is_plain(&how))
+    if (!wide && hora_element_is_plain(&how))
         return HORA_OK;
     c->dtype = wide ? HORA_FLOAT32 : coll->dtype;
     c->code = codes[c->dtype];
@@ -153,8 +129,9 @@ static hora_status_t prepare(call_t *c) {
         st = hora_nccl_work(c->self, span * c->unit, &work);
     if (st == HORA_OK && wide)
         st = cast(c, 0, coll->in, coll->dtype, (void *)(uintptr_t)work, HORA_FLOAT32, span);
-    if (st == HORA_OK && !is_plain(&how))
-        st = scale(c, &how, wide ? (void *)(uintptr_t)work : coll->in, (void *)(uintptr_t)work, span);
+    if (st == HORA_OK && !hora_element_is_plain(&how))
+        st = hora_elements_scale(&c->place, c->dtype, &how, wide ? (void *)(uintptr_t)work : coll->in,
+                                 (void *)(uintptr_t)work, span);
     c->src = (const char *)(uintptr_t)work;
     mine = coll->kind == HORA_COLL_REDUCE_SCATTER ? coll->displs[coll->rank] * c->unit : 0;
     if (wide)
@@ -185,8 +162,8 @@ static hora_status_t finish(call_t *c) {
     hora_element_how_t how = how_after(coll);
     size_t             count = result_count(coll);
     hora_status_t      st = HORA_OK;
-    if (!is_plain(&how))
-        st = scale(c, &how, c->dst, c->dst, count);
+    if (!hora_element_is_plain(&how))
+        st = hora_elements_scale(&c->place, c->dtype, &how, c->dst, c->dst, count);
     if (st == HORA_OK && c->dtype != coll->dtype)
         st = cast(c, 1, c->dst, c->dtype, coll->out, coll->dtype, count);
     return st;
