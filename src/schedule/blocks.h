@@ -15,6 +15,11 @@ static inline bool hora_blocks_to_root(const hora_coll_t *coll) {
     return coll->kind == HORA_COLL_GATHER || coll->kind == HORA_COLL_REDUCE;
 }
 
+/* Does what is sent go one way, so that who only sends waits for nobody? */
+static inline bool hora_blocks_one_way(const hora_coll_t *coll) {
+    return hora_blocks_from_root(coll) || hora_blocks_to_root(coll);
+}
+
 /* Do I have something for others? */
 static inline bool hora_blocks_give(const hora_coll_t *coll) {
     return hora_blocks_from_root(coll) ? coll->rank == coll->root
@@ -31,6 +36,13 @@ static inline bool hora_blocks_take(const hora_coll_t *coll) {
 static inline bool hora_blocks_for_all(const hora_coll_t *coll) {
     return coll->kind == HORA_COLL_ALLREDUCE || coll->kind == HORA_COLL_ALLGATHER ||
            coll->kind == HORA_COLL_BROADCAST || hora_blocks_to_root(coll);
+}
+
+/* Does one rank alone copy what another shows in one place? (Sums read it, too, but do not take lines
+ * over.) */
+static inline bool hora_blocks_one_copies(const hora_coll_t *coll) {
+    bool for_one = !hora_blocks_for_all(coll) || coll->size == 2 || coll->kind == HORA_COLL_GATHER;
+    return for_one && !hora_coll_reduces(coll->kind);
 }
 
 /* Where in my input the block for `to` begins. */

@@ -74,12 +74,6 @@ static size_t longest(const hora_coll_t *coll, const hora_plan_hint_t *hint) {
     return coll->counts == NULL ? coll->count : hora_block_longest(coll);
 }
 
-/* Does one rank alone copy what is put in a place? Sums do not take lines over. */
-static bool has_one_reader(const hora_coll_t *coll) {
-    bool for_one = !hora_blocks_for_all(coll) || coll->size == 2 || coll->kind == HORA_COLL_GATHER;
-    return for_one && !hora_coll_reduces(coll->kind);
-}
-
 /* ---- a round ---- */
 
 /* Where in the slot of `from` round k of its block for `to` lies. */
@@ -101,7 +95,7 @@ static void put_one(const slots_t *s, int to, size_t k) {
     size_t       count = hora_chunk_count(s->piece, hora_blocks_count_to(s->coll, to), k);
     hora_step_t *step = hora_plan_copy(s->plan, hora_own(HORA_BUF_IN, begin), slot, count);
     if (step != NULL)
-        step->stream = !s->turns && !has_one_reader(s->coll);
+        step->stream = !s->turns && !hora_blocks_one_copies(s->coll);
 }
 
 static void put(const slots_t *s, size_t k) {
@@ -130,7 +124,7 @@ static void get_one(const slots_t *s, int from, size_t k) {
     if (step == NULL)
         return;
     step->stream = s->stream;
-    step->take = step->src.buf == HORA_BUF_SLOT && !s->turns && has_one_reader(s->coll);
+    step->take = step->src.buf == HORA_BUF_SLOT && !s->turns && hora_blocks_one_copies(s->coll);
 }
 
 static void get_sum(const slots_t *s, size_t k) {
@@ -160,8 +154,7 @@ static void get(const slots_t *s, size_t k) {
 /* My own block, where I have one. */
 static void keep(const slots_t *s, size_t k) {
     const hora_coll_t *coll = s->coll;
-    bool               rooted = hora_blocks_from_root(coll) || hora_blocks_to_root(coll);
-    if (!hora_coll_reduces(coll->kind) && (!rooted || coll->rank == coll->root))
+    if (!hora_coll_reduces(coll->kind) && (!hora_blocks_one_way(coll) || coll->rank == coll->root))
         get_one(s, coll->rank, k);
 }
 
@@ -210,7 +203,7 @@ static size_t even_piece(size_t piece, size_t most, size_t line) {
 /* How much goes in a round, and through how many regions. Ranks that change slots take each region equally
  * often, if it is more than one, or they would not know which one they have read last. */
 static void cut(slots_t *s, const hora_plan_hint_t *hint, size_t lanes, size_t most) {
-    bool   one_way = hora_blocks_from_root(s->coll) || hora_blocks_to_root(s->coll);
+    bool   one_way = hora_blocks_one_way(s->coll);
     size_t line = LINE_BYTES / hint->elem_size;
     size_t region = least(hint->chunk, hint->slot / REGIONS);
     if (one_way)

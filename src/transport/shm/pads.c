@@ -109,8 +109,6 @@ static bool locate(hora_pads_t *pads, const offer_t *offers) {
         if (block == NULL || offer->offset % 64 != 0)
             return false;
         pads->lines[r] = (hora_pads_line_t *)block;
-        if (r < HORA_PADS_BOARDS)
-            pads->boards[r] = block + sizeof(hora_pads_line_t);
         pads->slots[r] = block + sizeof(hora_pads_line_t) + HORA_PADS_BOARD;
     }
     return true;

@@ -9,16 +9,20 @@
  * phases ahead of the slowest one, because every plan awaits its phases, or, before it shows anything,
  * the last one of the call before (who reads and shows nothing waits for one who has).
  *
- * Cells. A tiny message and its number share one cache line. To begin message k a member has seen
- * k - HORA_PADS_LEAD of all, or a later one. So cell k % HORA_PADS_CELLS is free for message k: who has
+ * Cells. A tiny message's number, and what fits beside it, lie in one cache line. To begin message k a
+ * member has seen k - HORA_PADS_LEAD of all, or a later one. So cell k % HORA_PADS_CELLS is free for k: who has
  * begun a later message than k - HORA_PADS_CELLS has read all that it needs of that one. And the cells
  * of the last HORA_PADS_LEAD messages of all members can be read.
  *
- * Boards. A longer payload of an allreduce lies on a board. Two members have one each, and change
- * places with every message on them, so each writes where it has just read: there nobody else reads.
+ * Boards. A payload that is longer than a cell lies on its member's board, right behind the one before,
+ * at the same place on all boards; where it would go past the end, at the beginning. The boards are cut
+ * into pages, and pages[] knows the last message on each. Who writes to a page that the message before
+ * was not on has seen all members begin a message after the last one there: they have read it.
+ * Two members change boards whenever they begin anew; where each reads what the other shows, that is
+ * with every message. Then each writes where it has read itself, and nobody else reads.
  * Why: a core is quick to take a line that another has written and that it has read itself. A line
  * that it has written and another has read, it gets back slowly and one at a time: on a Zen 4, 30 to
- * 150 ns a line, instead of 5. More members would all have to give up each line, and have no boards.
+ * 150 ns a line, instead of 5.
  *
  * Slots. Collective number k (pads->calls) uses slot half k % 2. It is free again: before a member writes
  * to a slot in k + 2, it has awaited the last phase of k + 1 from all, and they signalled that after
@@ -35,7 +39,8 @@
 #define HORA_PADS_LEAD   32         /* of a member before the others, in tiny messages */
 #define HORA_PADS_TINY   48         /* bytes of payload in a cell */
 #define HORA_PADS_BOARD  65536      /* bytes of a board */
-#define HORA_PADS_BOARDS 2          /* members that have boards */
+#define HORA_PADS_PAGE   4096       /* of it */
+#define HORA_PADS_PAIR   2          /* members that change boards */
 
 typedef struct hora_pads_note {
     uint64_t in, out; /* offsets of the member's buffers in its arena, or HORA_PADS_NONE */
@@ -70,9 +75,11 @@ struct hora_pads {
     uint64_t           tiny_known; /* tiny message that all members are known to have begun */
     uint32_t           past;       /* hash of the signatures of all calls so far */
     bool               unheard;    /* a message of mine is there, and no sleeper has been woken for it */
-    int                turn;       /* on the next board message member m has board m ^ turn */
+    int                turn;       /* of two members, m has board m ^ turn; else 0 */
+    size_t             place;      /* of the current message on the boards */
+    size_t             behind;     /* it: where the next one goes */
+    uint64_t           pages[HORA_PADS_BOARD / HORA_PADS_PAGE]; /* last message on each; 0: none */
     uint8_t            turns[2];   /* of two members: member m's slot half h is that of m ^ turns[h] */
-    uint8_t           *boards[HORA_PADS_BOARDS]; /* in the members' blocks */
     size_t             slot_bytes; /* of one half */
     hora_pads_line_t **lines;      /* [comm->size], of each member, mapped here */
     uint8_t          **slots;      /* [comm->size], of each member: two halves */
@@ -107,9 +114,9 @@ static inline const hora_pads_note_t *hora_pads_note(const hora_pads_t *pads, in
                                                      uint64_t phase) {
     return &pads->lines[rank]->notes[phase % HORA_PADS_DEPTH];
 }
-/* Where `rank`, one of two, shows the current board message. */
+/* Where `rank` shows the current message on its board. */
 static inline uint8_t *hora_pads_board(const hora_pads_t *pads, int rank) {
-    return pads->boards[rank ^ pads->turn];
+    return (uint8_t *)(pads->lines[rank ^ pads->turn] + 1) + pads->place;
 }
 /* The half-slot of `rank` for the current call. */
 static inline uint8_t *hora_pads_slot(const hora_pads_t *pads, int rank) {

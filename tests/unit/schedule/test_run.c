@@ -220,7 +220,7 @@ static void dawdle(member_t *m) {
     static const hora_coll_kind_t kinds[] = {HORA_COLL_BROADCAST, HORA_COLL_SCATTER,
                                              HORA_COLL_GATHER, HORA_COLL_BROADCAST,
                                              HORA_COLL_REDUCE, HORA_COLL_ALLGATHER};
-    static const size_t           counts[] = {1, 3, 300, 2, 20000};
+    static const size_t           counts[] = {1, 700, 3, 300, 2, 3000, 20000, 60, 1025, 0};
     for (unsigned turn = 0; turn < 600 && m->error[0] == 0; turn++) {
         unsigned   few = turn / 100 % 2 ? turn : turn / 60; /* one kind again and again */
         sim_case_t what = basic(&hora_algo_direct, kinds[few % LEN(kinds)], m->size,
@@ -234,9 +234,11 @@ static void dawdle(member_t *m) {
 }
 
 static void run__roots_may_run_ahead(void **state) {
-    team_t team = {.size = 4, .pads = true, .chunk = 4096};
     (void)state;
-    team_run(&team, dawdle);
+    for (int size = 2; size <= 4; size++) {
+        team_t team = {.size = size, .pads = true, .chunk = 4096};
+        team_run(&team, dawdle);
+    }
 }
 
 /* Lengths that use cell, board and slots; the boards must change hands with every call on them. */
@@ -253,7 +255,7 @@ static void small_calls(member_t *m) {
         run_one(m, &what, turn % 2 ? APART : IN_PLACE);
         if ((turn + (unsigned)m->rank) % 11 == 0)
             usleep(100); /* somebody is late */
-        if (m->size == HORA_PADS_BOARDS && what.count > 12 && what.count <= 8192) {
+        if (m->size == HORA_PADS_PAIR && what.count > 12 && what.count <= 8192) {
             if (hora_pads_board(m->comm->pads, m->rank) == before)
                 team_complain(m, "turn %u: the boards have not changed hands", turn);
             before = hora_pads_board(m->comm->pads, m->rank);
@@ -446,8 +448,8 @@ static void run__a_mismatch_names_both_sides_on_every_rank(void **state) {
 /* Only with pads can ranks find out that they mean different roots; who had to wait for nobody
  * finds out later. */
 static const mismatch_t roots = {
-    {.kind = HORA_COLL_BROADCAST, .dtype = HORA_FLOAT32, .count = 100, .root = 0},
-    {.kind = HORA_COLL_BROADCAST, .dtype = HORA_FLOAT32, .count = 100, .root = 1},
+    {.kind = HORA_COLL_BROADCAST, .dtype = HORA_FLOAT32, .count = 20000, .root = 0},
+    {.kind = HORA_COLL_BROADCAST, .dtype = HORA_FLOAT32, .count = 20000, .root = 1},
     {"broadcast(float32)", "roots"}};
 
 static void run__different_roots_are_a_mismatch(void **state) {
@@ -457,9 +459,10 @@ static void run__different_roots_are_a_mismatch(void **state) {
 }
 
 static void call_tiny_differently(member_t *m) {
-    float         x = 1;
+    float         x[1000] = {1};
+    size_t        count = *(const size_t *)m->arg;
     hora_coll_t   coll = {.kind = HORA_COLL_BROADCAST, .dtype = HORA_FLOAT32, .root = m->rank > 0,
-                          .rank = m->rank, .size = m->size, .count = 1, .in = &x, .out = &x,
+                          .rank = m->rank, .size = m->size, .count = count, .in = x, .out = x,
                           .prescale = 1.0, .postscale = 1.0};
     hora_status_t st = hora_coll_run(m->comm, &coll);
     coll.kind = HORA_COLL_ALLREDUCE;
@@ -471,9 +474,12 @@ static void call_tiny_differently(member_t *m) {
 }
 
 static void run__different_roots_of_a_tiny_call_are_found_in_the_next(void **state) {
-    team_t team = {.size = 3, .pads = true};
+    static const size_t counts[] = {1, 1000};
     (void)state;
-    team_run(&team, call_tiny_differently);
+    for (size_t i = 0; i < LEN(counts); i++) {
+        team_t team = {.size = 3, .pads = true, .arg = &counts[i]};
+        team_run(&team, call_tiny_differently);
+    }
 }
 
 static void one_stays_away(member_t *m) {
