@@ -113,6 +113,10 @@ static bool read_options(int argc, char **argv, check_options_t *o, int *code_p)
 
 /* ---- Transports ---------------------------------------------------------------------------- */
 
+static bool is_mpirun(void) {
+    return getenv("OMPI_COMM_WORLD_RANK") != NULL || getenv("PMI_RANK") != NULL;
+}
+
 /* In a process of its own, or under a launcher: asks hora which transports there are. */
 static void list_transports(board_t *board) {
     hora_backend_t backend = HORA_BACKEND_INIT;
@@ -124,8 +128,7 @@ static void list_transports(board_t *board) {
         snprintf(t->detail, sizeof(t->detail), "%s", backend.detail);
         snprintf(t->remedy, sizeof(t->remedy), "%s", backend.remedy);
         t->available = backend.available != 0;
-        if (strcmp(t->name, "mpi") == 0 && t->available && getenv("OMPI_COMM_WORLD_RANK") == NULL &&
-            getenv("PMI_RANK") == NULL) {
+        if (strcmp(t->name, "mpi") == 0 && t->available && !is_mpirun()) {
             t->available = false;
             snprintf(t->detail, sizeof(t->detail), "only under mpirun");
             snprintf(t->remedy, sizeof(t->remedy), "mpirun -np 4 hora-check");
@@ -153,6 +156,7 @@ static int check_main(int rank, int size, void *arg) {
     check_job_t job = {.transport = board->transports[board->transport].name,
                        .only = context->options->algo,
                        .own_rendezvous = forked,
+                       .mpirun = is_mpirun(),
                        .cuda = context->options->cuda};
     return check_transport(&job, &board->ranks[forked ? rank : 0]);
 }

@@ -27,7 +27,7 @@ typedef struct round {
 static const char *const algos[CHECK_ROUNDS] = {"auto",     "arena",   "oneshot", "direct",  "ring",
                                                 "doubling", "halving", "tree",    "twolevel"};
 
-static const char *const paths[] = {"auto", "nccl", "ipc", "staged"}; /* on GPUs */
+static const char *const paths[] = {"auto", "nccl", "ipc", "staged", "mpi"}; /* on GPUs */
 
 /* The matrix of types and operations runs with few elements, one type runs with more. */
 static const size_t few[] = {1, 37};
@@ -173,7 +173,9 @@ static bool is_wanted(const check_job_t *job, int i) {
                                               strcmp(job->transport, "mpi") != 0;
     if (job->only != NULL && strcmp(job->only, job->cuda ? paths[i] : algos[i]) != 0)
         return false;
-    return job->cuda || !arena || one_host;
+    if (job->cuda)
+        return job->mpirun || strcmp(paths[i], "mpi") != 0;
+    return !arena || one_host;
 }
 
 /* False: the rest need not be tried. */

@@ -31,6 +31,7 @@ typedef struct check_job {
     const char *transport;
     const char *only; /* this algorithm (or path) alone; NULL: each */
     bool        own_rendezvous; /* the ranks were forked here: each communicator meets at a name of its own */
+    bool        mpirun; /* an MPI's launcher has made the ranks */
     bool        cuda; /* on GPUs: paths (HORA_GPU_PATH) take the place of algorithms */
 } check_job_t;
 

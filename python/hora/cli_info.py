@@ -103,6 +103,10 @@ def gpu_paths(rows: list[dict[str, Any]]) -> list[dict[str, str]]:
     if forced != "auto":
         return [{"ranks": "any", "path": forced, "why": "HORA_GPU_PATH"}]
     without = "ipc on one host, if its GPUs can open each other's memory; else staged"
+    if os.environ.get("HORA_OFFLOAD") == "mpi":
+        mpi = found.get(("mpi", "offload"))
+        return [{"ranks": "of an MPI job", "path": "mpi, if it is CUDA-aware; else nccl, ipc or staged",
+                 "why": f"HORA_OFFLOAD=mpi; {mpi['detail'] if mpi else 'no back-end'}"}]  # fmt: skip
     alone = (("nccl", nccl["detail"]) if nccl and nccl["available"] else
              (without, f"no NCCL: {nccl['detail'] if nccl else 'no back-end'}"))
     return [{"ranks": "with a GPU each", "path": alone[0], "why": alone[1]},

@@ -4,6 +4,7 @@
  */
 #include "api/gpus.h"
 #include "offload/nccl/library.h"
+#include "transport/mpi/loader.h"
 #include "transport/transport.h"
 
 #include <dlfcn.h>
@@ -20,6 +21,16 @@ typedef struct row {
 static bool probe_transport(const row_t *row, hora_backend_t *backend) {
     const hora_transport_ops_t *ops = row->arg;
     return ops->probe(backend);
+}
+
+/* As the transport; and does it take GPUs' memory? */
+static bool probe_mpi(const row_t *row, hora_backend_t *backend) {
+    bool   available = probe_transport(row, backend);
+    size_t len = strlen(backend->detail);
+    if (available)
+        snprintf(backend->detail + len, sizeof(backend->detail) - len, "; CUDA-aware: %s",
+                 hora_mpi_cuda_words());
+    return available;
 }
 
 static bool probe_nccl(const row_t *row, hora_backend_t *backend) {
@@ -53,7 +64,7 @@ static const row_t rows[] = {
     {"tcp", "transport", probe_transport, &hora_transport_tcp},
     {"mpi", "transport", probe_transport, &hora_transport_mpi},
     {"verbs", "transport", probe_library, "libibverbs.so.1"},
-    {"mpi", "offload", probe_transport, &hora_transport_mpi},
+    {"mpi", "offload", probe_mpi, &hora_transport_mpi},
     {"nccl", "offload", probe_nccl, NULL},
     {"cpu", "kernels", probe_kernels, NULL},
     {"cuda", "device", probe_cuda, NULL},

@@ -7,6 +7,7 @@
 #include "offload/cuda/ipc.h"
 #include "offload/cuda/slots.h"
 #include "offload/cuda/staged.h"
+#include "offload/mpi/mpi.h"
 #include "offload/nccl/nccl.h"
 #include "schedule/algos.h"
 #include "schedule/exec.h"
@@ -18,8 +19,8 @@
 #include <string.h>
 
 /* In the order in which they are tried; NULL at the end. */
-static const hora_gpu_path_t *const paths[] = {&hora_gpu_path_nccl, &hora_gpu_path_ipc,
-                                               &hora_gpu_path_staged, NULL};
+static const hora_gpu_path_t *const paths[] = {&hora_gpu_path_mpi, &hora_gpu_path_nccl,
+                                               &hora_gpu_path_ipc, &hora_gpu_path_staged, NULL};
 
 bool hora_gpu_facts_apart(const hora_gpu_facts_t *facts, int size) {
     for (int i = 0; i < size; i++)
@@ -96,7 +97,8 @@ static hora_status_t choose(hora_comm_t *comm) {
     bool                   is_auto = strcmp(setting, "auto") == 0;
     hora_status_t          st = HORA_OK;
     if (!is_auto && (path = find_path(setting)) == NULL)
-        return hora_fail(HORA_ERR_INVALID_ARGUMENT, "HORA_GPU_PATH=%s: auto, nccl, ipc or staged",
+        return hora_fail(HORA_ERR_INVALID_ARGUMENT, "HORA_GPU_PATH=%s: auto, mpi, nccl, ipc or "
+                         "staged",
                          setting);
     if (!is_auto)
         st = try_path(comm, path, facts, &obstacle);

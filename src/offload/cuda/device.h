@@ -27,6 +27,7 @@ typedef struct hora_gpu_facts {
     int32_t  nccl;     /* ncclGetVersion; 0: it has none that can be used */
     int32_t  halves;   /* HORA_NCCL_HALVES; rank 0's counts */
     int32_t  ipc;      /* 1: other processes of the host can open its GPU's events */
+    int32_t  mpi;      /* 1: HORA_OFFLOAD=mpi; rank 0's counts */
 } hora_gpu_facts_t;
 
 /* One way to do collectives on GPUs. Each function runs with the GPU's context current. */
@@ -54,7 +55,7 @@ struct hora_gpu_comm {
     hora_gpu_t             *gpu;
     hora_gpu_facts_t       *facts; /* [size], equal on all members */
     const hora_gpu_path_t  *path;
-    void                   *nccl, *ipc, *staged; /* each path's own */
+    void                   *mpi, *nccl, *ipc, *staged; /* each path's own */
 };
 
 /* Does a collective of which coll->gpu is set, by the path that the members have agreed on; at the

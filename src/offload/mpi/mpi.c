@@ -1,5 +1,5 @@
 /*
- * hora_allreduce by MPI_Allreduce (offload.h). On the calling thread; comm->offload is touched by
+ * hora_allreduce by MPI_Allreduce (mpi.h). On the calling thread; comm->offload is touched by
  * the one thread that uses the communicator.
  *
  * The first allreduce on a communicator makes an MPI communicator of its members, whatever
@@ -23,8 +23,7 @@ struct hora_offload {
     bool                     multiple;
 };
 
-/* Depends on nothing that could differ between ranks. */
-static bool suits(const hora_comm_t *comm, const hora_coll_t *coll) {
+bool hora_offload_mpi_suits(const hora_comm_t *comm, const hora_coll_t *coll) {
     bool scaled = coll->prescale != 1.0 || coll->postscale != 1.0;
     bool extreme = coll->op == HORA_MIN || coll->op == HORA_MAX;
     if (coll->kind != HORA_COLL_ALLREDUCE || comm->size == 1 || coll->count == 0)
@@ -121,7 +120,7 @@ static hora_status_t set_up(hora_comm_t *comm, struct hora_offload *self) {
     return create(comm, self, info.rank);
 }
 
-static hora_status_t get_ready(hora_comm_t *comm) {
+hora_status_t hora_offload_mpi_prepare(hora_comm_t *comm) {
     hora_status_t st;
     if (comm->offload != NULL)
         return HORA_OK;
@@ -130,12 +129,19 @@ static hora_status_t get_ready(hora_comm_t *comm) {
         return hora_fail(HORA_ERR_NO_MEMORY, "offload to MPI");
     st = set_up(comm, comm->offload);
     if (st == HORA_OK && comm->offload->mpi == NULL && comm->rank == 0)
-        hora_log(HORA_LOG_WARNING, "HORA_OFFLOAD=mpi: not all ranks have the MPI plug-in and were "
+        hora_log(HORA_LOG_WARNING, "MPI was asked for, but not all ranks have its plug-in and were "
                  "started by its mpirun, so hora reduces by itself");
     if (st == HORA_OK && comm->offload->mpi != NULL && comm->rank == 0)
         hora_log(HORA_LOG_INFO, "offload: allreduce of %d ranks by MPI_Allreduce (%s)", comm->size,
                  comm->offload->plugin->version());
     return st;
+}
+
+hora_status_t hora_offload_mpi_cuda(hora_comm_t *comm, bool *has_mpi_p, bool *all_p) {
+    const struct hora_offload *self = comm->offload;
+    bool                       has = self->mpi != NULL;
+    *has_mpi_p = has;
+    return agree(comm, has && self->plugin->cuda_aware() == 1, all_p);
 }
 
 void hora_offload_mpi_forget(hora_comm_t *comm) {
@@ -163,8 +169,8 @@ static void scale(const hora_coll_t *coll, const void *in, uint32_t divisor, dou
 }
 
 /* Under world->lock where MPI allows one thread at a time. */
-static hora_status_t reduce(hora_comm_t *comm, const hora_coll_t *coll, const void *in,
-                            hora_op_t op) {
+hora_status_t hora_offload_mpi_reduce(hora_comm_t *comm, const hora_coll_t *coll, const void *in,
+                                      hora_op_t op) {
     struct hora_offload *self = comm->offload;
     int                  failed;
     if (!self->multiple)
@@ -187,7 +193,7 @@ static hora_status_t allreduce(hora_comm_t *comm, const hora_coll_t *coll) {
         scale(coll, in, 1, coll->prescale, 1.0);
         in = coll->out;
     }
-    hora_status_t st = reduce(comm, coll, in, average ? HORA_SUM : coll->op);
+    hora_status_t st = hora_offload_mpi_reduce(comm, coll, in, average ? HORA_SUM : coll->op);
     if (st == HORA_OK)
         scale(coll, coll->out, average ? divisor : 1, 1.0, coll->postscale);
     return st;
@@ -195,7 +201,7 @@ static hora_status_t allreduce(hora_comm_t *comm, const hora_coll_t *coll) {
 
 bool hora_offload_mpi(hora_comm_t *comm, const hora_coll_t *coll, hora_status_t *status_p) {
     hora_status_t st = HORA_OK;
-    if (!suits(comm, coll))
+    if (!hora_offload_mpi_suits(comm, coll))
         return false;
     /* A member that waits for an earlier operation needs this one to take part in it. */
     if (comm->first != NULL)
@@ -203,7 +209,7 @@ bool hora_offload_mpi(hora_comm_t *comm, const hora_coll_t *coll, hora_status_t 
     if (st == HORA_OK)
         st = hora_failure_check(&comm->failure);
     if (st == HORA_OK)
-        st = get_ready(comm);
+        st = hora_offload_mpi_prepare(comm);
     if (st == HORA_OK && comm->offload->mpi == NULL)
         return false;
     *status_p = st == HORA_OK ? allreduce(comm, coll) : st;

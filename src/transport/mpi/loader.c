@@ -109,6 +109,11 @@ const char *hora_mpi_path(void) {
     return loaded_path;
 }
 
+const char *hora_mpi_cuda_words(void) {
+    int answer = loaded->cuda_aware();
+    return answer < 0 ? "it says so once it runs" : answer > 0 ? "yes" : "no";
+}
+
 bool hora_mpi_probe(hora_backend_t *backend) {
     hora_settings_t          settings;
     const hora_mpi_plugin_t *plugin;

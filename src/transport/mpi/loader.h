@@ -17,6 +17,9 @@ hora_status_t hora_mpi_load(const char *path, const hora_mpi_plugin_t **plugin_p
 /* Where the loaded plug-in was found; "" before. Static storage. */
 const char *hora_mpi_path(void);
 
+/* For people: "yes", "no", or that the loaded MPI can only say it once it runs. One was loaded. Static storage. */
+const char *hora_mpi_cuda_words(void);
+
 /* Fills detail and remedy of a back-end that needs the plug-in; whether it can be loaded here. */
 bool hora_mpi_probe(hora_backend_t *backend);
 

@@ -77,6 +77,11 @@ typedef struct hora_mpi_plugin {
     int (*comm_allreduce)(hora_mpi_comm_t *comm, const void *in, void *out, size_t count,
                           hora_dtype_t dtype, hora_op_t op);
     void (*comm_free)(hora_mpi_comm_t *comm, hora_mpi_end_t end);
+
+    /* Does MPI take pointers to a GPU's memory? 1: it says so; 0: it does not; -1: it can only say it
+     * after init. It knows no streams: what it reads must be there before a call, and what it writes is
+     * there when the call returns. A GPU's context must be current in the calling thread. */
+    int (*cuda_aware)(void);
 } hora_mpi_plugin_t;
 
 #endif

@@ -51,6 +51,15 @@ def build_plugin(mpi: Mpi, out: Path) -> None:
         raise Failure(f"building the plug-in: {done.stderr[-800:]}")
 
 
+def build_preload(mpi: Mpi, out: Path) -> None:
+    """Builds what makes this MPI CUDA-aware for the stand-in of the tests."""
+    command = [str(mpi.folder / "mpicc"), "-std=gnu11", "-shared", "-fPIC", "-O1", "-Wall", "-Wextra",
+               str(ROOT / "tests/standin/mpi/cuda_aware.c"), "-o", str(out), "-ldl"]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    if done.returncode:
+        raise Failure(f"building cuda_aware.c: {done.stderr[-800:]}")
+
+
 def build_embedded(mpi: Mpi, build: Path, out: Path) -> None:
     """Builds the program that uses MPI itself."""
     command = [str(mpi.folder / "mpicc"), "-std=gnu11", "-O1", "-Wall", "-Wextra",
@@ -119,6 +128,29 @@ def check_stall(mpi: Mpi, build: Path, work: Path, over_mpi: dict[str, str]) -> 
         expect(" ".join(event.get("name", "") for event in events), "MPI_ALLREDUCE", file)
 
 
+def check_gpu(mpi: Mpi, build: Path, work: Path, base: dict[str, str]) -> None:
+    """Allreduces of GPU tensors by MPI, where it says that it takes their memory, and only there."""
+    preload = work / "cuda_aware.so"
+    build_preload(mpi, preload)
+    program = str(build / "tests/multi/mpi/mpi_gpu")
+    base |= {"HORA_CUDA_LIBRARY": str(build / "tests/standin/cuda/libhora_cuda_standin_on_cpu.so"),
+             "HORA_NUM_NCCL_STREAMS": "2"}  # fmt: skip
+    by_mpi, asked = {"HORA_GPU_PATH": "mpi"}, {"HORA_OFFLOAD": "mpi", "HORA_LOG_LEVEL": "debug"}
+    text = launch(mpi, 3, ["env", f"LD_PRELOAD={preload}", program], base | by_mpi)
+    expect(text, "PASS gpu, 3 ranks", "GPUs by MPI")
+    expect(text, "MPI was given GPU memory", "GPUs by MPI")
+    text = launch(mpi, 2, [program], base | by_mpi)
+    expect(text, "REFUSED: collectives on GPUs (HORA_GPU_PATH=mpi): the MPI does not say", "GPUs by MPI")
+    text = launch(mpi, 2, [program], base | asked)
+    expect(text, "not by mpi: the MPI does not say that it takes", "GPUs without MPI")
+    expect(text, "PASS gpu, 2 ranks", "GPUs without MPI")
+    check = str(build / "benchmarks/hora-check")
+    text = launch(mpi, 2, ["env", f"LD_PRELOAD={preload}", check, "--device", "cuda", "--transport",
+                           "shm", "--algo", "auto"], base | asked)  # fmt: skip
+    for want in ("PASS", "GPUs: collectives of 2 ranks by mpi", "MPI was given GPU memory"):
+        expect(text, want, "hora-check by MPI")
+
+
 def check(mpi: Mpi, build: Path, work: Path, verbose: bool) -> None:
     """Everything for one MPI."""
     plugin = work / "libhora_mpi.so"
@@ -164,6 +196,8 @@ def check(mpi: Mpi, build: Path, work: Path, verbose: bool) -> None:
         say(f"in a program that uses MPI itself: {level}")
     hora_check, hora_perf = build / "benchmarks/hora-check", build / "benchmarks/hora-perf"
     if hora_check.exists():
+        check_gpu(mpi, build, work, base)
+        say("allreduces of GPU memory, 2 and 3 ranks")
         text = launch(mpi, 3, [str(hora_check), "--transport", "mpi"], base)
         expect(text, "PASS", "hora-check")
         say("hora-check")

@@ -169,8 +169,12 @@ static void fake_comm_free(hora_mpi_comm_t *comm, hora_mpi_end_t end) {
     (void)comm, (void)end;
 }
 
+static int fake_cuda_aware(void) {
+    return 0;
+}
+
 const hora_mpi_plugin_t hora_mpi_plugin = {
     sizeof(hora_mpi_plugin_t), FAKE_ABI,  fake_error, fake_version, fake_init,   fake_open,
     fake_poll,                 fake_close, fake_send,  fake_recv,    fake_cancel, fake_test,
-    fake_comm_create,          fake_allreduce, fake_comm_free,
+    fake_comm_create,          fake_allreduce, fake_comm_free, fake_cuda_aware,
 };

@@ -18,6 +18,15 @@
 #include <sys/types.h>
 #include <unistd.h>
 
+#if defined(OPEN_MPI) && __has_include(<mpi-ext.h>)
+#include <mpi-ext.h>
+#endif
+#if defined(MPIX_CUDA_AWARE_SUPPORT) && !MPIX_CUDA_AWARE_SUPPORT
+#define LACKS_CUDA true /* Open MPI was configured without CUDA */
+#else
+#define LACKS_CUDA false
+#endif
+
 #if defined(OPEN_MPI)
 #define BUILT_FOR "Open MPI"
 #elif defined(MPICH_VERSION) || defined(MPICH)
@@ -415,6 +424,32 @@ static void comm_free(hora_mpi_comm_t *comm, hora_mpi_end_t end) {
     free(comm);
 }
 
+/* ---- GPUs ------------------------------------------------------------------------------------ */
+
+#define GPU_SUPPORT_CUDA 0 /* MPICH's MPIX_GPU_SUPPORT_CUDA */
+
+/* MPIX_Query_cuda_support: Open MPI since 2, MPICH since 4, MVAPICH; MPIX_GPU_query_support: MPICH since 4.
+ * Neither is standard, and headers that lack them come with libraries that have them: so they are looked
+ * up. Both must be called between MPI_Init and MPI_Finalize. */
+static int plugin_cuda_aware(void) {
+    void *simple = dlsym(RTLD_DEFAULT, "MPIX_Query_cuda_support");
+    void *by_kind = dlsym(RTLD_DEFAULT, "MPIX_GPU_query_support");
+    int (*query)(void);
+    int (*query_kind)(int kind, int *is);
+    int ready = 0, is = 0;
+    if (simple == NULL && by_kind == NULL)
+        return 0;
+    MPI_Initialized(&ready);
+    if (!ready)
+        return LACKS_CUDA ? 0 : -1;
+    if (simple != NULL) {
+        memcpy(&query, &simple, sizeof query);
+        return query() == 1;
+    }
+    memcpy(&query_kind, &by_kind, sizeof query_kind);
+    return query_kind(GPU_SUPPORT_CUDA, &is) == MPI_SUCCESS && is != 0;
+}
+
 const hora_mpi_plugin_t hora_mpi_plugin = {
     .size = sizeof(hora_mpi_plugin_t),
     .abi = HORA_MPI_ABI,
@@ -431,4 +466,5 @@ const hora_mpi_plugin_t hora_mpi_plugin = {
     .comm_create = comm_create,
     .comm_allreduce = comm_allreduce,
     .comm_free = comm_free,
+    .cuda_aware = plugin_cuda_aware,
 };
