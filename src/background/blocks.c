@@ -19,7 +19,8 @@ typedef struct reader {
 
 typedef struct block {
     struct block            *next;
-    const hora_engine_gpu_t *owner;    /* whose stream writes it; NULL: has ended */
+    const hora_engine_gpu_t *owner;    /* whose lane writes it; NULL: has ended */
+    const hora_lane_t       *lane;     /* that one alone: so it is written in order */
     uint64_t                 at;
     size_t                   bytes;
     bool                     is_free;
@@ -78,8 +79,8 @@ static block_t *take(const hora_engine_gpu_t *gpu, size_t bytes, size_t *kept_p)
     block_t *block;
     pthread_mutex_lock(&lock);
     for (block = blocks; block != NULL; block = block->next)
-        if (block->owner == gpu && block->is_free && block->nreaders == 0 && !block->unknown &&
-            block->bytes >= bytes && block->bytes / 2 <= bytes)
+        if (block->owner == gpu && block->lane == gpu->lane && block->is_free &&
+            block->nreaders == 0 && !block->unknown && block->bytes >= bytes && block->bytes / 2 <= bytes)
             break;
     if (block != NULL)
         block->is_free = false;
@@ -90,8 +91,9 @@ static block_t *take(const hora_engine_gpu_t *gpu, size_t bytes, size_t *kept_p)
 
 /* What hora has queued may wait for other ranks: that is waited for first, with a deadline. */
 static hora_status_t make_room(hora_comm_t *comm, const hora_engine_gpu_t *gpu) {
-    hora_status_t st = hora_event_wait_stream(comm, gpu->place.gpu, gpu->place.stream, 0,
-                                              "giving memory back");
+    hora_status_t st = HORA_OK;
+    for (int i = 0; i < gpu->nlanes && st == HORA_OK; i++)
+        st = hora_event_wait_stream(comm, gpu->place.gpu, gpu->lanes[i].stream, 0, "giving memory back");
     if (st == HORA_OK)
         hora_blocks_give_back(gpu);
     return st;
@@ -112,6 +114,7 @@ static hora_status_t make(hora_comm_t *comm, const hora_engine_gpu_t *gpu, size_
     if (st != HORA_OK || result != HORA_CUDA_SUCCESS)
         return st != HORA_OK ? st : hora_gpu_check(gpu->place.gpu, result, "allocating a result");
     block->owner = gpu;
+    block->lane = gpu->lane;
     block->bytes = bytes;
     pthread_mutex_lock(&lock);
     block->next = blocks;

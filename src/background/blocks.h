@@ -11,6 +11,9 @@
  * for marks that were made after that, one on each reader's stream: those of later tasks (`ready`), or of
  * later calls of hora_handle_stream_wait. No stream is touched but in a call that was given it.
  *
+ * An engine with several lanes (device.h) gives a block to the lane that has written it before, whose stream
+ * is in order; a mark that one lane waits for is behind the beginning of every later batch.
+ *
  * Blocks are in one list of the process, which a lock of its own guards; any thread, unless it says
  * otherwise, with or without engine->lock. No CUDA is called under that lock.
  */
@@ -30,10 +33,10 @@ void hora_block_discard(const hora_engine_gpu_t *gpu, const void *at);
 void hora_block_tell(const hora_engine_gpu_t *gpu, const void *at, const hora_gpu_place_t *reader);
 /* Was a block freed that the stream may still read, since this was asked last? Then a mark is due on it. */
 bool hora_blocks_need_mark(const hora_engine_gpu_t *gpu, hora_cuda_stream_t stream);
-/* Driver: the engine's stream waits for the mark. */
+/* Driver: the engine's lane waits for the mark, and so do all later batches. */
 void hora_blocks_passed(const hora_engine_gpu_t *gpu, const hora_mark_t *mark);
 
-/* The engine's stream has no work any more: gives what is kept back to CUDA. In the GPU's context. */
+/* The engine's lanes have no work any more: gives what is kept back to CUDA. In the GPU's context. */
 void hora_blocks_give_back(const hora_engine_gpu_t *gpu);
 /* The engine ends. Results that are in use stay; idle: CUDA gets them back when they are freed, else, as
  * the GPU may write there still, when the process ends. */

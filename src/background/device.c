@@ -108,29 +108,58 @@ hora_status_t hora_marks_record(hora_engine_t *engine, const hora_task_t *tasks,
 
 /* ---- Beginning and end ---------------------------------------------------------------------- */
 
+/* Nothing is queued on it any more. */
+static void close_lane(const hora_gpu_t *gpu, hora_lane_t *lane) {
+    hora_fusion_gpu_destroy(lane->moves);
+    if (lane->begun != NULL)
+        gpu->cuda->event_destroy(lane->begun);
+    if (lane->stream != NULL)
+        gpu->cuda->stream_destroy(lane->stream);
+    *lane = (hora_lane_t){0};
+}
+
+/* What was made before an error is closed with the others. */
+static hora_status_t open_lane(hora_engine_t *engine, hora_gpu_t *gpu, hora_lane_t *lane, bool alone) {
+    hora_gpu_place_t place;
+    hora_status_t    st;
+    st = hora_gpu_check(gpu, gpu->cuda->stream_create(&lane->stream, HORA_CUDA_STREAM_NON_BLOCKING, 0),
+                        "making the engine's stream");
+    if (st == HORA_OK && !alone)
+        st = hora_gpu_check(gpu, gpu->cuda->event_create(&lane->begun, HORA_CUDA_EVENT_NO_TIMING),
+                            "making an event");
+    place = (hora_gpu_place_t){gpu, lane->stream};
+    if (st == HORA_OK)
+        st = hora_fusion_gpu_create(engine->comm, &place, &lane->moves);
+    if (st == HORA_OK)
+        hora_fusion_init(&lane->fusion, engine->world, lane->moves);
+    return st;
+}
+
 /* In the GPU's context. */
 static hora_status_t create(hora_engine_t *engine, hora_gpu_t *gpu, hora_engine_gpu_t **gpu_p) {
-    hora_engine_gpu_t *self = calloc(1, sizeof(*self));
-    hora_status_t      st;
+    int64_t            lanes = engine->world->settings.nccl_streams;
+    hora_engine_gpu_t *self;
+    hora_status_t      st = HORA_OK;
+    if (lanes < 1 || lanes > HORA_LANES_MAX)
+        return hora_fail(HORA_ERR_INVALID_ARGUMENT, "HORA_NUM_NCCL_STREAMS=%lld is not in 1 to %d",
+                         (long long)lanes, HORA_LANES_MAX);
+    self = calloc(1, sizeof(*self));
     if (self == NULL)
         return hora_fail(HORA_ERR_NO_MEMORY, "tensors on a GPU");
-    self->place.gpu = gpu;
-    st = hora_gpu_check(gpu, gpu->cuda->stream_create(&self->place.stream,
-                                                      HORA_CUDA_STREAM_NON_BLOCKING, 0),
-                        "making the engine's stream");
+    for (int i = 0; i < lanes && st == HORA_OK; i++)
+        st = open_lane(engine, gpu, &self->lanes[i], lanes == 1);
     if (st != HORA_OK)
-        goto err_self;
-    st = hora_fusion_gpu_create(engine->comm, &self->place, &self->moves);
-    if (st != HORA_OK)
-        goto err_stream;
-    hora_fusion_init(&self->fusion, engine->world, self->moves);
+        goto err_lanes;
+    self->nlanes = (int)lanes;
+    self->lane = &self->lanes[0];
+    self->place = (hora_gpu_place_t){gpu, self->lane->stream};
     pthread_mutex_init(&self->lock, NULL);
     *gpu_p = self;
     return HORA_OK;
 
-err_stream:
-    gpu->cuda->stream_destroy(self->place.stream);
-err_self:
+err_lanes:
+    for (int i = 0; i < lanes; i++)
+        close_lane(gpu, &self->lanes[i]);
     free(self);
     return st;
 }
@@ -162,6 +191,14 @@ hora_status_t hora_engine_gpu_get(hora_engine_t *engine, int ordinal, hora_engin
     return HORA_OK;
 }
 
+static bool drain_lanes(const hora_engine_t *engine, const hora_engine_gpu_t *gpu) {
+    bool idle = true;
+    for (int i = 0; i < gpu->nlanes; i++)
+        idle = hora_event_drain(engine->world, gpu->place.gpu, gpu->lanes[i].stream,
+                                idle ? GOODBYE_SECONDS : 0) && idle;
+    return idle;
+}
+
 /* What the GPU may still use is left to the process's end. */
 void hora_engine_gpu_stop(hora_engine_t *engine) {
     hora_engine_gpu_t *gpu = engine->gpu;
@@ -169,16 +206,17 @@ void hora_engine_gpu_stop(hora_engine_t *engine) {
     if (gpu == NULL)
         return;
     entered = hora_gpu_enter(gpu->place.gpu) == HORA_OK; /* else the GPU is lost */
-    gpu->idle = hora_event_drain(engine->world, gpu->place.gpu, gpu->place.stream, GOODBYE_SECONDS);
+    hora_mark_drop(gpu, gpu->last);
+    gpu->last = NULL;
+    gpu->idle = drain_lanes(engine, gpu);
     if (gpu->idle) {
         hora_blocks_give_back(gpu);
-        hora_fusion_gpu_destroy(gpu->moves);
-        gpu->place.gpu->cuda->stream_destroy(gpu->place.stream);
+        for (int i = 0; i < gpu->nlanes; i++)
+            close_lane(gpu->place.gpu, &gpu->lanes[i]);
     } else {
         hora_log(HORA_LOG_WARNING, "GPU %d is still busy with the engine's work: its memory is not freed",
                  gpu->place.gpu->ordinal);
     }
-    gpu->moves = NULL;
     if (entered)
         hora_gpu_leave(gpu->place.gpu);
 }
@@ -269,6 +307,48 @@ static void keep_out_of_captures(hora_engine_gpu_t *gpu) {
     gpu->place.gpu->cuda->capture_mode(&gpu->capture_mode);
 }
 
+/* What the engine has waited for until now, the next lane waits for too, by the last one's beginning. */
+static hora_status_t take_turn(hora_engine_gpu_t *gpu) {
+    hora_lane_t *last = gpu->lane;
+    int          next = (int)(last - gpu->lanes + 1) % gpu->nlanes;
+    if (gpu->nlanes == 1)
+        return HORA_OK;
+    gpu->lane = &gpu->lanes[next];
+    gpu->place.stream = gpu->lane->stream;
+    return hora_gpu_check(gpu->place.gpu,
+                          gpu->place.gpu->cuda->stream_wait(gpu->lane->stream, last->begun, 0),
+                          "waiting for the batch before");
+}
+
+static hora_status_t mark_begin(const hora_engine_gpu_t *gpu) {
+    if (gpu->nlanes == 1)
+        return HORA_OK;
+    return hora_gpu_check(gpu->place.gpu,
+                          gpu->place.gpu->cuda->event_record(gpu->lane->begun, gpu->lane->stream),
+                          "recording an event");
+}
+
+/* A batch's end: behind those of all before. */
+static hora_status_t mark_end(hora_engine_gpu_t *gpu, hora_mark_t **done_p) {
+    hora_mark_t  *done;
+    hora_status_t st = HORA_OK;
+    if (gpu->last != NULL)
+        st = hora_gpu_check(
+            gpu->place.gpu,
+            gpu->place.gpu->cuda->stream_wait(gpu->lane->stream, gpu->last->event, 0),
+            "waiting for the batch before");
+    if (st == HORA_OK)
+        st = take_mark(gpu, gpu->lane->stream, &done);
+    if (st != HORA_OK)
+        return st;
+    if (gpu->nlanes > 1) {
+        hora_mark_drop(gpu, gpu->last);
+        gpu->last = hora_mark_hold(gpu, done);
+    }
+    *done_p = done;
+    return HORA_OK;
+}
+
 hora_status_t hora_device_batch_begin(hora_engine_t *engine) {
     hora_engine_gpu_t *gpu;
     hora_status_t      st;
@@ -281,7 +361,10 @@ hora_status_t hora_device_batch_begin(hora_engine_t *engine) {
         return st;
     gpu->entered = true;
     keep_out_of_captures(gpu);
-    return await_tasks(engine, gpu);
+    st = take_turn(gpu);
+    if (st == HORA_OK)
+        st = await_tasks(engine, gpu);
+    return st == HORA_OK ? mark_begin(gpu) : st;
 }
 
 /* There is no mark to wait for. So the GPU has a moment to end what uses the tasks' buffers. */
@@ -303,7 +386,7 @@ hora_status_t hora_device_batch_end(hora_engine_t *engine, hora_status_t status,
     if (gpu == NULL || !gpu->entered)
         return status;
     if (status == HORA_OK)
-        status = take_mark(gpu, gpu->place.stream, done_p);
+        status = mark_end(gpu, done_p);
     if (status != HORA_OK)
         end_failed(engine, gpu);
     gpu->entered = false;
@@ -331,6 +414,7 @@ hora_status_t hora_device_mark_reader(hora_engine_gpu_t *gpu, hora_cuda_stream_t
 
 hora_status_t hora_device_scale(hora_engine_gpu_t *gpu, hora_dtype_t dtype, double factor,
                                 size_t count) {
-    hora_element_how_t how = {.prescale = factor, .postscale = 1.0, .divisor = 1};
-    return hora_elements_scale(&gpu->place, dtype, &how, gpu->fusion.data, gpu->fusion.data, count);
+    const hora_element_how_t how = {.prescale = factor, .postscale = 1.0, .divisor = 1};
+    void                    *data = gpu->lane->fusion.data;
+    return hora_elements_scale(&gpu->place, dtype, &how, data, data, count);
 }

@@ -6,8 +6,20 @@
  *     engine's stream              waits | pack | collective | unpack | done
  *
  * `ready` is recorded as the task is enqueued, `done` at the end of the batch; both are marks, events
- * that are shared and used again. The engine's stream is in order, so the last mark of a handle stands
- * for all of its tasks. Nothing here blocks but the driver's waits in src/offload and src/fusion.
+ * that are shared and used again. Nothing here blocks but the driver's waits in src/offload and src/fusion.
+ *
+ * Lanes. The engine has HORA_NUM_NCCL_STREAMS streams, each with a fusion buffer, which batches take in
+ * turn. So one is packed, or unpacked, while the collective of another one runs:
+ *
+ *     lane 0   waits | begun | pack 0 | collective 0 | unpack 0 | done 0
+ *     lane 1                   waits | begun | pack 1 |           collective 1 | unpack 1 | done 1
+ *
+ * Collectives stay one after the other, in the order on which the ranks have agreed: they are on one
+ * communicator, and each waits for the one before (src/offload does that wherever the stream changes).
+ * Several communicators at once, as Horovod has them, can wait for each other crosswise on GPUs where their
+ * kernels do not all fit, which NCCL's documentation warns of. A batch begins behind the beginning of the
+ * one before, and so behind all that the engine has waited for until then; and its end is behind the end of
+ * the one before, so the last mark of a handle stands for all of its tasks.
  *
  * Any thread: marks, under `lock`, and the engine's GPU once it is made. The rest is the driver's.
  */
@@ -28,10 +40,21 @@ typedef struct hora_mark {
     int                refs;   /* under lock */
 } hora_mark_t;
 
-typedef struct hora_engine_gpu {
-    hora_gpu_place_t   place;  /* the engine's own stream */
+#define HORA_LANES_MAX 8
+
+typedef struct hora_lane {
+    hora_cuda_stream_t stream;
     hora_fusion_gpu_t *moves;
-    hora_fusion_t      fusion; /* driver */
+    hora_fusion_t      fusion;
+    hora_cuda_event_t  begun; /* of its last batch, where there are several lanes */
+} hora_lane_t;
+
+typedef struct hora_engine_gpu {
+    hora_gpu_place_t   place;  /* driver: its stream is that of `lane` */
+    hora_lane_t        lanes[HORA_LANES_MAX]; /* driver */
+    int                nlanes;
+    hora_lane_t       *lane;   /* driver: whose turn it is, or was */
+    hora_mark_t       *last;   /* driver: behind the last batch, where there are several lanes; or NULL */
     bool               entered; /* driver: a batch on the GPU is being executed */
     int                capture_mode; /* driver: the thread's own, meanwhile */
     _Atomic uint64_t   marks;   /* made so far */

@@ -226,7 +226,7 @@ hora_status_t hora_pack_execute(hora_engine_t *engine, size_t from, size_t to) {
     int    kind = engine->batch[from]->sig.kind;
     bool   by_rank = kind == HORA_TASK_REDUCESCATTER || kind == HORA_TASK_ALLGATHER;
     pack_t p = {.engine = engine,
-                .fusion = engine->batch[from]->sig.device ? &engine->gpu->fusion : &engine->fusion,
+                .fusion = engine->batch[from]->sig.device ? &engine->gpu->lane->fusion : &engine->fusion,
                 .works = engine->batch + from,
                 .pieces = engine->pieces + from,
                 .n = to - from,

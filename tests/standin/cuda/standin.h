@@ -26,6 +26,8 @@
 
 #include "util/cuda.h"
 
+#include <stdatomic.h>
+
 #define STANDIN_GPUS_MAX    8
 #define STANDIN_MEMORY      ((size_t)3 << 30) /* of a GPU, for each process */
 #define STANDIN_CALLS_MAX   64
@@ -52,6 +54,7 @@ typedef struct cuda_standin {
     int         loaded; /* modules */
     int         launches;
     unsigned    blocks; /* of the last launch */
+    atomic_int  ran;    /* launches that have been run */
     long        live;   /* allocations, pinned and opened ones counted in */
     bool        captures; /* as if a thread captured a graph in the global mode: calls that this forbids
                              fail, in threads that are not in the relaxed mode */

@@ -250,6 +250,7 @@ typedef struct launch {
 static void run_kernel(void *args) {
     const launch_t *launch = args;
     int             result = launch->kernel->run(&launch->args, launch->gpu);
+    atomic_fetch_add(&cuda_standin.ran, 1);
     if (result == HORA_CUDA_SUCCESS)
         return;
     fprintf(stderr, "cuda stand-in: %s on GPU %d: %s address\n", launch->kernel->name, launch->gpu,
