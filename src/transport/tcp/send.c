@@ -67,10 +67,12 @@ void hora_tcp_send_free(hora_tcp_link_t *link, hora_tcp_send_t *send) {
 
 /* ---- Frames ---- */
 
-/* For the receiver, if it is on this host, so that we do not share a core; 0: it does not matter. */
+/* For the receiver, if it is on this host, so that we do not share a core, or it yields to me if we have
+ * to; 0: it does not matter. */
 static uint32_t core_here(const hora_tcp_link_t *link) {
     hora_world_t *world = link->base.transport->world;
-    if (!world->has_cores || world->peers[link->base.peer].local < 0)
+    bool          alone = !world->has_cores && world->crowd_cores == 0;
+    if (alone || world->peers[link->base.peer].local < 0)
         return 0;
     hora_apart_note(world);
     return (uint32_t)atomic_load_explicit(&world->bell->core, memory_order_relaxed);
