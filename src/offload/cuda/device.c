@@ -172,13 +172,24 @@ static hora_status_t run(hora_comm_t *comm, const hora_coll_t *coll, hora_staged
     return st == HORA_OK ? path->run(comm, coll) : st;
 }
 
+/* This rank cannot take part, and the others shall not wait for it. */
+static hora_status_t fail_entering(hora_comm_t *comm, const hora_coll_t *coll, hora_status_t st) {
+    bool named = coll->name != NULL && coll->name[0] != '\0';
+    char cause[256];
+    snprintf(cause, sizeof(cause), "%s", hora_last_error());
+    return hora_coll_fail(comm, hora_fail(st, "%s%s%.80s%s: %s", hora_coll_name(coll->kind),
+                                          named ? " '" : "", named ? coll->name : "",
+                                          named ? "'" : "", cause));
+}
+
 static hora_status_t enter_and_run(hora_comm_t *comm, const hora_coll_t *coll,
                                    hora_staged_op_t **op_p) {
     hora_status_t st = hora_failure_check(&comm->failure);
-    if (st == HORA_OK)
-        st = hora_gpu_enter(coll->gpu->gpu);
     if (st != HORA_OK)
         return st;
+    st = hora_gpu_enter(coll->gpu->gpu);
+    if (st != HORA_OK)
+        return fail_entering(comm, coll, st);
     st = run(comm, coll, op_p);
     hora_gpu_leave(coll->gpu->gpu);
     return st;
