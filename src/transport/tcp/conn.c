@@ -83,24 +83,31 @@ static bool is_under_way(int fd) {
     return ioctl(fd, SIOCOUTQ, &left) == 0 && left > 0;
 }
 
-static bool all_arrived(const hora_tcp_t *self) {
-    for (int i = 0; i < self->base.world->size; i++) {
-        hora_tcp_conn_t *conn = both_ways(self->links[i]);
-        if (conn != NULL && is_under_way(conn->source.fd))
+static bool has_arrived(const hora_tcp_link_t *link) {
+    for (int i = 0; link != NULL && i < HORA_TCP_WAYS; i++)
+        if (link->out[i] != NULL && is_under_way(link->out[i]->conn->source.fd))
             return false;
-    }
     return true;
+}
+
+static void await_arrival(const hora_tcp_t *self, uint64_t deadline) {
+    int i = 0;
+    while (i < self->base.world->size && hora_clock_ns() < deadline)
+        if (has_arrived(self->links[i]))
+            i++;
+        else
+            poll(NULL, 0, 1);
 }
 
 void hora_tcp_take_leave(hora_tcp_t *self) {
     uint64_t deadline = hora_clock_ns() + LEAVE_NS;
+    await_arrival(self, deadline);
     for (int i = 0; i < self->base.world->size; i++) {
         hora_tcp_conn_t *conn = both_ways(self->links[i]);
         if (conn != NULL)
             shutdown(conn->source.fd, SHUT_WR);
     }
-    while (!all_arrived(self) && hora_clock_ns() < deadline)
-        poll(NULL, 0, 1);
+    await_arrival(self, deadline);
     for (int i = 0; i < self->base.world->size; i++) {
         hora_tcp_conn_t *conn = both_ways(self->links[i]);
         for (int n = 0; conn != NULL && n < DROPS; n++)

@@ -7,6 +7,7 @@
  */
 #include "transport/tcp/tcp.h"
 
+#include "util/clock.h"
 #include "util/log.h"
 
 #include <errno.h>
@@ -101,7 +102,6 @@ void hora_tcp_link_fail_receives(hora_tcp_link_t *link, hora_status_t status, co
 }
 
 void hora_tcp_link_fail_sends(hora_tcp_link_t *link, hora_status_t status, const char *text) {
-    hora_tcp_t *self = hora_tcp_of(link);
     if (link->send_status != HORA_OK)
         return;
     note(link, status, text, sends_pending(link));
@@ -114,11 +114,14 @@ void hora_tcp_link_fail_sends(hora_tcp_link_t *link, hora_status_t status, const
             hora_xfer_finish(link->sends->xfer, status);
         hora_tcp_send_free(link, link->sends);
     }
-    /* Its connections to me may still wait to be accepted. */
-    if (!link->dying && link->in_open == 0)
-        hora_tcp_accept(self);
-    if (!link->dying && link->in_open == 0)
-        hora_tcp_link_fail_receives(link, status, text);
+    hora_tcp_link_ended(link);
+}
+
+void hora_tcp_link_ended(hora_tcp_link_t *link) {
+    if (link->in_open > 0 || link->dying || link->recv_status != HORA_OK)
+        return;
+    link->ended = hora_clock_ns();
+    hora_tcp_timer_want(hora_tcp_of(link), HORA_TCP_END_NS);
 }
 
 void hora_tcp_link_fail(hora_tcp_link_t *link, hora_status_t status, const char *text) {
@@ -171,8 +174,24 @@ static bool out_tick(hora_tcp_link_t *link, hora_tcp_out_t *out, uint64_t now) {
     return true;
 }
 
+/* True: it may still be that a connection comes. */
+static bool end_tick(hora_tcp_link_t *link, uint64_t now) {
+    hora_status_t status = link->send_status != HORA_OK ? link->send_status : HORA_ERR_PEER_FAILED;
+    char          text[sizeof(link->text)];
+    if (link->ended == 0 || link->recv_status != HORA_OK)
+        return false;
+    if (now - link->ended < HORA_TCP_END_NS)
+        return true;
+    if (link->send_status != HORA_OK)
+        snprintf(text, sizeof(text), "%s", link->text);
+    else
+        hora_tcp_link_lost_text(link, 0, text, sizeof(text));
+    hora_tcp_link_fail_receives(link, status, text);
+    return false;
+}
+
 uint64_t hora_tcp_link_tick(hora_tcp_link_t *link, uint64_t now) {
-    uint64_t want = 0;
+    uint64_t want = end_tick(link, now) ? HORA_TCP_END_NS : 0;
     for (int i = 0; i < HORA_TCP_WAYS && link->send_status == HORA_OK; i++) {
         if (link->out[i] == NULL || !link->out[i]->blocked)
             continue;

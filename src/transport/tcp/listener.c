@@ -90,6 +90,7 @@ static void adopt_failed(hora_tcp_link_t *link, hora_tcp_conn_t *conn) {
         link->in[conn->in->index] = NULL;
         link->in_open--;
     }
+    hora_tcp_link_ended(link);
     hora_tcp_conn_free(conn);
 }
 

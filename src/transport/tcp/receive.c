@@ -328,6 +328,7 @@ hora_tcp_in_t *hora_tcp_in_new(hora_tcp_link_t *link, hora_tcp_conn_t *conn, uns
     in->greeted = index != HORA_TCP_BACK;
     link->in[index] = in;
     link->in_open++;
+    link->ended = 0;
     conn->in = in;
     conn->reads = true;
     return in;
@@ -356,10 +357,7 @@ static void in_ended(hora_tcp_in_t *in, int err) {
         hora_tcp_link_fail(link, HORA_ERR_PEER_FAILED, text);
         return;
     }
-    if (link->in_open == 0)
-        hora_tcp_accept(hora_tcp_of(link)); /* others may wait there, with bytes */
-    if (link->in_open == 0)
-        hora_tcp_link_fail_receives(link, HORA_ERR_PEER_FAILED, text);
+    hora_tcp_link_ended(link);
 }
 
 /* Runs one connection and does what came out of it. True: bytes were read. */

@@ -38,6 +38,7 @@
 #define HORA_TCP_PAUSE_MIN     HORA_TCP_BUFFER /* longer messages may be left in the kernel ... */
 #define HORA_TCP_PAUSE_NS      50000000u /* ... for so long, while nobody receives from the peer */
 #define HORA_TCP_TICK_NS       1000000000u
+#define HORA_TCP_END_NS        100000000u /* from the end of all connections to that of receives */
 #define HORA_TCP_BACK          HORA_TCP_CONNECTIONS_MAX /* index of the way back */
 #define HORA_TCP_WAYS          (HORA_TCP_CONNECTIONS_MAX + 1)
 #define HORA_TCP_SHORT         ((size_t)16 << 10) /* longest that may go back, or is looked for */
@@ -149,6 +150,7 @@ struct hora_tcp_link {
     unsigned         in_seen;   /* of those */
     unsigned         in_open;   /* halves that live */
     unsigned         stalled;   /* connections among them */
+    uint64_t         ended;     /* when the last of them ended; 0: one lives, or none ever did */
     uint64_t         recv_number; /* of the next message head */
     hora_tcp_part_t *parts;
     uint64_t         paused; /* since when a long message waits for its receive; 0: none does */
@@ -201,7 +203,7 @@ void hora_tcp_conn_free(hora_tcp_conn_t *conn);
 /* Before all are closed. A connection that is closed while it holds bytes that nobody has read, or that
  * bytes come to afterwards, is reset, and what has not arrived at the other side by then never does. So
  * this waits until the other kernels have acknowledged all, a second at most, and drops what nobody
- * will read. */
+ * will read. No connection ends before what went over the others has arrived. */
 void hora_tcp_take_leave(hora_tcp_t *self);
 
 /* link.c */
@@ -210,11 +212,15 @@ hora_tcp_link_t *hora_tcp_link_get(hora_tcp_t *self, int peer);
 /* Fails pending transfers, closes connections and frees the link. */
 void hora_tcp_link_free(hora_tcp_link_t *link, hora_status_t status);
 /* No more can be sent: closes the outgoing connections and fails pending sends. The text says why;
- * it is logged and recorded unless nothing was pending. Receives fail too, if nothing is open that
- * could bring them. */
+ * it is logged and recorded unless nothing was pending. Receives fail too, if nothing comes that
+ * could bring them (hora_tcp_link_ended). */
 void hora_tcp_link_fail_sends(hora_tcp_link_t *link, hora_status_t status, const char *text);
 /* Nothing more will come: the same for receives. */
 void hora_tcp_link_fail_receives(hora_tcp_link_t *link, hora_status_t status, const char *text);
+/* If no connection is open that could bring anything: receives fail in HORA_TCP_END_NS, unless the peer
+ * says hello on another one before. Connections keep no order among each other, so one that was closed
+ * last may end first. */
+void hora_tcp_link_ended(hora_tcp_link_t *link);
 /* Both, after what is still in the kernel has been taken. */
 void hora_tcp_link_fail(hora_tcp_link_t *link, hora_status_t status, const char *text);
 /* "connection to rank 1 on host b was lost (reason)", or "has left". err: errno, or 0: closed. */

@@ -334,6 +334,37 @@ static void test_pieces_out_of_order(void **state) {
     close(fd[1]);
 }
 
+/* Of two connections one ends before the other has said hello: its message still counts. */
+static void test_hello_after_the_end(void **state) {
+    uint8_t           bytes[HORA_TCP_HEADER_SIZE], hello_bytes[HORA_TCP_HELLO_SIZE];
+    hora_tcp_hello_t  hello;
+    hora_tcp_header_t header = {7, 0, 3, 0, 3, 0, 0};
+    char              got[4] = "";
+    hora_xfer_t       r = xfer(got, 3, 7), none = xfer(got, 3, 7);
+    int               fd[2] = {stranger(&A), stranger(&A)};
+    (void)state;
+    hello_of(&A, &hello);
+    hello.count = 2;
+    hora_tcp_hello_encode(&hello, hello_bytes);
+    put(fd[0], hello_bytes, sizeof(hello_bytes));
+    drive_for(5);
+    ops->recv(A.link, &r);
+    close(fd[0]);
+    drive_for(5);
+    assert_int_equal(((hora_tcp_link_t *)A.link)->in_open, 0);
+    hello.index = 1;
+    hora_tcp_hello_encode(&hello, hello_bytes);
+    put(fd[1], hello_bytes, sizeof(hello_bytes));
+    hora_tcp_header_encode(&header, bytes);
+    put(fd[1], bytes, sizeof(bytes));
+    put(fd[1], "abc", 3);
+    assert_int_equal(finish(&r), HORA_OK);
+    assert_string_equal(got, "abc");
+    ops->recv(A.link, &none);
+    close(fd[1]);
+    assert_int_equal(finish(&none), HORA_ERR_PEER_FAILED);
+}
+
 /* ---- Addresses ---- */
 
 static void test_addresses(void **state) {
@@ -497,6 +528,7 @@ int main(void) {
         PLAIN(test_malformed_pieces),
         PLAIN(test_mutated_streams),
         ONE(test_pieces_out_of_order),
+        ONE(test_hello_after_the_end),
         ONE(test_addresses),
         PLAIN(test_interfaces),
         PLAIN(test_near),
