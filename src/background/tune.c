@@ -69,7 +69,7 @@ static uint64_t read_clock(void *arg) {
     return hora_clock_ns();
 }
 
-static void say_end(const struct hora_tuner *tuner, const hora_tune_row_t *row) {
+static void say_end(const hora_tune_row_t *row) {
     const hora_tuning_t *t = row->tuning;
     if (!row->contender) {
         hora_log(HORA_LOG_INFO, "autotune: nothing is clearly faster than the defaults; they stay");
@@ -80,7 +80,6 @@ static void say_end(const struct hora_tuner *tuner, const hora_tune_row_t *row) 
              100 * (row->gain - 1), (unsigned long long)t->fusion_threshold,
              (unsigned long long)t->pack, (unsigned long long)t->alone,
              (unsigned long long)t->oneshot_limit, hora_tuning_algo_name(t->algo));
-    (void)tuner;
 }
 
 static void note(void *arg, const hora_tune_row_t *row) {
@@ -90,7 +89,7 @@ static void note(void *arg, const hora_tune_row_t *row) {
         hora_tune_log_row(tuner->log, row);
     if (row->phase != HORA_TUNE_DONE)
         return;
-    say_end(tuner, row);
+    say_end(row);
     if (cache[0] != '\0')
         hora_tune_save(cache, &tuner->place, row->tuning, row->gain);
 }
