@@ -62,7 +62,7 @@ NOTES = {
                                        "Gaussian process",
     "gloo_timeout_seconds": "HORA_START_TIMEOUT is the time to find the ranks, HORA_TIMEOUT that of an "
                             "operation (--start-timeout, --timeout)",
-    "num_nccl_streams": "CUDA tensors are not taken in this version",
+    "num_nccl_streams": "each engine has one stream, so that operations end in the order agreed on",
     "mpi_threads_disable": "MPI is called by one thread at a time where it does not take more",
     "tcp_flag": "hosts are connected by TCP anyway (NCCL_IB_DISABLE=1 is set, too)",
     "disable_cache": "no results of checks are kept",
