@@ -51,8 +51,10 @@ def info_main(args: argparse.Namespace) -> int:
         return cli_info.main(args)
     if args.transport is not None:
         os.environ["HORA_TRANSPORT"] = args.transport
-    arguments = ["--calibrate" if args.calibrate else "--algorithms"] + (["-np", str(args.np)] if args.np is not None else [])
-    return run_tool("hora-perf", arguments + (["--json", "-"] if args.json else []))
+    arguments = ["--calibrate" if args.calibrate else "--algorithms"]
+    arguments += ["-np", str(args.np)] if args.np is not None else []
+    arguments += ["--json", "-"] if args.json else []
+    return run_tool("hora-perf", arguments)
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -22,9 +22,10 @@ DESCRIPTION = """Start N copies of a program that find each other through hora.
 
 Hosts other than this one are reached with ssh, which must not ask for a password; they need Python
 3.7 and the program at the same path, and get this environment but for what belongs to this host or
-login (HOME, HOSTNAME, TMPDIR, SSH_*, DISPLAY and so on; -x passes those too). Each line of output is written whole, with its rank before it.
-Ranks have no standard input. When a rank fails, the others are ended too, and the exit code is that
-of the first that failed; when this command ends, however it ends, nothing of the job is left.
+login (HOME, HOSTNAME, TMPDIR, SSH_*, DISPLAY and so on; -x passes those too). Each line of output is
+written whole, with its rank before it. Ranks have no standard input. When a rank fails, the others
+are ended too, and the exit code is that of the first that failed; when this command ends, however it
+ends, nothing of the job is left.
 
 Every option of horovodrun is understood."""
 

@@ -1,9 +1,10 @@
 """DistributedOptimizer: averages gradients over the ranks while the backward pass still runs.
 
 A hook on each parameter starts its allreduce as soon as its gradient is complete; ``step()`` waits
-for all of them. Hooks run on a thread of autograd's for each GPU, and on the caller's for the CPU. Parameters whose hook did not run in this step on this rank (unused, or fewer
-backward passes) are reduced by ``step()`` with the gradient that they have, zero if none: so ranks
-may use different parts of a model, and an unused parameter has a gradient of zero, not None, after.
+for all of them. Hooks run on a thread of autograd's for each GPU, and on the caller's for the CPU.
+Parameters whose hook did not run in this step on this rank (unused, or fewer backward passes) are
+reduced by ``step()`` with the gradient that they have, zero if none: so ranks may use different
+parts of a model, and an unused parameter has a gradient of zero, not None, after.
 Parameters that the caller froze or thawed after wrapping must be the same ones on all ranks.
 """
 
