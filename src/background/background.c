@@ -115,6 +115,7 @@ hora_status_t hora_background_create(hora_comm_t *comm, size_t fusion_threshold,
         return hora_fail(HORA_ERR_NO_MEMORY, "an engine");
     engine->comm = comm;
     engine->world = comm->world;
+    engine->fork_generation = comm->world->fork_generation;
     engine->rank = comm->rank;
     engine->size = comm->size;
     engine->fusion_threshold = fusion_threshold;

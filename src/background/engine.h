@@ -117,7 +117,8 @@ typedef enum hora_thread_state {
 
 struct hora_engine {
     hora_comm_t    *comm;
-    hora_world_t   *world;
+    hora_world_t   *world; /* gone once hora_background_free has returned, which handles may outlive */
+    unsigned        fork_generation; /* the world's */
     int             rank, size;
     size_t          fusion_threshold;
     uint64_t        stall_check_ns, stall_limit_ns; /* check 0: no warnings */

@@ -78,7 +78,7 @@ static void wait_until_done(hora_handle_t *handle) {
 
 hora_status_t hora_background_wait(hora_handle_t *handle) {
     if (!is_done(handle)) {
-        if (handle->engine->world->fork_generation != hora_fork_generation)
+        if (handle->engine->fork_generation != hora_fork_generation)
             return hora_fail(HORA_ERR_UNSUPPORTED, "handle_wait: called in the child of a fork");
         wait_until_done(handle);
     }
