@@ -309,6 +309,7 @@ def given(*words: str) -> dict[str, str]:
     (["--tcp"], {"NCCL_IB_DISABLE": "1"}),
     (["--autotune-bayes-opt-max-samples", "5"], {"HORA_AUTOTUNE_MAX_CANDIDATES": "5"}),
     (["--thread-affinity", "0,4"], {"HORA_THREAD_AFFINITY": "0,4"}),
+    (["--num-nccl-streams", "2"], {"HORA_NUM_NCCL_STREAMS": "2"}),
     (["--gloo", "--verbose", "-p", "2222", "-i", "key", "--disable-cache"], {}),
 ])
 def test_options_that_are_settings(words: list[str], setting: dict[str, str]) -> None:
@@ -323,7 +324,7 @@ def test_settings_of_options_are_in_the_table() -> None:
 
 @pytest.mark.parametrize("words", [
     ["--cycle-time-ms", "3.5"], ["--cache-capacity", "2048"], ["--hierarchical-allreduce"],
-    ["--no-hierarchical-allgather"], ["--torus-allreduce"], ["--num-nccl-streams", "2"],
+    ["--no-hierarchical-allgather"], ["--torus-allreduce"],
     ["--autotune-gaussian-process-noise", "0.5"], ["--mpi-threads-disable"], ["--disable-cache"],
     ["--no-mpi-threads-disable"], ["--tcp"], ["--gloo-timeout-seconds", "60"],
     ["--mpi-args=--x"], ["--binding-args=--y"],

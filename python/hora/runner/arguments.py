@@ -46,6 +46,7 @@ SETTINGS: list[tuple[str, str, Callable[[Any], str]]] = [
     ("log_level", "HORA_LOG_LEVEL", str),
     ("log_with_timestamp", "HORA_LOG_HIDE_TIME", flag_not),
     ("thread_affinity", "HORA_THREAD_AFFINITY", str),
+    ("num_nccl_streams", "HORA_NUM_NCCL_STREAMS", str),
     ("tcp_flag", "NCCL_IB_DISABLE", flag),
 ]
 
@@ -62,7 +63,6 @@ NOTES = {
                                        "Gaussian process",
     "gloo_timeout_seconds": "HORA_START_TIMEOUT is the time to find the ranks, HORA_TIMEOUT that of an "
                             "operation (--start-timeout, --timeout)",
-    "num_nccl_streams": "each engine has one stream, so that operations end in the order agreed on",
     "mpi_threads_disable": "MPI is called by one thread at a time where it does not take more",
     "tcp_flag": "hosts are connected by TCP anyway (NCCL_IB_DISABLE=1 is set, too)",
     "disable_cache": "no results of checks are kept",
@@ -216,6 +216,7 @@ def add_tuning(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--autotune-bayes-opt-max-samples", type=int, metavar="N",
                        help="HORA_AUTOTUNE_MAX_CANDIDATES")
     group.add_argument("--thread-affinity", metavar="CORE,...", help="HORA_THREAD_AFFINITY")
+    group.add_argument("--num-nccl-streams", type=int, metavar="N", help="HORA_NUM_NCCL_STREAMS")
     group.add_argument("--grace", type=float, metavar="S", help="seconds that the other "
                        "ranks have to end by themselves after one has failed (5)")
 
@@ -233,7 +234,6 @@ def add_without_effect(parser: argparse.ArgumentParser) -> None:
         pair(group, name, NOTES[name.replace("-", "_")])
     add("autotune-gaussian-process-noise", type=float, metavar="X")
     add("gloo-timeout-seconds", type=float, metavar="S")
-    add("num-nccl-streams", type=int, metavar="N")
     add("disable-cache", action="store_const", const=True)
 
 
