@@ -57,6 +57,9 @@ static size_t default_bytes(void) {
 /* Address space may be limited (ulimit -v): takes less before it gives up. */
 static hora_status_t map_own(hora_arena_t *arena, size_t bytes, size_t least) {
     mapping_t *map = &arena->maps[arena->local];
+    if ((bytes & ~WHOLE) < least)
+        return hora_fail(HORA_ERR_INVALID_ARGUMENT, "HORA_ARENA_SIZE=%zu is too small: %d ranks need "
+                         "%zu bytes at least", bytes, arena->local_size, (least + WHOLE) & ~WHOLE);
     for (bytes &= ~WHOLE; bytes >= least; bytes = bytes / 2 & ~WHOLE) {
         if (ftruncate(arena->fd, (off_t)bytes) != 0)
             continue;

@@ -312,6 +312,19 @@ static void arena__refuses_a_foreign_memfd(void **state) {
     hora_world_destroy(pair.world[0]);
 }
 
+static void arena__says_how_much_it_needs(void **state) {
+    hora_world_t *world;
+    hora_arena_t *arena;
+    int           own;
+    assert_int_equal(hora_world_create(0, 2, &world), HORA_OK);
+    assert_int_equal(hora_arena_create(world, 0, 2, 4096, &arena, &own), HORA_ERR_INVALID_ARGUMENT);
+    assert_non_null(strstr(hora_last_error(), "HORA_ARENA_SIZE=4096 is too small"));
+    assert_non_null(strstr(hora_last_error(), "2097152"));
+    assert_int_equal(hora_arena_create(world, 0, 2, 2097152, &arena, &own), HORA_OK);
+    hora_arena_destroy(arena);
+    hora_world_destroy(world);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(heap__random_blocks_never_overlap),
@@ -325,6 +338,7 @@ int main(void) {
         cmocka_unit_test(link__garbage_fails_the_link),
         cmocka_unit_test(arena__offsets),
         cmocka_unit_test(arena__refuses_a_foreign_memfd),
+        cmocka_unit_test(arena__says_how_much_it_needs),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
