@@ -3,6 +3,7 @@
  * more than open a library or a descriptor and close it again.
  */
 #include "api/gpus.h"
+#include "bootstrap/bootstrap.h"
 #include "offload/nccl/library.h"
 #include "transport/mpi/loader.h"
 #include "transport/transport.h"
@@ -39,8 +40,14 @@ static bool probe_nccl(const row_t *row, hora_backend_t *backend) {
 }
 
 static bool probe_kernels(const row_t *row, hora_backend_t *backend) {
-    snprintf(backend->detail, sizeof(backend->detail), "reductions use %s", hora_kernel_isa());
-    return true;
+    hora_settings_t settings;
+    bool good = hora_settings_load(&settings) == HORA_OK && hora_bootstrap_kernels(&settings) == HORA_OK;
+    (void)row;
+    if (good)
+        snprintf(backend->detail, sizeof(backend->detail), "reductions use %s", hora_kernel_isa());
+    else
+        snprintf(backend->detail, sizeof(backend->detail), "%.255s", hora_last_error());
+    return good;
 }
 
 /* A library that a later version will use: say whether it is here, and that it is not used yet. */

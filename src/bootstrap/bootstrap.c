@@ -31,6 +31,7 @@
 #include "util/fork.h"
 #include "util/log.h"
 
+#include <kernels/cpu/kernels.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -58,6 +59,18 @@ static hora_status_t copy_option(const char *option, const char *what, char *fie
     return HORA_OK;
 }
 
+hora_status_t hora_bootstrap_kernels(const hora_settings_t *settings) {
+    if (strcmp(settings->kernels, "auto") == 0 || hora_kernel_force_isa(settings->kernels))
+        return HORA_OK;
+    return hora_fail(HORA_ERR_INVALID_ARGUMENT, "HORA_KERNELS=%s: this machine does not have it; auto "
+                     "is %s here", settings->kernels, hora_kernel_isa());
+}
+
+static hora_status_t check_seconds(const char *name, double seconds) {
+    return seconds > 0 ? HORA_OK : hora_fail(HORA_ERR_INVALID_ARGUMENT, "%s=0: nothing could be waited "
+                                             "for; for no limit, give many seconds", name);
+}
+
 /* Settings, and the options on top of them. */
 static hora_status_t read_settings(const hora_comm_options_t *options, joining_t *j) {
     hora_settings_t *s = &j->settings;
@@ -68,6 +81,8 @@ static hora_status_t read_settings(const hora_comm_options_t *options, joining_t
         st = copy_option(options->transport, "transport", s->transport);
     if (st == HORA_OK)
         st = hora_links_check(s->transport, &j->share);
+    if (st == HORA_OK)
+        st = hora_bootstrap_kernels(s);
     if (st == HORA_OK && strlen(s->secret) > HORA_SECRET_MAX)
         st = hora_fail(HORA_ERR_INVALID_ARGUMENT, "HORA_SECRET is longer than %u characters",
                        HORA_SECRET_MAX);
@@ -77,7 +92,8 @@ static hora_status_t read_settings(const hora_comm_options_t *options, joining_t
         s->start_timeout = options->start_timeout;
     if (options->timeout > 0)
         s->timeout = options->timeout;
-    return HORA_OK;
+    st = check_seconds("HORA_START_TIMEOUT", s->start_timeout);
+    return st == HORA_OK ? check_seconds("HORA_TIMEOUT", s->timeout) : st;
 }
 
 /* Leaves the star; one rank alone has no need to meet. */

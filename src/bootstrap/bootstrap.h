@@ -12,6 +12,10 @@
  * running. options is not NULL. Errors name the phase, the rendezvous, and what is missing. */
 hora_status_t hora_bootstrap_join(const hora_comm_options_t *options, hora_world_t **world_p);
 
+/* Has reductions use the instruction set that HORA_KERNELS names; for the whole process, and before any
+ * of its threads reduces. HORA_ERR_INVALID_ARGUMENT: this machine does not have it. */
+hora_status_t hora_bootstrap_kernels(const hora_settings_t *settings);
+
 /* Says goodbye to the other ranks, stops the watch, closes links and frees the world. */
 void hora_bootstrap_leave(hora_world_t *world);
 

@@ -14,21 +14,36 @@
 #include <strings.h>
 
 #define SETTING(TYPE, field, name, value, text)                                                   \
-    {HORA_SETTING_##TYPE, offsetof(hora_settings_t, field), name, value, text, NULL},
+    {HORA_SETTING_##TYPE, offsetof(hora_settings_t, field), name, value, text, NULL, NULL},
 #define SETTING_HVD(TYPE, field, name, value, text)                                               \
-    {HORA_SETTING_##TYPE, offsetof(hora_settings_t, field), name, value, text, name},
+    {HORA_SETTING_##TYPE, offsetof(hora_settings_t, field), name, value, text, name, NULL},
 #define SETTING_AS(TYPE, field, name, other, value, text)                                         \
-    {HORA_SETTING_##TYPE, offsetof(hora_settings_t, field), name, value, text, other},
+    {HORA_SETTING_##TYPE, offsetof(hora_settings_t, field), name, value, text, other, NULL},
+#define SETTING_OF(TYPE, field, name, values, value, text)                                        \
+    {HORA_SETTING_##TYPE, offsetof(hora_settings_t, field), name, value, text, NULL, values},
 static const hora_setting_row_t rows[] = {
 #include "util/settings.def"
 };
 #undef SETTING
 #undef SETTING_HVD
 #undef SETTING_AS
+#undef SETTING_OF
 
 const hora_setting_row_t *hora_settings_rows(size_t *count_p) {
     *count_p = sizeof(rows) / sizeof(rows[0]);
     return rows;
+}
+
+/* Is it one of these words? */
+static bool is_listed(const char *values, const char *text) {
+    size_t len = strlen(text);
+    for (const char *at = values; *at != '\0';) {
+        size_t n = strcspn(at, " ");
+        if (n == len && memcmp(at, text, n) == 0)
+            return true;
+        at += n + (at[n] == ' ');
+    }
+    return false;
 }
 
 static bool parse_bool(const char *text, bool *value_p) {
@@ -90,7 +105,8 @@ static bool parse_seconds(const char *text, double *value_p) {
 static bool parse(const hora_setting_row_t *row, const char *text, void *field) {
     switch (row->type) {
     case HORA_SETTING_STRING:
-        if (strlen(text) >= HORA_SETTING_STRING_MAX)
+        if (strlen(text) >= HORA_SETTING_STRING_MAX ||
+            (row->values != NULL && !is_listed(row->values, text)))
             return false;
         strcpy(field, text); /* the length was checked above */
         return true;
@@ -102,9 +118,9 @@ static bool parse(const hora_setting_row_t *row, const char *text, void *field) 
     return false;
 }
 
-static const char *expected(hora_setting_type_t type) {
-    switch (type) {
-    case HORA_SETTING_STRING: return "fewer than 256 characters";
+static const char *expected(const hora_setting_row_t *row) {
+    switch (row->type) {
+    case HORA_SETTING_STRING: return row->values != NULL ? row->values : "fewer than 256 characters";
     case HORA_SETTING_BOOL: return "0 or 1";
     case HORA_SETTING_INT: return "a whole number";
     case HORA_SETTING_BYTES: return "bytes, such as 65536, 64k or 128m";
@@ -123,12 +139,12 @@ static hora_status_t load_row(const hora_setting_row_t *row, hora_settings_t *se
         snprintf(name, sizeof(name), "HOROVOD_%s", row->horovod);
         text = getenv(name);
     }
-    if (text == NULL || (*text == '\0' && row->type != HORA_SETTING_STRING))
+    if (text == NULL || (*text == '\0' && (row->type != HORA_SETTING_STRING || row->values != NULL)))
         text = row->value;
     if (!parse(row, text, field))
-        return hora_fail(HORA_ERR_INVALID_ARGUMENT, "%s=\"%s\" is not understood; expected %s", name,
+        return hora_fail(HORA_ERR_INVALID_ARGUMENT, "%s=\"%s\" is not understood; expected %s%s", name,
                          strcmp(row->name, "SECRET") == 0 ? "(not shown)" : text,
-                         expected(row->type));
+                         row->values != NULL ? "one of: " : "", expected(row));
     return HORA_OK;
 }
 
@@ -150,17 +166,6 @@ hora_status_t hora_settings_load(hora_settings_t *settings_p) {
 }
 
 /* ---- What Horovod has and hora has not ------------------------------------------------------ */
-
-static bool is_listed(const char *values, const char *text) {
-    size_t len = strlen(text);
-    for (const char *at = values; *at != '\0';) {
-        size_t n = strcspn(at, " ");
-        if (n == len && memcmp(at, text, n) == 0)
-            return true;
-        at += n + (at[n] == ' ');
-    }
-    return false;
-}
 
 int hora_settings_warn_horovod(void) {
     static const struct {

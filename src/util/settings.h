@@ -17,10 +17,12 @@ typedef struct hora_settings {
 #define SETTING(TYPE, field, name, value, text)     FIELD_##TYPE(field)
 #define SETTING_HVD(TYPE, field, name, value, text) FIELD_##TYPE(field)
 #define SETTING_AS(TYPE, field, name, other, value, text) FIELD_##TYPE(field)
+#define SETTING_OF(TYPE, field, name, values, value, text) FIELD_##TYPE(field)
 #include "util/settings.def"
 #undef SETTING
 #undef SETTING_HVD
 #undef SETTING_AS
+#undef SETTING_OF
 #undef FIELD_STRING
 #undef FIELD_BOOL
 #undef FIELD_INT
@@ -43,6 +45,7 @@ typedef struct hora_setting_row {
     const char         *value;       /* the default, as text */
     const char         *text;        /* one sentence */
     const char         *horovod;     /* name of Horovod's that is honoured, without a prefix; or NULL */
+    const char         *values;      /* the only ones that there are, with blanks between; NULL: any */
 } hora_setting_row_t;
 
 /* The table, for docs and `hora info`. Static storage. */

@@ -11,6 +11,8 @@
 #include "util/clock.h"
 #include "util/fork.h"
 
+#include <kernels/cpu/kernels.h>
+
 #include <arpa/inet.h>
 #include <errno.h>
 #include <pthread.h>
@@ -153,6 +155,20 @@ static void join_without_arena(int rank, int size, report_t *report) {
 static void test_no_arena(void **state) {
     (void)state;
     ranks_run(3, false, join_without_arena);
+}
+
+static void join_with_plain_kernels(int rank, int size, report_t *report) {
+    hora_world_t *w;
+    setenv("HORA_KERNELS", "portable", 1);
+    w = ranks_join(rank, size, report);
+    rank_check(w != NULL && strcmp(hora_kernel_isa(), "portable") == 0);
+    ranks_meet(1, size);
+    hora_bootstrap_leave(w);
+}
+
+static void test_kernels(void **state) {
+    (void)state;
+    ranks_run(2, false, join_with_plain_kernels);
 }
 
 /* A soft limit that would not do is raised, as far as the hard one goes. */
@@ -508,6 +524,18 @@ static void test_bad_settings(void **state) {
     assert_int_equal(hora_bootstrap_join(&options, &world), HORA_ERR_INVALID_ARGUMENT);
     assert_null(strstr(hora_last_error(), "ssss"));
     unsetenv("HORA_SECRET");
+    static const char *const bad[][2] = {{"HORA_TIMEOUT", "0"}, {"HORA_START_TIMEOUT", "0"},
+#if defined(__x86_64__)
+                                         {"HORA_KERNELS", "neon"}};
+#else
+                                         {"HORA_KERNELS", "avx2"}};
+#endif
+    for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
+        setenv(bad[i][0], bad[i][1], 1);
+        assert_int_equal(hora_bootstrap_join(&options, &world), HORA_ERR_INVALID_ARGUMENT);
+        assert_non_null(strstr(hora_last_error(), bad[i][0]));
+        unsetenv(bad[i][0]);
+    }
     assert_null(world);
 }
 
@@ -518,6 +546,7 @@ int main(void) {
         cmocka_unit_test(test_hosts),
         cmocka_unit_test(test_forced_tcp),
         cmocka_unit_test(test_no_arena),
+        cmocka_unit_test(test_kernels),
         cmocka_unit_test(test_few_descriptors),
         cmocka_unit_test(test_secret),
         cmocka_unit_test(test_fork),

@@ -15,6 +15,7 @@
 
 #include <cmocka.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -133,6 +134,17 @@ static void select__does_as_it_is_told_where_that_is_possible(void **state) {
     assert_string_equal(chosen(HORA_COLL_ALLGATHER, 1), "ring"); /* sums nothing */
 }
 
+/* Also those that do not apply here are no mistake; other names are (util/settings.def). */
+static void select__every_algorithm_can_be_forced(void **state) {
+    hora_settings_t settings;
+    for (int i = 0; hora_algo_list[i] != NULL; i++) {
+        setenv("HORA_ALGO", hora_algo_list[i]->name, 1);
+        assert_int_equal(hora_settings_load(&settings), HORA_OK);
+        assert_string_equal(settings.algo, hora_algo_list[i]->name);
+    }
+    unsetenv("HORA_ALGO");
+}
+
 static void select__halves_cost_double_where_they_are_widened(void **state) {
     hora_coll_t coll = call(HORA_COLL_ALLREDUCE, 10000000);
     (void)state;
@@ -226,6 +238,7 @@ int main(void) {
         cmocka_unit_test_setup(select__goes_by_size, fresh),
         cmocka_unit_test_setup(select__prefers_the_arena, fresh),
         cmocka_unit_test_setup(select__does_as_it_is_told_where_that_is_possible, fresh),
+        cmocka_unit_test(select__every_algorithm_can_be_forced),
         cmocka_unit_test_setup(select__halves_cost_double_where_they_are_widened, fresh),
         cmocka_unit_test_setup(select__all_members_choose_alike, fresh),
         cmocka_unit_test_setup(signature__changes_with_all_that_matters, fresh),

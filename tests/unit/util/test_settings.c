@@ -106,7 +106,13 @@ static void load__refuses_nonsense(void **state) {
                                            {"HORA_TIMEOUT", "-3"},
                                            {"HORA_TIMEOUT", "nan"},
                                            {"HORA_SPIN_US", "1.5"},
-                                           {"HORA_LOG_LEVEL", "loud"}};
+                                           {"HORA_LOG_LEVEL", "loud"},
+                                           {"HORA_ALGO", "rin"},
+                                           {"HORA_ALGO", "ring halving"},
+                                           {"HORA_KERNELS", "abacus"},
+                                           {"HORA_OFFLOAD", "MPI"},
+                                           {"HORA_JOIN_AVERAGE", "all"},
+                                           {"HORA_GPU_PATH", "pcie"}};
     for (size_t i = 0; i < sizeof(pairs) / sizeof(pairs[0]); i++) {
         hora_settings_t s;
         memset(&s, 0x5a, sizeof(s));
