@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
 """hora.torch on a real GPU: two ranks on one, by each path. Needs torch and an installed hora only.
 
-    tests/gpu/torch_cuda.py [PATH...]     ipc, staged and nccl, unless some are named
+    tests/gpu/torch_cuda.py [PATH...]     ipc, staged, nccl and nccl:3, unless some are named
+
+nccl:3 is nccl with three streams of the engine's (HORA_NUM_NCCL_STREAMS).
 
 Prints what failed, and a line for each path; 77: there is no GPU. HORA_TEST_DEVICE=cpu runs the cases on
 the CPU instead, whatever the path. With pytest: test_torch_cuda.py.
@@ -21,7 +23,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ON_CPU = os.environ.get("HORA_TEST_DEVICE") == "cpu"
-PATHS = ["ipc", "staged", "nccl"]
+PATHS = ["ipc", "staged", "nccl", "nccl:3"]
 LIMIT = 150.0  # seconds for one launch
 RANKS = 2
 
@@ -51,7 +53,9 @@ def environment(path: str, rank: int, meeting: str) -> dict[str, str]:
     strangers = ("HORA_", "HOROVOD_", "OMPI_", "PMI_", "SLURM_")
     env = {k: v for k, v in os.environ.items()
            if not k.startswith(strangers) or k.startswith("HORA_TEST")}  # fmt: skip
+    path, _, streams = path.partition(":")
     return env | {
+        "HORA_NUM_NCCL_STREAMS": streams or "1",
         "HORA_RANK": str(rank), "HORA_SIZE": str(RANKS),
         "HORA_LOCAL_RANK": str(rank), "HORA_LOCAL_SIZE": str(RANKS),
         "HORA_RENDEZVOUS": f"unix:{meeting}", "HORA_TIMEOUT": "60", "HORA_GPU_PATH": path,
