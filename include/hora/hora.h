@@ -254,6 +254,8 @@ typedef struct hora_blocks {
  * communicator. A request on a GPU is done when all of its work is queued, which needs
  * hora_request_test or hora_request_wait: what is to see its results is queued after that. A call in
  * host memory on that communicator first waits for its requests on a GPU, and so does hora_comm_split.
+ * When a communicator fails, the first call that says so (or hora_request_wait) gives the GPU up to half a
+ * second for each stream to end what it does with buffers; a warning is logged if it may use them still.
  * A barrier is one of the hosts; point to point is in host memory only.
  *
  * All ranks of comm make the same calls in the same order. options may be NULL (block, no

@@ -30,6 +30,13 @@ static hora_status_t set_place(call_t *call) {
     return st;
 }
 
+/* The communicator has failed since the last call. This one's stream may have what that has queued. */
+static void drain_earlier(call_t *call, const hora_call_options_t *options) {
+    if (options != NULL && hora_check_options(options, call->what, &call->options) == HORA_OK &&
+        call->options.device >= 0 && set_place(call) == HORA_OK)
+        hora_device_drain_call(call->comm, &call->place);
+}
+
 static hora_status_t begin(call_t *call, hora_comm_t *comm, hora_coll_kind_t kind,
                            hora_dtype_t dtype, const hora_call_options_t *options) {
     hora_status_t st;
@@ -37,6 +44,8 @@ static hora_status_t begin(call_t *call, hora_comm_t *comm, hora_coll_kind_t kin
     call->comm = comm;
     call->lists = NULL;
     st = hora_check_comm(comm, call->what);
+    if (st != HORA_OK && comm != NULL && comm->gpu != NULL)
+        drain_earlier(call, options);
     if (st == HORA_OK)
         st = hora_check_dtype(dtype, call->what);
     if (st == HORA_OK)
@@ -115,6 +124,8 @@ static hora_status_t execute(call_t *call) {
 static hora_status_t finish(call_t *call, hora_status_t st) {
     if (st == HORA_OK)
         st = execute(call);
+    if (st != HORA_OK && call->coll.gpu != NULL)
+        hora_device_drain_call(call->comm, &call->place);
     free(call->lists);
     return st;
 }

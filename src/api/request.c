@@ -17,6 +17,7 @@
 struct hora_request {
     hora_comm_t *comm;
     bool         on_gpu;
+    hora_gpu_place_t  place;
     hora_staged_op_t *op; /* on a GPU; NULL: all is queued there */
     hora_exec_t *exec; /* NULL, and not on a GPU: a transfer */
     hora_xfer_t  xfer;
@@ -34,6 +35,8 @@ hora_status_t hora_request_start(hora_comm_t *comm, const hora_coll_t *coll,
         return hora_fail(HORA_ERR_NO_MEMORY, "a request");
     request->comm = comm;
     request->on_gpu = coll->gpu != NULL;
+    if (request->on_gpu)
+        request->place = *coll->gpu;
     st = request->on_gpu ? hora_device_start(comm, coll, &request->op)
                          : hora_coll_start(comm, coll, &request->exec);
     if (st != HORA_OK) {
@@ -112,6 +115,8 @@ hora_status_t hora_request_wait(hora_request_t *request) {
         return hora_fail(HORA_ERR_INVALID_ARGUMENT, "request_wait: request is NULL");
     if (request->on_gpu) {
         st = request->op != NULL ? hora_device_wait(request->comm, request->op) : HORA_OK;
+        if (st != HORA_OK)
+            hora_device_drain_call(request->comm, &request->place);
     } else if (request->exec != NULL) {
         st = hora_exec_wait(request->exec);
         hora_exec_free(request->exec);

@@ -12,7 +12,6 @@
 #include <stdlib.h>
 
 #define GOODBYE_SECONDS 5.0 /* for work that is queued when the engine is freed */
-#define FAILED_SECONDS  0.5 /* ... when a batch has failed, on each stream */
 
 /* ---- Marks ---------------------------------------------------------------------------------- */
 
@@ -369,7 +368,7 @@ hora_status_t hora_device_batch_begin(hora_engine_t *engine) {
 
 /* There is no mark to wait for. So the GPU has a moment to end what uses the tasks' buffers. */
 static void end_failed(hora_engine_t *engine, const hora_engine_gpu_t *gpu) {
-    if (hora_device_drain(engine->comm, &gpu->place, FAILED_SECONDS))
+    if (hora_device_drain(engine->comm, &gpu->place))
         return;
     hora_log(HORA_LOG_WARNING, "GPU %d may still use the buffers of operations that have failed",
              gpu->place.gpu->ordinal);

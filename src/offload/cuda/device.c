@@ -238,12 +238,25 @@ hora_status_t hora_device_settle(hora_comm_t *comm) {
     return st;
 }
 
-bool hora_device_drain(hora_comm_t *comm, const hora_gpu_place_t *place, double seconds) {
+bool hora_device_drain(hora_comm_t *comm, const hora_gpu_place_t *place) {
     const struct hora_gpu_comm *self = comm->gpu;
-    if (!hora_event_drain(comm->world, place->gpu, place->stream, seconds))
+    if (!hora_event_drain(comm->world, place->gpu, place->stream, HORA_DRAIN_SECONDS))
         return false;
-    return self == NULL || ((self->staged == NULL || hora_staged_drain(self->staged, seconds)) &&
+    return self == NULL || ((self->staged == NULL || hora_staged_drain(self->staged, HORA_DRAIN_SECONDS)) &&
                             (self->ipc == NULL || !hora_ipc_is_exposed(self->ipc)));
+}
+
+void hora_device_drain_call(hora_comm_t *comm, const hora_gpu_place_t *place) {
+    bool lost;
+    if (comm->gpu == NULL || comm->gpu->drained || atomic_load(&comm->failure.raised) == HORA_OK)
+        return;
+    comm->gpu->drained = true;
+    lost = place->gpu->cuda->context_push(place->gpu->context) != HORA_CUDA_SUCCESS;
+    if (!lost && !hora_device_drain(comm, place))
+        hora_log(HORA_LOG_WARNING, "GPU %d may still use the buffers of operations that have failed",
+                 place->gpu->ordinal);
+    if (!lost)
+        hora_gpu_leave(place->gpu);
 }
 
 void hora_device_forget(hora_comm_t *comm) {

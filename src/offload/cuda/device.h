@@ -56,6 +56,7 @@ struct hora_gpu_comm {
     hora_gpu_facts_t       *facts; /* [size], equal on all members */
     const hora_gpu_path_t  *path;
     void                   *mpi, *nccl, *ipc, *staged; /* each path's own */
+    bool                    drained; /* after its failure */
 };
 
 /* Does a collective of which coll->gpu is set, by the path that the members have agreed on; at the
@@ -71,10 +72,15 @@ hora_status_t hora_device_progress(hora_comm_t *comm, hora_staged_op_t *op);
 hora_status_t hora_device_wait(hora_comm_t *comm, hora_staged_op_t *op);
 /* Waits for all that were started. Before a collective on the communicator that is not on GPUs. */
 hora_status_t hora_device_settle(hora_comm_t *comm);
+#define HORA_DRAIN_SECONDS 0.5 /* for what is queued when an operation has failed, on each stream */
 /* After a failure, in the context of place's GPU: waits until nothing that comm has queued, there or on
- * streams of its own, uses its callers' buffers. False: something still may, after `seconds`, or another
- * rank's leader (ipc.h), which cannot be asked. */
-bool hora_device_drain(hora_comm_t *comm, const hora_gpu_place_t *place, double seconds);
+ * streams of its own, uses its callers' buffers. False: something still may, after HORA_DRAIN_SECONDS, or
+ * another rank's leader (ipc.h), which cannot be asked. */
+bool hora_device_drain(hora_comm_t *comm, const hora_gpu_place_t *place);
+/* The same for a call of the user's that has ended in an error, which stays this thread's last error: if
+ * the communicator has failed, the first time. Logs if something may still use the buffers. place: the
+ * call's. */
+void hora_device_drain_call(hora_comm_t *comm, const hora_gpu_place_t *place);
 /* Frees comm->gpu. */
 void hora_device_forget(hora_comm_t *comm);
 
