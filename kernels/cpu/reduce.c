@@ -158,13 +158,11 @@ static bool reduce_few(const hora_isa_t *isa, const hora_reduce_t *how, void *co
     return true;
 }
 
-void hora_kernel_reduce(const hora_reduce_t *how, void *const *dst, int ndst,
-                        const void *const *src, int nsrc, size_t count)
+/* Not inlined: its room on the stack is not for the few. */
+static __attribute__((noinline)) void reduce_many(const hora_isa_t *isa, const hora_reduce_t *how,
+                                                  void *const *dst, int ndst,
+                                                  const void *const *src, int nsrc, size_t count)
 {
-    const hora_isa_t *isa = hora_isa_current();
-    if (reduce_few(isa, how, dst, ndst, src, nsrc, count)) {
-        return;
-    }
     bool              half = isa->widen[how->dtype] != NULL;
     hora_dtype_t      type = half ? HORA_FLOAT32 : how->dtype; /* that accumulates */
     reduce_job_t      job = {
@@ -190,5 +188,14 @@ void hora_kernel_reduce(const hora_reduce_t *how, void *const *dst, int ndst,
         reduce_direct(&job, count);
     } else {
         reduce_blocks(&job, hora_element_size(type), count);
+    }
+}
+
+void hora_kernel_reduce(const hora_reduce_t *how, void *const *dst, int ndst,
+                        const void *const *src, int nsrc, size_t count)
+{
+    const hora_isa_t *isa = hora_isa_current();
+    if (!reduce_few(isa, how, dst, ndst, src, nsrc, count)) {
+        reduce_many(isa, how, dst, ndst, src, nsrc, count);
     }
 }

@@ -12,14 +12,18 @@
 
 #include <stdlib.h>
 
+#define FEW_RANKS   16
+#define SURELY_FITS ((size_t)1 << 36) /* elements of a block, whatever the number of ranks */
+
 /* A call on its way: what is asked, with the checked options. */
 typedef struct call {
     hora_comm_t        *comm;
     hora_coll_t         coll;
     hora_call_options_t options;
     hora_gpu_place_t    place; /* on a GPU */
-    size_t             *lists; /* counts and offsets made up here; freed by finish */
     const char         *what;
+    size_t             *lists; /* counts and offsets made up here; NULL: none yet */
+    size_t              few[4 * FEW_RANKS]; /* where they are; of more ranks freed by finish */
 } call_t;
 
 static hora_status_t set_place(call_t *call) {
@@ -74,7 +78,10 @@ static hora_status_t set_buffers(call_t *call, const void *in, size_t in_count, 
 }
 
 static hora_status_t check_apart(call_t *call, size_t in_count, size_t out_count) {
-    size_t size = hora_dtype_size(call->coll.dtype);
+    size_t size;
+    if (call->coll.in == call->coll.out)
+        return HORA_OK;
+    size = hora_dtype_size(call->coll.dtype);
     return hora_check_overlap(call->coll.in, in_count * size, call->coll.out, out_count * size,
                               call->what);
 }
@@ -86,13 +93,14 @@ static hora_status_t block_lists(call_t *call, const size_t *counts, const size_
     bool    first = call->lists == NULL;
     size_t *list;
     if (first)
-        call->lists = calloc(4 * n, sizeof(size_t));
+        call->lists = n <= FEW_RANKS ? call->few : calloc(4 * n, sizeof(size_t));
     if (call->lists == NULL)
         return hora_fail(HORA_ERR_NO_MEMORY, "%s of %zu blocks", call->what, n);
     list = call->lists + (first ? 0 : 2 * n);
     for (size_t i = 0; i < n; i++) {
         size_t count = counts != NULL ? counts[i] : call->coll.count;
-        if (count > SIZE_MAX / 16 / n || (displs != NULL && displs[i] > SIZE_MAX / 32))
+        bool   fits = count <= SURELY_FITS || count <= SIZE_MAX / 16 / n;
+        if (!fits || (displs != NULL && displs[i] > SIZE_MAX / 32))
             return hora_fail(HORA_ERR_INVALID_ARGUMENT, "%s: block %zu has %zu elements", call->what,
                              i, count);
         list[i] = count;
@@ -126,7 +134,8 @@ static hora_status_t finish(call_t *call, hora_status_t st) {
         st = execute(call);
     if (st != HORA_OK && call->coll.gpu != NULL)
         hora_device_drain_call(call->comm, &call->place);
-    free(call->lists);
+    if (call->lists != call->few)
+        free(call->lists);
     return st;
 }
 

@@ -26,8 +26,9 @@ extern const hora_algo_t hora_algo_adasum;
 extern const hora_algo_t hora_algo_adasum_oneshot;
 
 /* Calls so small that a plan would cost more than the call (tiny.c). The same on all members. */
-bool          hora_tiny_applies(const hora_comm_t *comm, const hora_coll_t *coll);
-hora_status_t hora_tiny_run(hora_comm_t *comm, const hora_coll_t *coll);
+bool hora_tiny_applies(hora_comm_t *comm, const hora_coll_t *coll);
+/* Runs it, if it is one. */
+bool hora_tiny_try(hora_comm_t *comm, const hora_coll_t *coll, hora_status_t *status_p);
 
 /* applies() of algorithms that need nothing beyond `colls`. */
 bool hora_algo_always(const hora_coll_t *coll);

@@ -8,11 +8,11 @@
 #include "schedule/algos.h"
 
 static inline bool hora_blocks_from_root(const hora_coll_t *coll) {
-    return coll->kind == HORA_COLL_BROADCAST || coll->kind == HORA_COLL_SCATTER;
+    return 1u << coll->kind & (1u << HORA_COLL_BROADCAST | 1u << HORA_COLL_SCATTER);
 }
 
 static inline bool hora_blocks_to_root(const hora_coll_t *coll) {
-    return coll->kind == HORA_COLL_GATHER || coll->kind == HORA_COLL_REDUCE;
+    return 1u << coll->kind & (1u << HORA_COLL_GATHER | 1u << HORA_COLL_REDUCE);
 }
 
 /* Does what is sent go one way, so that who only sends waits for nobody? */

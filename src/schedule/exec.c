@@ -292,19 +292,18 @@ static hora_status_t nudge(hora_exec_t *head) {
 
 hora_status_t hora_coll_run(hora_comm_t *comm, const hora_coll_t *coll) {
     hora_exec_t  *exec;
-    hora_status_t st = hora_failure_check(&comm->failure);
+    hora_status_t st;
+    while (comm->first != NULL) /* an error of an earlier one fails the communicator: seen below */
+        run_head(comm->first);
+    st = hora_failure_check(&comm->failure);
     if (st != HORA_OK)
         return st;
-    if (comm->size == 1 && comm->first == NULL) {
+    if (comm->size == 1) {
         hora_stage_alone(coll);
         return HORA_OK;
     }
-    while (comm->first != NULL) /* an error of an earlier one fails the communicator: seen below */
-        run_head(comm->first);
-    if (hora_tiny_applies(comm, coll)) {
-        st = hora_failure_check(&comm->failure);
-        return st == HORA_OK ? hora_tiny_run(comm, coll) : st;
-    }
+    if (hora_tiny_try(comm, coll, &st))
+        return st;
     st = enqueue(comm, coll, &exec);
     if (st != HORA_OK)
         return st;

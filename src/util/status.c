@@ -66,14 +66,6 @@ const char *hora_version(void) {
     return HORA_VERSION;
 }
 
-bool hora_dtype_is_valid(hora_dtype_t dtype) {
-    return (unsigned)dtype < HORA_DTYPE_COUNT;
-}
-
-bool hora_op_is_valid(hora_op_t op) {
-    return (unsigned)op < HORA_OP_COUNT;
-}
-
 bool hora_dtype_is_float(hora_dtype_t dtype) {
     return hora_dtype_is_valid(dtype) && dtypes[dtype].kind >= KIND_FLOAT;
 }

@@ -22,8 +22,12 @@ hora_status_t hora_fail_errno(hora_status_t status, int err, const char *format,
  * without logging it again. */
 hora_status_t hora_fail_again(hora_status_t status, const char *text) __attribute__((cold));
 
-bool hora_op_is_valid(hora_op_t op);
-bool hora_dtype_is_valid(hora_dtype_t dtype);
+static inline bool hora_op_is_valid(hora_op_t op) {
+    return (unsigned)op < HORA_OP_COUNT;
+}
+static inline bool hora_dtype_is_valid(hora_dtype_t dtype) {
+    return (unsigned)dtype < HORA_DTYPE_COUNT;
+}
 bool hora_dtype_is_float(hora_dtype_t dtype);
 bool hora_dtype_is_half(hora_dtype_t dtype);
 

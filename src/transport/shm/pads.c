@@ -39,12 +39,14 @@ static void pads_free(hora_pads_t *pads) {
     free(pads->slots);
     free(pads->locals);
     free(pads->members);
+    free(pads->others);
     free(pads);
 }
 
 static hora_pads_t *pads_new(hora_comm_t *comm) {
     hora_pads_t *pads = calloc(1, sizeof(*pads));
     size_t       n = (size_t)comm->size;
+    int          others = 0;
     if (pads == NULL)
         return NULL;
     pads->comm = comm;
@@ -52,15 +54,19 @@ static hora_pads_t *pads_new(hora_comm_t *comm) {
     pads->slots = calloc(n, sizeof(*pads->slots));
     pads->locals = calloc(n, sizeof(*pads->locals));
     pads->members = calloc(n, sizeof(*pads->members));
+    pads->others = calloc(n, sizeof(*pads->others));
     if (pads->lines == NULL || pads->slots == NULL || pads->locals == NULL ||
-        pads->members == NULL) {
+        pads->members == NULL || pads->others == NULL) {
         pads_free(pads);
         return NULL;
     }
     for (int i = 0; i < comm->size; i++) {
         pads->locals[i] = hora_comm_peer(comm, i)->local;
-        if (hora_comm_peer(comm, i)->bell != NULL)
-            pads->members[pads->size++] = i;
+        if (hora_comm_peer(comm, i)->bell == NULL)
+            continue;
+        pads->members[pads->size++] = i;
+        if (i != comm->rank)
+            pads->others[others++] = hora_comm_peer(comm, i);
     }
     return pads;
 }
@@ -172,12 +178,10 @@ void hora_pads_give_up(hora_pads_t *pads) {
 }
 
 void hora_pads_wake(hora_pads_t *pads) {
-    hora_comm_t *comm = pads->comm;
     atomic_thread_fence(memory_order_seq_cst);
-    for (int i = 0; i < pads->size; i++) {
-        int          r = pads->members[i];
-        hora_peer_t *peer = hora_comm_peer(comm, r);
-        if (r != comm->rank && atomic_load_explicit(&peer->bell->waiting, memory_order_relaxed))
+    for (int i = 0; i < pads->size - 1; i++) {
+        hora_peer_t *peer = pads->others[i];
+        if (atomic_load_explicit(&peer->bell->waiting, memory_order_relaxed))
             hora_bell_wake(peer->bell, peer->eventfd);
     }
 }

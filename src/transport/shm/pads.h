@@ -9,20 +9,20 @@
  * phases ahead of the slowest one, because every plan awaits its phases, or, before it shows anything,
  * the last one of the call before (who reads and shows nothing waits for one who has).
  *
- * Cells. A tiny message's number, and what fits beside it, lie in one cache line. To begin message k a
- * member has seen k - HORA_PADS_LEAD of all, or a later one. So cell k % HORA_PADS_CELLS is free for k: who has
- * begun a later message than k - HORA_PADS_CELLS has read all that it needs of that one. And the cells
- * of the last HORA_PADS_LEAD messages of all members can be read.
+ * Cells. A tiny message's number, and what fits beside it, lie in one cache line. To begin message
+ * k a member has seen k - HORA_PADS_LEAD of all, or a later one. So cell k % HORA_PADS_CELLS is
+ * free for k: who has begun a later message than k - HORA_PADS_CELLS has read all that it needs of
+ * that one. And the cells of the last HORA_PADS_LEAD messages of all members can be read.
  *
- * Boards. A payload that is longer than a cell lies on its member's board, right behind the one before,
- * at the same place on all boards; where it would go past the end, at the beginning. The boards are cut
- * into pages, and pages[] knows the last message on each. Who writes to a page that the message before
- * was not on has seen all members begin a message after the last one there: they have read it.
- * Two members change boards whenever they begin anew; where each reads what the other shows, that is
- * with every message. Then each writes where it has read itself, and nobody else reads.
- * Why: a core is quick to take a line that another has written and that it has read itself. A line
- * that it has written and another has read, it gets back slowly and one at a time: on a Zen 4, 30 to
- * 150 ns a line, instead of 5.
+ * Boards. A payload that is longer than a cell lies on its member's board, right behind the one
+ * before, at the same place on all boards; where it would go past the end, at the beginning. The
+ * boards are cut into pages, and pages[] knows the last message on each. Who writes to a page that
+ * the message before was not on has seen all members begin a message after the last one there: they
+ * have read it. Two members change boards whenever they begin anew; where each reads what the other
+ * shows, that is with every message. Then each writes where it has read itself, and nobody else
+ * reads. Why: a core is quick to take a line that another has written and that it has read itself.
+ * A line that it has written and another has read, it gets back slowly and one at a time: on a Zen
+ * 4, 30 to 150 ns a line, instead of 5.
  *
  * Slots. Collective number k (pads->calls) uses slot half k % 2. It is free again: before a member writes
  * to a slot in k + 2, it has awaited the last phase of k + 1 from all, and they signalled that after
@@ -67,6 +67,7 @@ struct hora_pads {
     hora_comm_t       *comm;
     int                size;       /* members: those of comm that are on my host */
     int               *members;    /* [size], ranks in comm, ascending */
+    hora_peer_t      **others;     /* [size - 1]: all of them but me */
     uint64_t           base;       /* phases used up so far */
     uint64_t           calls;      /* collectives with slots so far */
     uint64_t           known;      /* phase that all members are known to have reached */
