@@ -8,16 +8,11 @@
 #include "transport/transport.h"
 #include "util/log.h"
 
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
+#include "../capture.h"
 
-#include <cmocka.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #define RANKS 64
 
@@ -204,24 +199,14 @@ static void signature__changes_with_all_that_matters(void **state) {
 }
 
 /* What is said while a scatter is chosen for. */
-static const char *said(char text[1024]) {
-    int     pipes[2], errors = dup(2);
-    ssize_t n;
-    assert_int_equal(pipe(pipes), 0);
-    dup2(pipes[1], 2);
-    close(pipes[1]);
+static const char *said(char text[CAPTURE_MAX]) {
+    capture_t capture = capture_begin();
     chosen(HORA_COLL_SCATTER, 1000);
-    dup2(errors, 2);
-    close(errors);
-    n = read(pipes[0], text, 1023);
-    close(pipes[0]);
-    assert_true(n >= 0);
-    text[n] = '\0';
-    return text;
+    return capture_end(capture, text);
 }
 
 static void select__tells_of_the_users_calls_only(void **state) {
-    char text[1024];
+    char text[CAPTURE_MAX];
     (void)state;
     strcpy(world.settings.algo, "twolevel");
     hora_log_setup("info", true);

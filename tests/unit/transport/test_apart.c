@@ -5,12 +5,8 @@
 #include "transport/wait.h"
 #include "util/log.h"
 
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
+#include "../capture.h"
 
-#include <cmocka.h>
 #include <errno.h>
 #include <sched.h>
 #include <string.h>
@@ -96,12 +92,8 @@ int sched_setaffinity(pid_t pid, size_t size, const cpu_set_t *set) {
 }
 
 /* One move of which the calls first .. end - 1 are refused; what it says. */
-static const char *move_refused(int first, int end, char text[1024]) {
-    int     pipes[2], errors = dup(2);
-    ssize_t n;
-    assert_int_equal(pipe(pipes), 0);
-    dup2(pipes[1], 2);
-    close(pipes[1]);
+static const char *move_refused(int first, int end, char text[CAPTURE_MAX]) {
+    capture_t capture = capture_begin();
     refused_from = first;
     refused_to = end;
     calls = 0;
@@ -111,18 +103,12 @@ static const char *move_refused(int first, int end, char text[1024]) {
         hora_apart_look(&comm, 1);
     }
     refused_from = refused_to = 0;
-    dup2(errors, 2);
-    close(errors);
-    n = read(pipes[0], text, 1023);
-    close(pipes[0]);
-    assert_true(n >= 0);
-    text[n] = '\0';
-    return text;
+    return capture_end(capture, text);
 }
 
 static void look__tries_twice_to_be_free_again(void **state) {
     cpu_set_t before, after;
-    char      text[1024];
+    char      text[CAPTURE_MAX];
     (void)state;
     need_two_cores();
     hora_log_setup("warning", true);
