@@ -50,15 +50,19 @@ static void print_net(const scale_net_t *net) {
 
 /* ---- Schedules ------------------------------------------------------------------------------ */
 
+static void print_names(const scale_options_t *o) {
+    printf("%8s", "ranks");
+    for (int a = 0; a < o->nalgos; a++)
+        printf(" %11s", o->algos[a]->name);
+    printf("\n");
+}
+
 static void print_times(const scale_options_t *o, int net, int bytes, scale_results_t *results) {
     char text[32];
     text_bytes(text, sizeof(text), (double)o->bytes[bytes]);
     printf("\nallreduce of %s, ", text);
     print_net(&o->nets[net]);
-    printf("%8s", "ranks");
-    for (int a = 0; a < o->nalgos; a++)
-        printf(" %11s", o->algos[a]->name);
-    printf("\n");
+    print_names(o);
     for (int s = 0; s < o->nsizes; s++) {
         printf("%8d", o->sizes[s]);
         for (int a = 0; a < o->nalgos; a++) {
@@ -78,11 +82,9 @@ static void print_times(const scale_options_t *o, int net, int bytes, scale_resu
 static void print_between(const scale_options_t *o, int bytes, scale_results_t *results) {
     char text[32];
     text_bytes(text, sizeof(text), (double)o->bytes[bytes]);
-    printf("\nallreduce of %s, bytes that the first of hosts of %d ranks sends to others\n%8s", text,
-           o->nets[1].host, "ranks");
-    for (int a = 0; a < o->nalgos; a++)
-        printf(" %11s", o->algos[a]->name);
-    printf("\n");
+    printf("\nallreduce of %s, bytes that the first of hosts of %d ranks sends to others\n", text,
+           o->nets[1].host);
+    print_names(o);
     for (int s = 0; s < o->nsizes; s++) {
         printf("%8d", o->sizes[s]);
         for (int a = 0; a < o->nalgos; a++) {
