@@ -46,6 +46,7 @@ class Where:
     ranks: int
     tcp: bool = False
     hosts: netns.Hosts | None = None
+    sessions: bool = False        # each rank is the leader of a session of its own, as torchrun's are
 
     @property
     def per_host(self) -> int:
@@ -57,6 +58,10 @@ class Where:
 
     def command(self, rank: int, command: list[str]) -> list[str]:
         return self.hosts.command(rank // self.per_host, command) if self.hosts else command
+
+    def program(self, command: list[str]) -> list[str]:
+        """What runs as one rank."""
+        return ["setsid", "--wait", *command] if self.sessions else command
 
 
 @dataclasses.dataclass
@@ -110,7 +115,7 @@ def hora_peer(build: Path, where: Where, variant: Variant) -> Peer:
     env = {"HORA_RENDEZVOUS": meeting, **variant.settings}
     if where.tcp:
         env["HORA_TRANSPORT"] = "tcp"
-    return Peer(variant.name, [str(worker)], env, each=True, shared=where.shares_memory)
+    return Peer(variant.name, where.program([str(worker)]), env, each=True, shared=where.shares_memory)
 
 
 def gloo_peer(where: Where) -> Peer:
@@ -121,7 +126,7 @@ def gloo_peer(where: Where) -> Peer:
     if not dist.is_gloo_available():
         raise Absent("this torch has no gloo")
     env = {"GLOO_SOCKET_IFNAME": where.hosts.interface if where.hosts else "lo"}
-    return Peer("gloo", [sys.executable, str(HERE / "gloo.py")], env, each=True)
+    return Peer("gloo", where.program([sys.executable, str(HERE / "gloo.py")]), env, each=True)
 
 
 def mpirun(home: Path | None, where: Where, build: Path) -> list[str]:
@@ -189,7 +194,7 @@ def mpi_peer(name: str, home: Path | None, build: Path, where: Where) -> Peer:
     os.environ.update(env)
     try:
         compile_worker([compiler], "mpi.c", worker)
-        return Peer(name, [*mpirun(home, where, build), str(worker)], env)
+        return Peer(name, [*mpirun(home, where, build), *where.program([str(worker)])], env)
     finally:
         os.environ.clear()
         os.environ.update(before)
@@ -212,7 +217,7 @@ def oneccl_peer(build: Path, where: Where) -> Peer:
     if where.hosts:
         env |= between_hosts(where.hosts, build)
     ranked = 'PEER_RANK=$PMI_RANK PEER_SIZE=$PMI_SIZE exec "$0"'
-    return Peer("oneccl", [*mpirun(home, where, build), "/bin/sh", "-c", ranked, str(worker)], env)
+    return Peer("oneccl", [*mpirun(home, where, build), *where.program(["/bin/sh", "-c", ranked, str(worker)])], env)
 
 
 NAMES = ["hora", "openmpi-debian", "openmpi", "mpich", "impi", "oneccl", "gloo"]
@@ -260,8 +265,9 @@ class Job:
             raise Absent(f"its workers did not start: {error or 'no answer'}; {self.last_words()}") from error
 
     def starter(self, where: Where) -> str:
-        """Shell text that starts each rank. In one session, as launchers do: the kernel may give every
-        session its share of the cores, and then ranks of different ones cannot yield to each other."""
+        """Shell text that starts each rank. In one session, as MPI's launchers and `hora run` do: the kernel
+        may give every session its share of the cores, and then ranks of different ones cannot yield to
+        each other (Where.sessions)."""
         lines = [f"PEER_RANK={rank} PEER_SIZE={where.ranks} HORA_RANK={rank} HORA_SIZE={where.ranks} "
                  + shlex.join(where.command(rank, self.peer.command)) + f" >log.{rank} 2>&1 &"
                  for rank in range(where.ranks)]
