@@ -21,7 +21,7 @@
 /* ---- Bytes and memory ----------------------------------------------------------------------- */
 
 static hora_card_t card_of(int rank, int host) {
-    hora_card_t card = {.pid = 100000u + (uint32_t)rank, .host_id = (uint64_t)(rank / host) + 1};
+    hora_card_t card = {.host_id = (uint64_t)(rank / host) + 1};
     snprintf(card.host, sizeof(card.host), "node%06d.cluster", rank / host);
     snprintf(card.socket, sizeof(card.socket), "hora-%08x%016x", rank, rank);
     snprintf(card.transport, sizeof(card.transport), "auto");

@@ -137,7 +137,6 @@ static hora_status_t exchange_cards(joining_t *j) {
     hora_card_t   card;
     hora_status_t st = HORA_OK;
     memset(&card, 0, sizeof(card));
-    card.pid = (uint32_t)getpid();
     hora_host_name(&j->settings, card.host);
     card.host_id = hora_host_identity(card.host);
     snprintf(card.transport, sizeof(card.transport), "%s", j->settings.transport);

@@ -70,6 +70,12 @@ bool hora_unix_same_user(int fd) {
     return getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &cred, &len) == 0 && cred.uid == geteuid();
 }
 
+pid_t hora_unix_process(int fd) {
+    struct ucred cred;
+    socklen_t    len = sizeof(cred);
+    return getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &cred, &len) == 0 ? cred.pid : 0;
+}
+
 /* ---- addresses ------------------------------------------------------------------------------- */
 
 static bool is_loopback(const struct sockaddr *sa) {

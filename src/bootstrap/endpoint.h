@@ -20,6 +20,9 @@ int hora_unix_listen(const char *name, int backlog);
 int hora_unix_connect(const char *name);
 /* The user at the other end of a unix socket is the one that I run as. */
 bool hora_unix_same_user(int fd);
+/* The process that connected, or listens, at the other end, by the number that it has in my process
+ * namespace; 0: none there. */
+pid_t hora_unix_process(int fd);
 
 /* Listens for rank 0 at a TCP place: on the address of `interface` (a name or an address; "": on
  * that of the place's host), at the first free port, which it writes to place->port and text. Waits

@@ -392,9 +392,11 @@ static void table_free(table_t *t) {
     free(t->fds);
 }
 
-/* The sockets outlive the exchange: the watch has them next. */
+/* The sockets outlive the exchange: the watch has them next. What a rank would say of its process is
+ * its number in its own container, where it may be any other process's here; the kernel knows better. */
 static void keep_sockets(table_t *t) {
     for (int i = 0; i < t->npeers; i++) {
+        t->world->peers[t->seats[i].rank].pid = hora_unix_process(t->seats[i].fd);
         hora_conn_init(&t->local->conns[i], t->seats[i].fd, t->seats[i].rank, FRAME_LIMIT);
         t->seats[i].fd = -1;
         t->local->nconns++;

@@ -47,7 +47,6 @@ uint64_t hora_host_identity(const char *host) {
 
 size_t hora_card_encode(const hora_card_t *card, uint8_t *bytes_p) {
     hora_wire_t w = hora_wire_over(bytes_p, HORA_BLOB_MAX);
-    hora_wire_put_u32(&w, card->pid);
     hora_wire_put_u64(&w, card->host_id);
     hora_wire_put_text(&w, card->host);
     hora_wire_put_text(&w, card->socket);
@@ -58,7 +57,6 @@ size_t hora_card_encode(const hora_card_t *card, uint8_t *bytes_p) {
 bool hora_card_decode(const void *bytes, size_t len, hora_card_t *card_p) {
     hora_wire_t w = hora_wire_over(bytes, len);
     hora_card_t card;
-    card.pid = hora_wire_get_u32(&w);
     card.host_id = hora_wire_get_u64(&w);
     hora_wire_get_text(&w, card.host, sizeof(card.host));
     hora_wire_get_text(&w, card.socket, sizeof(card.socket));
@@ -102,7 +100,6 @@ hora_status_t hora_roster_fill(hora_world_t *world, const hora_card_t *cards) {
     for (int r = 0; r < world->size; r++) {
         hora_peer_t *peer = &world->peers[r];
         int          before = take_latest(&hosts, r);
-        peer->pid = (pid_t)cards[r].pid;
         snprintf(peer->host, sizeof(peer->host), "%s", cards[r].host);
         peer->cross_rank = before < 0 ? nhosts++ : world->peers[before].cross_rank;
         peer->local_rank = before < 0 ? 0 : world->peers[before].local_rank + 1;

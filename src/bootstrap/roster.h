@@ -11,7 +11,6 @@
 
 /* One rank's entry. */
 typedef struct hora_card {
-    uint32_t pid;
     uint64_t host_id; /* equal: they can pass each other descriptors and share memory */
     char     host[HORA_HOST_MAX];
     char     socket[HORA_SOCKET_NAME_MAX]; /* abstract, where it meets its local peers; or "" */
@@ -29,7 +28,7 @@ uint64_t hora_host_identity(const char *host);
 size_t hora_card_encode(const hora_card_t *card, uint8_t *bytes_p);
 bool   hora_card_decode(const void *bytes, size_t len, hora_card_t *card_p);
 
-/* Exchanges the cards and fills in hosts, pids, local and cross ranks of all peers and of the
+/* Exchanges the cards and fills in hosts, local and cross ranks of all peers and of the
  * world. Collective. The caller frees *cards_p, [size]. */
 hora_status_t hora_roster_exchange(hora_world_t *world, hora_star_t *star, const hora_card_t *mine,
                                    hora_card_t **cards_p);

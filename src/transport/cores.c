@@ -41,8 +41,8 @@ static int at_most(int cores, int limit) {
 }
 
 /* A rank that is bound counts with the cores that it is bound to: all of one socket's ranks may use that
- * socket. One that the kernel does not show (another process namespace) counts as a core of its own.
- * Where ranks that may use many cores share one after all, they find out while they wait (apart.c). */
+ * socket. One that the kernel does not show is in another container, with a quota of its own, and counts
+ * as a core of its own. Where ranks share a core after all, they find out while they wait (apart.c). */
 int hora_cpu_count_host(const hora_world_t *world) {
     cpu_set_t own, all, one;
     int       online = (int)sysconf(_SC_NPROCESSORS_ONLN), unseen = 0, cores;
@@ -60,8 +60,8 @@ int hora_cpu_count_host(const hora_world_t *world) {
         else
             unseen++;
     }
-    cores = at_most(CPU_COUNT(&all) + unseen, online);
-    return at_most(cores > 0 ? cores : 1, cgroup_cores());
+    cores = at_most(CPU_COUNT(&all), cgroup_cores()) + unseen;
+    return at_most(cores > 0 ? cores : 1, online);
 }
 
 /* Nanoseconds that one pause takes here (a few on some machines, over a hundred on others). */

@@ -40,7 +40,7 @@ typedef struct hora_bell {
 
 typedef struct hora_peer {
     char         host[HORA_HOST_MAX];
-    pid_t        pid;
+    pid_t        pid;        /* of a rank of my host, in my process namespace; 0: unknown */
     int          local;      /* index among the ranks of my host, in rank order; -1: elsewhere */
     int          local_rank; /* its index on its own host */
     int          cross_rank; /* index of its host, by first rank */

@@ -16,6 +16,7 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -36,7 +37,7 @@ static void check_world(hora_world_t *w, int rank, int size) {
     for (int r = 0; r < size; r++) {
         const hora_peer_t *p = &w->peers[r];
         rank_check(p->local == r && p->local_rank == r && p->cross_rank == 0);
-        rank_check(p->host[0] != '\0' && p->pid > 0 && !p->gone);
+        rank_check(p->host[0] != '\0' && (p->pid > 0) == (r != rank) && !p->gone);
         rank_check(p->bell != NULL && p->eventfd >= 0);
         rank_check((p->link == NULL) == (r == rank));
         rank_check(r == rank || strcmp(p->link->transport->ops->name, "shm") == 0);
@@ -112,6 +113,36 @@ static void test_hosts(void **state) {
     (void)state;
     ranks_run(4, true, join_hosts);
     ranks_run(4, false, join_hosts);
+}
+
+/* Rank 1 in a process namespace of its own, as in a container: it cannot see rank 0, and rank 0 knows it
+ * by its number outside. flag: that number; -1: this user may not make such a namespace. */
+static void join_apart(int rank, int size, report_t *report) {
+    hora_world_t *w;
+    int           how, child = -1;
+    if (rank == 1 && unshare(CLONE_NEWPID) == 0 && (child = fork()) != 0) {
+        rank_check(child > 0);
+        atomic_store(&board->flag, child);
+        rank_check(waitpid(child, &how, 0) == child && how == 0);
+        return;
+    }
+    if (rank == 1 && child < 0)
+        atomic_store(&board->flag, -1);
+    w = ranks_join(rank, size, report);
+    rank_check(w != NULL && w->local_size == 2);
+    while (atomic_load(&board->flag) == 0)
+        nap(0.001);
+    if (atomic_load(&board->flag) > 0)
+        rank_check(w->peers[1 - rank].pid == (rank == 0 ? atomic_load(&board->flag) : 0));
+    ranks_meet(1, size);
+    hora_bootstrap_leave(w);
+}
+
+static void test_process_namespaces(void **state) {
+    (void)state;
+    ranks_run(2, false, join_apart);
+    if (atomic_load(&board->flag) < 0)
+        skip();
 }
 
 static void join_tcp(int rank, int size, report_t *report) {
@@ -544,6 +575,7 @@ int main(void) {
         cmocka_unit_test(test_join),
         cmocka_unit_test(test_join_often),
         cmocka_unit_test(test_hosts),
+        cmocka_unit_test(test_process_namespaces),
         cmocka_unit_test(test_forced_tcp),
         cmocka_unit_test(test_no_arena),
         cmocka_unit_test(test_kernels),
