@@ -140,16 +140,18 @@ static bool finishes(const two_t *two, const place_t *p) {
     return p->stage >= two->hosts->count - 1;
 }
 
-/* The stages of one turn from the first to the last, those of them that have a column. */
+/* The stages of one turn from the first to the last, those of them that have a column: stage s does from
+ * turn DELAY s on. They are found without a look at all others, of which there are two for every host. */
 static bool settle(const two_t *two, place_t *p) {
     size_t turns = two->columns + (size_t)(stages(two) - 1) * DELAY;
-    for (; p->turn < turns; p->turn++, p->stage = 0)
-        for (; p->stage < stages(two); p->stage++) {
-            size_t late = (size_t)p->stage * DELAY;
-            p->column = p->turn - late;
-            if (p->turn >= late && p->column < two->columns)
-                return true;
+    for (; p->turn < turns; p->turn++, p->stage = 0) {
+        int first = p->turn < two->columns ? 0 : (int)((p->turn - two->columns) / DELAY) + 1;
+        p->stage = p->stage > first ? p->stage : first;
+        if (p->stage < stages(two) && (size_t)p->stage * DELAY <= p->turn) {
+            p->column = p->turn - (size_t)p->stage * DELAY;
+            return true;
         }
+    }
     return false;
 }
 

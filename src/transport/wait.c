@@ -9,6 +9,11 @@
  * its core. For one on another core it spins as long as ranks take to change there, and then yields.
  * Time in which a rank of its core worked is not lost: the ranks say how long they have (bell->ran).
  *
+ * A kernel that shares out the cores by session (sched_autogroup) or by container hands a yielded core on
+ * only within that share. Between ranks of different ones, a yield often changes nothing; where others
+ * compute, it changes nothing until a time slice has gone to them. So a thread that has lost a slice is
+ * wary for its next waits: after a yield in vain it sleeps, and a wake-up pre-empts who computes.
+ *
  * A sleep is cut into slices: at each slice's end the deadline is looked at. Everything else that ends
  * a wait rings the bell.
  */
@@ -31,6 +36,8 @@
 #define YIELD_MOST_NS     100000000 /* whatever the ranks beside it say */
 #define SLOW_YIELD_NS     200000  /* a yield that took so long gave the core to a compute thread */
 #define SLEEP_MODE_WAITS  16      /* waits that then go to sleep at once */
+#define WARY_WAITS        10000   /* and waits that then go to sleep after a yield in vain */
+#define VAIN_NS           1000    /* to another process and back takes longer */
 #define SLICE_NS          50000000
 #define CAUSE_SECONDS     0.5     /* from a broken link to the news of why it broke */
 #define GONE_GRACE_NS     1200000000
@@ -40,6 +47,7 @@
 #define LOOK_TURNS        16      /* yields between looks at the transports */
 
 static _Thread_local int      sleep_mode; /* waits left that skip the yields */
+static _Thread_local int      wary;       /* waits left that yield in vain only once */
 static _Thread_local bool     patient;    /* spins hardly and never yields */
 static _Thread_local uint64_t running_since; /* ns: when this thread last came back from a yield */
 static _Thread_local unsigned announced;  /* this thread's share of its bell's `waiting` */
@@ -179,6 +187,7 @@ static uint64_t yield(hora_waiter_t *w, uint64_t now) {
     worked = hora_apart_worked(w->comm);
     sched_yield();
     w->last = running_since = hora_clock_ns();
+    w->vain = w->last - begin < VAIN_NS;
     w->turns = w->quick = 0; /* look again who is where, and spin for who is elsewhere */
     worked = hora_apart_worked(w->comm) - worked;
     return worked < w->last - now ? w->last - now - worked : 0;
@@ -186,7 +195,10 @@ static uint64_t yield(hora_waiter_t *w, uint64_t now) {
 
 static void yield_or_announce(hora_waiter_t *w, uint64_t now) {
     uint64_t lost;
-    if (patient || sleep_mode > 0 || w->lost > YIELD_NS || now - w->start > YIELD_MOST_NS) {
+    bool     enough = (w->vain && wary > 0) || w->lost > YIELD_NS || now - w->start > YIELD_MOST_NS;
+    if (w->yields == 0 && wary > 0)
+        wary--;
+    if (patient || sleep_mode > 0 || enough) {
         if (sleep_mode > 0)
             sleep_mode--;
         announce(w);
@@ -194,8 +206,10 @@ static void yield_or_announce(hora_waiter_t *w, uint64_t now) {
     }
     lost = yield(w, now);
     w->lost += lost;
-    if (lost > SLOW_YIELD_NS)
+    if (lost > SLOW_YIELD_NS) {
         sleep_mode = SLEEP_MODE_WAITS;
+        wary = WARY_WAITS;
+    }
 }
 
 hora_status_t hora_waiter_slow_turn(hora_waiter_t *w, int awaited) {

@@ -27,6 +27,7 @@ typedef struct hora_waiter {
     int          turns;
     int          quick;    /* turns that only spin */
     unsigned     yields;
+    bool         vain;     /* the last one let no other process run; where ranks take turns */
     bool         announced; /* counted in bell->waiting */
     bool         polls;     /* sleeps in poll(eventfd, ...) rather than on the futex */
     unsigned     bell;      /* value seen when announced */
