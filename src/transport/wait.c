@@ -11,7 +11,7 @@
  *
  * A kernel that shares out the cores by session (sched_autogroup) or by container hands a yielded core on
  * only within that share. Between ranks of different ones, a yield often changes nothing; where others
- * compute, it changes nothing until a time slice has gone to them. So a thread that has lost a slice is
+ * compute, it changes nothing until a time slice has gone to them. So a thread that has lost several is
  * wary for its next waits: after a yield in vain it sleeps, and a wake-up pre-empts who computes.
  *
  * A sleep is cut into slices: at each slice's end the deadline is looked at. Everything else that ends
@@ -38,6 +38,8 @@
 #define SLEEP_MODE_WAITS  16      /* waits that then go to sleep at once */
 #define WARY_WAITS        10000   /* and waits that then go to sleep after a yield in vain */
 #define VAIN_NS           1000    /* to another process and back takes longer */
+#define LOSSES            3       /* slow yields that make wary, each so soon after the one before: */
+#define LOSSES_NS         50000000
 #define SLICE_NS          50000000
 #define CAUSE_SECONDS     0.5     /* from a broken link to the news of why it broke */
 #define GONE_GRACE_NS     1200000000
@@ -48,6 +50,8 @@
 
 static _Thread_local int      sleep_mode; /* waits left that skip the yields */
 static _Thread_local int      wary;       /* waits left that yield in vain only once */
+static _Thread_local int      losses;
+static _Thread_local uint64_t lost_at;    /* ns: the last slow yield */
 static _Thread_local bool     patient;    /* spins hardly and never yields */
 static _Thread_local uint64_t running_since; /* ns: when this thread last came back from a yield */
 static _Thread_local unsigned announced;  /* this thread's share of its bell's `waiting` */
@@ -171,6 +175,12 @@ static hora_status_t check_time(hora_waiter_t *w, int awaited) {
     return HORA_OK;
 }
 
+/* To those who take turns with this thread, before it lets them. */
+static void say_worked(hora_world_t *world, uint64_t now) {
+    if (running_since > 0)
+        atomic_fetch_add_explicit(&world->bell->ran, now - running_since, memory_order_relaxed);
+}
+
 /* Yields. Returns the nanoseconds since `now` in which no rank worked, as far as they have said. */
 static uint64_t yield(hora_waiter_t *w, uint64_t now) {
     hora_world_t *world = w->comm->world;
@@ -182,8 +192,7 @@ static uint64_t yield(hora_waiter_t *w, uint64_t now) {
         return w->last - now;
     }
     begin = fresh ? now : hora_clock_ns();
-    if (running_since > 0)
-        atomic_fetch_add_explicit(&world->bell->ran, begin - running_since, memory_order_relaxed);
+    say_worked(world, begin);
     worked = hora_apart_worked(w->comm);
     sched_yield();
     w->last = running_since = hora_clock_ns();
@@ -191,6 +200,14 @@ static uint64_t yield(hora_waiter_t *w, uint64_t now) {
     w->turns = w->quick = 0; /* look again who is where, and spin for who is elsewhere */
     worked = hora_apart_worked(w->comm) - worked;
     return worked < w->last - now ? w->last - now - worked : 0;
+}
+
+static void note_loss(uint64_t now) {
+    losses = now - lost_at < LOSSES_NS ? losses + 1 : 1;
+    lost_at = now;
+    sleep_mode = SLEEP_MODE_WAITS;
+    if (losses >= LOSSES)
+        wary = WARY_WAITS;
 }
 
 static void yield_or_announce(hora_waiter_t *w, uint64_t now) {
@@ -206,10 +223,8 @@ static void yield_or_announce(hora_waiter_t *w, uint64_t now) {
     }
     lost = yield(w, now);
     w->lost += lost;
-    if (lost > SLOW_YIELD_NS) {
-        sleep_mode = SLEEP_MODE_WAITS;
-        wary = WARY_WAITS;
-    }
+    if (lost > SLOW_YIELD_NS)
+        note_loss(w->last);
 }
 
 hora_status_t hora_waiter_slow_turn(hora_waiter_t *w, int awaited) {
@@ -236,6 +251,8 @@ hora_status_t hora_waiter_slow_turn(hora_waiter_t *w, int awaited) {
         yield_or_announce(w, w->last);
         return HORA_OK;
     }
+    if (w->comm->world->crowd_cores > 0)
+        say_worked(w->comm->world, hora_clock_ns());
     if (w->polls)
         sleep_in_poll(w->comm->world, w->bell);
     else
