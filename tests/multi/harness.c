@@ -70,7 +70,7 @@ hora_comm_t *harness_join(void) {
 /* Half of the ranks, rounded up, say that they are on one host, the others on another. */
 static void pretend_hosts(int rank, int size) {
     setenv("HORA_TRANSPORT", "auto", 1);
-    setenv("HORA_HOSTNAME", 2 * rank <= size ? "host-a" : "host-b", 1);
+    setenv("HORA_HOSTNAME", 2 * rank < size ? "host-a" : "host-b", 1);
 }
 
 static int rank_main(int rank, int size, void *arg) {

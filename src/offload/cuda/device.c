@@ -8,6 +8,7 @@
 #include "offload/cuda/slots.h"
 #include "offload/cuda/staged.h"
 #include "offload/mpi/mpi.h"
+#include "offload/nccl/hierarchical.h"
 #include "offload/nccl/nccl.h"
 #include "schedule/algos.h"
 #include "schedule/exec.h"
@@ -20,7 +21,13 @@
 
 /* In the order in which they are tried; NULL at the end. */
 static const hora_gpu_path_t *const paths[] = {&hora_gpu_path_mpi, &hora_gpu_path_nccl,
+                                               &hora_gpu_path_hierarchical,
                                                &hora_gpu_path_ipc, &hora_gpu_path_staged, NULL};
+
+/* With HORA_HIERARCHICAL_ALLREDUCE. */
+static const hora_gpu_path_t *const levels_first[] = {&hora_gpu_path_mpi, &hora_gpu_path_hierarchical,
+                                                      &hora_gpu_path_nccl, &hora_gpu_path_ipc,
+                                                      &hora_gpu_path_staged, NULL};
 
 bool hora_gpu_facts_apart(const hora_gpu_facts_t *facts, int size) {
     for (int i = 0; i < size; i++)
@@ -42,6 +49,7 @@ static hora_status_t describe(const hora_comm_t *comm, const hora_gpu_place_t *p
         return st;
     snprintf(facts->setting, sizeof(facts->setting), "%.15s", settings->gpu_path);
     facts->chunk = settings->gpu_chunk;
+    facts->levels = settings->hierarchical_allreduce;
     for (int i = 0; paths[i] != NULL; i++)
         if (paths[i]->describe != NULL)
             paths[i]->describe(comm, place, facts);
@@ -89,31 +97,51 @@ static hora_status_t try_path(hora_comm_t *comm, const hora_gpu_path_t *path,
     return st;
 }
 
+/* The first that can. *why_p: what NCCL lacks, if it was tried before. */
+static hora_status_t find_first(hora_comm_t *comm, const hora_gpu_facts_t *facts,
+                                const hora_gpu_path_t **path_p, const char **why_p) {
+    const hora_gpu_path_t *const *order = facts[0].levels ? levels_first : paths;
+    const char                   *obstacle = "";
+    hora_status_t                 st = HORA_OK;
+    for (int i = 0; st == HORA_OK && obstacle != NULL && order[i] != NULL; i++) {
+        *path_p = order[i]; /* the last one always can */
+        st = try_path(comm, order[i], facts, &obstacle);
+        if (order[i] == &hora_gpu_path_nccl)
+            *why_p = obstacle;
+    }
+    return st;
+}
+
+/* The one that HORA_GPU_PATH asks for, or an error. */
+static hora_status_t find_forced(hora_comm_t *comm, const hora_gpu_facts_t *facts,
+                                 const hora_gpu_path_t **path_p) {
+    const char   *setting = facts[0].setting, *obstacle;
+    hora_status_t st;
+    *path_p = find_path(setting);
+    if (*path_p == NULL)
+        return hora_fail(HORA_ERR_INVALID_ARGUMENT, "HORA_GPU_PATH=%s: auto, mpi, nccl, hierarchical, "
+                         "ipc or staged", setting);
+    st = try_path(comm, *path_p, facts, &obstacle);
+    if (st == HORA_OK && obstacle != NULL)
+        st = hora_fail(HORA_ERR_UNSUPPORTED, "collectives on GPUs (HORA_GPU_PATH=%s): %s", setting,
+                       obstacle);
+    return st;
+}
+
 /* Sets comm->gpu->path, the same on all members, or all fail. */
 static hora_status_t choose(hora_comm_t *comm) {
     const hora_gpu_facts_t *facts = comm->gpu->facts;
-    const char            *setting = facts[0].setting, *obstacle = "there is no path";
-    const hora_gpu_path_t *path = NULL;
-    bool                   is_auto = strcmp(setting, "auto") == 0;
-    hora_status_t          st = HORA_OK;
-    if (!is_auto && (path = find_path(setting)) == NULL)
-        return hora_fail(HORA_ERR_INVALID_ARGUMENT, "HORA_GPU_PATH=%s: auto, mpi, nccl, ipc or "
-                         "staged",
-                         setting);
-    if (!is_auto)
-        st = try_path(comm, path, facts, &obstacle);
-    for (int i = 0; is_auto && st == HORA_OK && obstacle != NULL && paths[i] != NULL; i++) {
-        path = paths[i];
-        st = try_path(comm, path, facts, &obstacle);
-    }
+    const hora_gpu_path_t  *path;
+    const char             *why = NULL;
+    hora_status_t           st = strcmp(facts[0].setting, "auto") == 0
+                                     ? find_first(comm, facts, &path, &why)
+                                     : find_forced(comm, facts, &path);
     if (st != HORA_OK)
         return st;
-    if (obstacle != NULL)
-        return hora_fail(HORA_ERR_UNSUPPORTED, "collectives on GPUs (HORA_GPU_PATH=%s): %s", setting,
-                         obstacle);
     comm->gpu->path = path;
     if (comm->rank == 0)
-        hora_log(HORA_LOG_INFO, "GPUs: collectives of %d ranks by %s", comm->size, path->name);
+        hora_log(HORA_LOG_INFO, "GPUs: collectives of %d ranks by %s%s%s%s", comm->size, path->name,
+                 why != NULL ? " (not by nccl: " : "", why != NULL ? why : "", why != NULL ? ")" : "");
     return HORA_OK;
 }
 
@@ -127,12 +155,9 @@ static hora_status_t agree(hora_comm_t *comm, const hora_gpu_place_t *place) {
     return st == HORA_OK ? choose(comm) : st;
 }
 
-static hora_status_t get_ready(hora_comm_t *comm, const hora_gpu_place_t *place) {
-    struct hora_gpu_comm *self;
-    hora_status_t         st;
-    if (comm->gpu != NULL)
-        return HORA_OK;
-    self = calloc(1, sizeof(*self));
+/* Sets comm->gpu, of which path and facts are still to be found. */
+static hora_status_t create(hora_comm_t *comm, hora_gpu_t *gpu) {
+    struct hora_gpu_comm *self = calloc(1, sizeof(*self));
     if (self != NULL)
         self->facts = calloc((size_t)comm->size, sizeof(*self->facts));
     if (self == NULL || self->facts == NULL) {
@@ -140,18 +165,52 @@ static hora_status_t get_ready(hora_comm_t *comm, const hora_gpu_place_t *place)
         return hora_coll_fail(comm, hora_fail(HORA_ERR_NO_MEMORY, "the GPUs of %d ranks",
                                               comm->size));
     }
-    self->gpu = place->gpu;
+    self->gpu = gpu;
     comm->gpu = self;
-    st = agree(comm, place);
-    if (st != HORA_OK) {
-        free(self->facts);
-        free(self);
+    return HORA_OK;
+}
+
+static hora_status_t get_ready(hora_comm_t *comm, const hora_gpu_place_t *place) {
+    hora_status_t st;
+    if (comm->gpu != NULL)
+        return HORA_OK;
+    st = create(comm, place->gpu);
+    if (st == HORA_OK)
+        st = agree(comm, place);
+    if (st != HORA_OK && comm->gpu != NULL) {
+        free(comm->gpu->facts);
+        free(comm->gpu);
         comm->gpu = NULL;
     }
     return st;
 }
 
+hora_status_t hora_device_lend(hora_comm_t *whole, hora_comm_t *part, const hora_gpu_path_t *path) {
+    const hora_gpu_facts_t *facts = whole->gpu->facts;
+    hora_status_t           st = create(part, whole->gpu->gpu);
+    if (st != HORA_OK)
+        return st;
+    for (int i = 0; i < part->size; i++) {
+        part->gpu->facts[i] = facts[part->names[i]];
+        part->gpu->facts[i].chunk = facts[0].chunk;
+        part->gpu->facts[i].halves = facts[0].halves;
+    }
+    part->gpu->path = path;
+    return HORA_OK;
+}
+
 /* ---- The door ------------------------------------------------------------------------------- */
+
+/* Waits for all that were started, but by path `but`, whose own wait for each other. */
+static hora_status_t settle(hora_comm_t *comm, const hora_gpu_path_t *but) {
+    hora_comm_t  *lane = hora_hierarchy_lane(comm);
+    hora_status_t st = HORA_OK;
+    if (but != &hora_gpu_path_staged)
+        st = hora_staged_settle(comm);
+    if (st == HORA_OK && but != &hora_gpu_path_hierarchical && lane != NULL)
+        st = hora_staged_settle(lane);
+    return st;
+}
 
 /* op_p: start it only, where that differs; may be NULL. */
 static hora_status_t run(hora_comm_t *comm, const hora_coll_t *coll, hora_staged_op_t **op_p) {
@@ -166,10 +225,12 @@ static hora_status_t run(hora_comm_t *comm, const hora_coll_t *coll, hora_staged
     path = comm->gpu->path;
     if (!path->takes(comm, coll))
         path = &hora_gpu_path_staged;
-    if (path == &hora_gpu_path_staged && op_p != NULL && comm->size > 1)
-        return hora_staged_start(comm, coll, op_p);
-    st = hora_staged_settle(comm);
-    return st == HORA_OK ? path->run(comm, coll) : st;
+    if (path->start == NULL)
+        op_p = NULL;
+    st = settle(comm, op_p != NULL ? path : NULL);
+    if (st != HORA_OK)
+        return st;
+    return op_p != NULL ? path->start(comm, coll, op_p) : path->run(comm, coll);
 }
 
 /* This rank cannot take part, and the others shall not wait for it. */
@@ -228,12 +289,12 @@ hora_status_t hora_device_wait(hora_comm_t *comm, hora_staged_op_t *op) {
 
 hora_status_t hora_device_settle(hora_comm_t *comm) {
     hora_status_t st = HORA_OK;
-    if (comm->gpu == NULL || comm->gpu->staged == NULL)
+    if (comm->gpu == NULL || (comm->gpu->staged == NULL && comm->gpu->levels == NULL))
         return HORA_OK;
     st = hora_gpu_enter(comm->gpu->gpu);
     if (st != HORA_OK)
         return st;
-    st = hora_staged_settle(comm);
+    st = settle(comm, NULL);
     hora_gpu_leave(comm->gpu->gpu);
     return st;
 }
@@ -243,6 +304,7 @@ bool hora_device_drain(hora_comm_t *comm, const hora_gpu_place_t *place) {
     if (!hora_event_drain(comm->world, place->gpu, place->stream, HORA_DRAIN_SECONDS))
         return false;
     return self == NULL || ((self->staged == NULL || hora_staged_drain(self->staged, HORA_DRAIN_SECONDS)) &&
+                            (self->levels == NULL || hora_hierarchy_drain(self->levels)) &&
                             (self->ipc == NULL || !hora_ipc_is_exposed(self->ipc)));
 }
 

@@ -26,6 +26,7 @@ typedef struct hora_gpu_facts {
     uint64_t chunk;    /* HORA_GPU_CHUNK; rank 0's counts */
     int32_t  nccl;     /* ncclGetVersion; 0: it has none that can be used */
     int32_t  halves;   /* HORA_NCCL_HALVES; rank 0's counts */
+    int32_t  levels;   /* HORA_HIERARCHICAL_ALLREDUCE; rank 0's counts */
     int32_t  ipc;      /* 1: other processes of the host can open its GPU's events */
     int32_t  mpi;      /* 1: HORA_OFFLOAD=mpi; rank 0's counts */
 } hora_gpu_facts_t;
@@ -46,6 +47,8 @@ typedef struct hora_gpu_path {
     bool (*takes)(const hora_comm_t *comm, const hora_coll_t *coll);
     /* Does it. On an error the communicator has failed, on every rank, before it returns. */
     hora_status_t (*run)(hora_comm_t *comm, const hora_coll_t *coll);
+    /* Starts it, where that is something else; NULL: run queues all. *op_p is NULL before. */
+    hora_status_t (*start)(hora_comm_t *comm, const hora_coll_t *coll, hora_staged_op_t **op_p);
     /* Frees what it keeps in comm->gpu, if anything. */
     void (*forget)(hora_comm_t *comm);
 } hora_gpu_path_t;
@@ -55,7 +58,8 @@ struct hora_gpu_comm {
     hora_gpu_t             *gpu;
     hora_gpu_facts_t       *facts; /* [size], equal on all members */
     const hora_gpu_path_t  *path;
-    void                   *mpi, *nccl, *ipc, *staged; /* each path's own */
+    void                   *mpi, *nccl, *levels, *ipc, *staged; /* each path's own */
+    bool                    nccl_tried; /* nccl's prepare was called */
     bool                    drained; /* after its failure */
 };
 
@@ -84,6 +88,9 @@ void hora_device_drain_call(hora_comm_t *comm, const hora_gpu_place_t *place);
 /* Frees comm->gpu. */
 void hora_device_forget(hora_comm_t *comm);
 
+/* For a path that has made `part` (transport/comm.h) of the members of `whole`: its part->gpu, by which it
+ * takes `path`. HORA_ERR_NO_MEMORY: both have failed. */
+hora_status_t hora_device_lend(hora_comm_t *whole, hora_comm_t *part, const hora_gpu_path_t *path);
 /* For paths: all[i] = member i's `mine`, `bytes` long, through host memory; all[] is [size]. */
 hora_status_t hora_device_exchange(hora_comm_t *comm, const void *mine, void *all, size_t bytes,
                                    double timeout, const char *name);

@@ -65,6 +65,30 @@ hora_status_t hora_slot_reserve(hora_staged_t *staged, hora_slot_t *slot, size_t
     return st;
 }
 
+hora_status_t hora_scratch_reserve(hora_gpu_t *gpu, hora_scratch_t *scratch, size_t bytes,
+                                   uint64_t *at_p) {
+    size_t        room = 2 * scratch->bytes > bytes ? 2 * scratch->bytes : bytes;
+    hora_status_t st = HORA_OK;
+    if (bytes > scratch->bytes) {
+        if (scratch->n == HORA_SCRATCHES)
+            return hora_fail(HORA_ERR_NO_MEMORY, "a copy of %zu bytes of input on a GPU", bytes);
+        st = hora_gpu_check(gpu, gpu->cuda->alloc(&scratch->at[scratch->n], room),
+                            "memory for a copy of the input");
+        if (st != HORA_OK)
+            return st;
+        scratch->n++;
+        scratch->bytes = room;
+    }
+    *at_p = scratch->n > 0 ? scratch->at[scratch->n - 1] : 0;
+    return HORA_OK;
+}
+
+void hora_scratch_free(hora_gpu_t *gpu, hora_scratch_t *scratch) {
+    for (int i = 0; i < scratch->n; i++)
+        gpu->cuda->free(scratch->at[i]);
+    *scratch = (hora_scratch_t){.n = 0};
+}
+
 /* ---- Beginning and end ---------------------------------------------------------------------- */
 
 static hora_cuda_result_t make_stream(const hora_cuda_t *cuda, hora_cuda_stream_t *stream_p) {
@@ -136,8 +160,7 @@ void hora_staged_destroy(hora_staged_t *staged) {
     if (hora_staged_drain(staged, GOODBYE_SECONDS)) {
         for (int i = 0; i < HORA_SLOTS; i++)
             free_memory(staged, &staged->slots[i]);
-        for (int i = 0; i < staged->nscratch; i++)
-            staged->gpu->cuda->free(staged->scratch[i]);
+        hora_scratch_free(staged->gpu, &staged->scratch);
         destroy_handles(staged);
     } else {
         hora_log(HORA_LOG_WARNING, "GPU %d still copies: its pinned memory is not freed",

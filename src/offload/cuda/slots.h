@@ -10,6 +10,15 @@
 #define HORA_SCRATCHES 48 /* each twice as long as the one before */
 #define HORA_SLOTS 3 /* one on its way out of the GPU, one with the CPU, one on its way in */
 
+/* Memory on the GPU that grows. At least doubled, so that the outgrown blocks together are no longer than
+ * the one in use, the last. They are not freed before the end: CUDA might wait for all queued work, without
+ * a deadline. */
+typedef struct hora_scratch {
+    uint64_t at[HORA_SCRATCHES];
+    int      n;
+    size_t   bytes; /* of the last one */
+} hora_scratch_t;
+
 typedef struct hora_slot {
     uint8_t          *mem;  /* 64-byte aligned, pinned */
     size_t            room; /* bytes */
@@ -28,10 +37,7 @@ typedef struct hora_staged {
     hora_slot_t        slots[HORA_SLOTS];
     size_t             turn;   /* parts ever: part number `turn` goes to slot turn % HORA_SLOTS */
     size_t            *lists;  /* [4 * size] */
-    uint64_t           scratch[HORA_SCRATCHES]; /* on the GPU; for input that output would overwrite: the
-                                                   last one is in use, the others were outgrown */
-    int                nscratch;
-    size_t             scratch_bytes; /* of the last one */
+    hora_scratch_t     scratch; /* for input that output would overwrite */
     hora_staged_op_t *first, *last; /* in flight, in the order of their start */
 } hora_staged_t;
 
@@ -42,5 +48,10 @@ bool          hora_staged_drain(const hora_staged_t *staged, double seconds);
 void          hora_staged_destroy(hora_staged_t *staged);
 /* Makes slot->room at least `bytes`; its content is lost. */
 hora_status_t hora_slot_reserve(hora_staged_t *staged, hora_slot_t *slot, size_t bytes);
+
+/* *at_p: at least `bytes` of it; what it held before may be lost. */
+hora_status_t hora_scratch_reserve(hora_gpu_t *gpu, hora_scratch_t *scratch, size_t bytes,
+                                   uint64_t *at_p);
+void          hora_scratch_free(hora_gpu_t *gpu, hora_scratch_t *scratch);
 
 #endif

@@ -39,6 +39,7 @@ struct hora_staged_op {
     hora_comm_t      *comm;
     hora_coll_t       coll;
     hora_gpu_place_t  place;
+    hora_staged_frame_t frame; /* begin NULL: none */
     hora_parts_t      parts;
     hora_status_t     status; /* HORA_IN_PROGRESS until done */
     bool              ready;  /* the streams wait for `begin`, and so on */
@@ -138,33 +139,14 @@ static size_t span_of(const hora_side_t *side) {
     return span;
 }
 
-/* At least doubled, so that the outgrown ones together are no longer than it. They are not freed: CUDA
- * might wait for all queued work, without a deadline. */
-static hora_status_t reserve_scratch(hora_staged_op_t *op, size_t bytes) {
-    hora_staged_t *staged = staged_of(op);
-    size_t         room = 2 * staged->scratch_bytes > bytes ? 2 * staged->scratch_bytes : bytes;
-    hora_status_t  st;
-    if (bytes <= staged->scratch_bytes)
-        return HORA_OK;
-    if (staged->nscratch == HORA_SCRATCHES)
-        return hora_fail(HORA_ERR_NO_MEMORY, "a copy of %zu bytes of input on a GPU", bytes);
-    st = check(op, staged->gpu->cuda->alloc(&staged->scratch[staged->nscratch], room));
-    if (st != HORA_OK)
-        return st;
-    staged->nscratch++;
-    staged->scratch_bytes = room;
-    return HORA_OK;
-}
-
 /* The output of an early part would overwrite the input of a late one: works on a copy. */
 static hora_status_t use_scratch(hora_staged_op_t *op) {
     hora_staged_t *staged = staged_of(op);
     size_t         bytes = span_of(&op->parts.in) * hora_dtype_size(op->coll.dtype);
     uint64_t       scratch;
-    hora_status_t  st = reserve_scratch(op, bytes);
+    hora_status_t  st = hora_scratch_reserve(op->place.gpu, &staged->scratch, bytes, &scratch);
     if (st != HORA_OK || bytes == 0)
         return st;
-    scratch = staged->scratch[staged->nscratch - 1];
     st = check(op, staged->gpu->cuda->copy(scratch, op->parts.in.at, bytes, staged->out));
     op->parts.in.at = scratch;
     return st;
@@ -181,11 +163,17 @@ static hora_status_t copy_own(hora_staged_op_t *op) {
     return check(op, staged->gpu->cuda->copy(out, in, bytes, staged->in));
 }
 
+static hora_status_t begin_frame(hora_staged_op_t *op) {
+    return op->frame.begin != NULL ? op->frame.begin(&op->frame, op->begin) : HORA_OK;
+}
+
 /* The caller's stream may have to be idle before: its output may be in use there, too. */
 static hora_status_t get_ready(hora_staged_op_t *op) {
     hora_staged_t     *staged = staged_of(op);
     const hora_cuda_t *cuda = staged->gpu->cuda;
-    hora_status_t      st = check(op, cuda->stream_wait(staged->out, op->begin, 0));
+    hora_status_t      st = begin_frame(op);
+    if (st == HORA_OK)
+        st = check(op, cuda->stream_wait(staged->out, op->begin, 0));
     if (st == HORA_OK)
         st = check(op, cuda->stream_wait(staged->in, op->begin, 0));
     if (st == HORA_OK && hora_stage_overlaps(&op->coll))
@@ -202,10 +190,10 @@ static hora_status_t get_ready(hora_staged_op_t *op) {
 static hora_status_t hand_back(hora_staged_op_t *op) {
     hora_staged_t     *staged = staged_of(op);
     const hora_cuda_t *cuda = staged->gpu->cuda;
-    hora_cuda_result_t result = cuda->event_record(staged->end, staged->in);
-    if (result == HORA_CUDA_SUCCESS)
-        result = cuda->stream_wait(op->place.stream, staged->end, 0);
-    return check(op, result);
+    hora_status_t      st = check(op, cuda->event_record(staged->end, staged->in));
+    if (st == HORA_OK && op->frame.end != NULL)
+        st = op->frame.end(&op->frame, staged->end);
+    return st == HORA_OK ? check(op, cuda->stream_wait(op->place.stream, staged->end, 0)) : st;
 }
 
 /* ---- Moving on ------------------------------------------------------------------------------ */
@@ -320,12 +308,15 @@ static hora_status_t run_alone(hora_staged_op_t *op) {
 
 /* ---- The doors ------------------------------------------------------------------------------ */
 
-static hora_status_t make(hora_comm_t *comm, const hora_coll_t *coll, hora_staged_op_t *op) {
+static hora_status_t make(hora_comm_t *comm, const hora_coll_t *coll, const hora_staged_frame_t *frame,
+                          hora_staged_op_t *op) {
     struct hora_gpu_comm *gpu = comm->gpu;
     hora_staged_t        *staged;
     hora_status_t         st = HORA_OK;
     *op = (hora_staged_op_t){.comm = comm, .coll = *coll, .place = *coll->gpu,
                              .status = HORA_IN_PROGRESS};
+    if (frame != NULL)
+        op->frame = *frame;
     if (gpu->staged == NULL) {
         st = hora_staged_create(comm, gpu->gpu, &staged);
         if (st == HORA_OK)
@@ -341,22 +332,30 @@ static hora_status_t make(hora_comm_t *comm, const hora_coll_t *coll, hora_stage
     return st == HORA_OK ? st : op->status;
 }
 
-static hora_status_t run(hora_comm_t *comm, const hora_coll_t *coll) {
+hora_status_t hora_staged_run(hora_comm_t *comm, const hora_coll_t *coll,
+                              const hora_staged_frame_t *frame) {
     hora_staged_op_t op;
-    hora_status_t    st;
-    if (comm->size == 1) {
-        op = (hora_staged_op_t){.comm = comm, .coll = *coll, .place = *coll->gpu};
-        hora_parts_cut(coll, SIZE_MAX, &op.parts);
-        st = run_alone(&op);
-        return st == HORA_OK ? st : hora_coll_fail(comm, st);
-    }
-    st = hora_staged_settle(comm);
+    hora_status_t    st = hora_staged_settle(comm);
     if (st == HORA_OK)
-        st = make(comm, coll, &op);
+        st = make(comm, coll, frame, &op);
     if (st != HORA_OK)
         return st;
     hora_parts_cut(coll, comm->gpu->facts[0].chunk, &op.parts);
     return run_to_end(&op);
+}
+
+static hora_status_t run(hora_comm_t *comm, const hora_coll_t *coll) {
+    hora_staged_op_t op = {.comm = comm, .coll = *coll, .place = *coll->gpu};
+    hora_status_t    st;
+    if (comm->size > 1)
+        return hora_staged_run(comm, coll, NULL);
+    hora_parts_cut(coll, SIZE_MAX, &op.parts);
+    st = run_alone(&op);
+    return st == HORA_OK ? st : hora_coll_fail(comm, st);
+}
+
+static hora_status_t start(hora_comm_t *comm, const hora_coll_t *coll, hora_staged_op_t **op_p) {
+    return comm->size > 1 ? hora_staged_start(comm, coll, NULL, op_p) : run(comm, coll);
 }
 
 static const size_t *keep_array(hora_staged_op_t *op, int i, const size_t *array) {
@@ -369,14 +368,14 @@ static const size_t *keep_array(hora_staged_op_t *op, int i, const size_t *array
 }
 
 hora_status_t hora_staged_start(hora_comm_t *comm, const hora_coll_t *coll,
-                                hora_staged_op_t **op_p) {
+                                const hora_staged_frame_t *frame, hora_staged_op_t **op_p) {
     size_t            bytes = sizeof(hora_staged_op_t) + 4 * (size_t)comm->size * sizeof(size_t);
     hora_staged_op_t *op = malloc(bytes);
     hora_staged_t    *staged;
     hora_status_t     st;
     if (op == NULL)
         return hora_coll_fail(comm, hora_fail(HORA_ERR_NO_MEMORY, "a request"));
-    st = make(comm, coll, op);
+    st = make(comm, coll, frame, op);
     if (st != HORA_OK) {
         free(op);
         return st;
@@ -387,7 +386,7 @@ hora_status_t hora_staged_start(hora_comm_t *comm, const hora_coll_t *coll,
     op->coll.other_displs = keep_array(op, 3, coll->other_displs);
     op->coll.gpu = &op->place;
     snprintf(op->name, sizeof(op->name), "%s", coll->name != NULL ? coll->name : "");
-    op->coll.name = op->name;
+    op->coll.name = op->frame.coll.name = op->name;
     hora_parts_cut(&op->coll, comm->gpu->facts[0].chunk, &op->parts);
     staged = comm->gpu->staged;
     if (staged->last != NULL)
@@ -450,5 +449,6 @@ const hora_gpu_path_t hora_gpu_path_staged = {
     .obstacle = obstacle,
     .takes = takes,
     .run = run,
+    .start = start,
     .forget = forget,
 };

@@ -6,7 +6,8 @@
  *
  * What is in brackets is left out where it would change nothing; then src is in and dst is out. src and
  * dst are otherwise memory of the communicator's, or out where that may be written before. Blocks that are
- * not equal, or do not lie one after the other, go as a group of reductions or broadcasts, one a block.
+ * not equal, but for a longer last one, or do not lie one after the other, go as a group of reductions or
+ * broadcasts, one a block.
  */
 #include "offload/nccl/nccl.h"
 
@@ -171,12 +172,14 @@ static hora_status_t finish(call_t *c) {
 
 /* ---- What NCCL is asked -------------------------------------------------------------------------- */
 
-/* Are all blocks of one size, one after the other? */
-static bool is_packed(const hora_coll_t *coll) {
+/* Are all blocks of one size, one after the other, but that the last one may be longer, by *rest_p? */
+static bool is_packed(const hora_coll_t *coll, size_t *rest_p) {
+    size_t block = coll->counts[0], last = coll->counts[coll->size - 1];
     for (int r = 0; r < coll->size; r++)
-        if (coll->counts[r] != coll->counts[0] || coll->displs[r] != (size_t)r * coll->counts[0])
+        if (coll->displs[r] != (size_t)r * block || (coll->counts[r] != block && r < coll->size - 1))
             return false;
-    return true;
+    *rest_p = last - block;
+    return last == block || (block > 0 && last > block);
 }
 
 static hora_nccl_result_t ask_reduce_scatter(const call_t *c) {
@@ -184,9 +187,17 @@ static hora_nccl_result_t ask_reduce_scatter(const call_t *c) {
     const hora_coll_t         *coll = c->coll;
     int                        op = op_code(coll->op);
     hora_nccl_result_t         result = HORA_NCCL_SUCCESS;
-    if (is_packed(coll))
-        return nccl->reduce_scatter(c->src, c->dst, coll->counts[0], c->code, op, c->self->handle,
-                                    c->place.stream);
+    int                        last = coll->size - 1;
+    size_t                     block = coll->counts[0] * c->unit, rest;
+    if (is_packed(coll, &rest)) {
+        result = nccl->reduce_scatter(c->src, c->dst, coll->counts[0], c->code, op, c->self->handle,
+                                      c->place.stream);
+        if (rest > 0 && hora_nccl_went(result))
+            result = nccl->reduce(c->src + (size_t)coll->size * block,
+                                  coll->rank == last ? c->dst + block : NULL, rest, c->code, op, last,
+                                  c->self->handle, c->place.stream);
+        return result;
+    }
     for (int r = 0; r < coll->size && hora_nccl_went(result); r++) {
         const char *from = c->src + coll->displs[r] * c->unit;
         if (coll->counts[r] > 0)
@@ -200,9 +211,17 @@ static hora_nccl_result_t ask_allgather(const call_t *c) {
     const hora_nccl_library_t *nccl = c->self->nccl;
     const hora_coll_t         *coll = c->coll;
     hora_nccl_result_t         result = HORA_NCCL_SUCCESS;
-    if (is_packed(coll))
-        return nccl->allgather(c->src, c->dst, coll->counts[0] * c->unit, HORA_NCCL_INT8,
-                               c->self->handle, c->place.stream);
+    int                        last = coll->size - 1;
+    size_t                     block = coll->counts[0] * c->unit, rest;
+    char                      *end = c->dst + (size_t)coll->size * block;
+    if (is_packed(coll, &rest)) {
+        result = nccl->allgather(c->src, c->dst, block, HORA_NCCL_INT8, c->self->handle,
+                                 c->place.stream);
+        if (rest > 0 && hora_nccl_went(result))
+            result = nccl->broadcast(coll->rank == last ? c->src + block : end, end, rest * c->unit,
+                                     HORA_NCCL_INT8, last, c->self->handle, c->place.stream);
+        return result;
+    }
     for (int r = 0; r < coll->size && hora_nccl_went(result); r++) {
         char       *to = c->dst + coll->displs[r] * c->unit;
         const char *from = r == coll->rank ? c->src : to;
@@ -380,6 +399,7 @@ static hora_status_t nccl_prepare(hora_comm_t *comm, const char **obstacle_p) {
     const hora_nccl_library_t *nccl;
     hora_nccl_comm_t          *made = NULL;
     hora_status_t              st;
+    comm->gpu->nccl_tried = true;
     if (comm->size == 1)
         return HORA_OK;
     st = hora_nccl_open(comm->world->settings.nccl_library, &nccl);
