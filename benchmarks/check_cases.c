@@ -27,7 +27,8 @@ typedef struct round {
 static const char *const algos[CHECK_ROUNDS] = {"auto",     "arena",   "oneshot", "direct",  "ring",
                                                 "doubling", "halving", "tree",    "twolevel"};
 
-static const char *const paths[] = {"auto", "nccl", "ipc", "staged", "mpi"}; /* on GPUs */
+static const char *const paths[] = {"auto",   "nccl", "hierarchical", "ipc",
+                                    "staged", "mpi"}; /* on GPUs */
 
 /* The matrix of types and operations runs with few elements, one type runs with more. */
 static const size_t few[] = {1, 37};

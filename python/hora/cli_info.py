@@ -109,8 +109,16 @@ def gpu_paths(rows: list[dict[str, Any]]) -> list[dict[str, str]]:
                  "why": f"HORA_OFFLOAD=mpi; {mpi['detail'] if mpi else 'no back-end'}"}]  # fmt: skip
     alone = (("nccl", nccl["detail"]) if nccl and nccl["available"] else
              (without, f"no NCCL: {nccl['detail'] if nccl else 'no back-end'}"))
-    return [{"ranks": "with a GPU each", "path": alone[0], "why": alone[1]},
+    levels = os.environ.get("HORA_HIERARCHICAL_ALLREDUCE",
+                            os.environ.get("HOROVOD_HIERARCHICAL_ALLREDUCE", ""))
+    asked = levels.lower() in ("1", "true", "yes", "on")
+    ways = [{"ranks": "with a GPU each", "path": alone[0], "why": alone[1]},
             {"ranks": "that share a GPU", "path": without, "why": "NCCL takes one rank for a GPU"}]
+    if nccl and nccl["available"]:
+        why = ("HORA_HIERARCHICAL_ALLREDUCE" if asked else
+               "only where NCCL works inside each host and not between them: other versions, say")
+        ways.append({"ranks": "on several hosts", "path": "hierarchical", "why": why})
+    return ways
 
 
 def collect() -> dict[str, Any]:

@@ -308,6 +308,8 @@ def given(*words: str) -> dict[str, str]:
     (["--no-log-hide-timestamp"], {"HORA_LOG_HIDE_TIME": "0"}),
     (["--tcp"], {"NCCL_IB_DISABLE": "1"}),
     (["--autotune-bayes-opt-max-samples", "5"], {"HORA_AUTOTUNE_MAX_CANDIDATES": "5"}),
+    (["--hierarchical-allreduce"], {"HORA_HIERARCHICAL_ALLREDUCE": "1"}),
+    (["--no-hierarchical-allreduce"], {"HORA_HIERARCHICAL_ALLREDUCE": "0"}),
     (["--thread-affinity", "0,4"], {"HORA_THREAD_AFFINITY": "0,4"}),
     (["--num-nccl-streams", "2"], {"HORA_NUM_NCCL_STREAMS": "2"}),
     (["--gloo", "--verbose", "-p", "2222", "-i", "key", "--disable-cache"], {}),
@@ -323,7 +325,7 @@ def test_settings_of_options_are_in_the_table() -> None:
 
 
 @pytest.mark.parametrize("words", [
-    ["--cycle-time-ms", "3.5"], ["--cache-capacity", "2048"], ["--hierarchical-allreduce"],
+    ["--cycle-time-ms", "3.5"], ["--cache-capacity", "2048"],
     ["--no-hierarchical-allgather"], ["--torus-allreduce"],
     ["--autotune-gaussian-process-noise", "0.5"], ["--mpi-threads-disable"], ["--disable-cache"],
     ["--no-mpi-threads-disable"], ["--tcp"], ["--gloo-timeout-seconds", "60"],
@@ -473,7 +475,7 @@ EXPECTED = {
     "HORA_FUSION_THRESHOLD": "33554432", "HORA_AUTOTUNE": "1", "HORA_AUTOTUNE_LOG": "log.csv",
     "HORA_TIMELINE": "timeline.json", "HORA_TIMELINE_MARK_CYCLES": "1",
     "HORA_STALL_CHECK_DISABLE": "1", "HORA_STALL_CHECK_TIME_SECONDS": "120.0",
-    "HORA_LOG_LEVEL": "INFO", "HORA_LOG_HIDE_TIME": "1",
+    "HORA_LOG_LEVEL": "INFO", "HORA_LOG_HIDE_TIME": "1", "HORA_HIERARCHICAL_ALLREDUCE": "1",
 }  # fmt: skip
 
 
@@ -491,8 +493,7 @@ def test_config_file_in_yaml(tmp_path: Path) -> None:
     assert args.min_num_proc == 2 and args.cooldown_range == [3.0, 5.0] and args.verbose and args.use_gloo
     assert len(notes) == 1 and "unknown" in notes[0]
     assert [note.split(":")[0] for note in arguments.notes(args)] == [
-        "--cycle-time-ms", "--hierarchical-allreduce", "--gloo-timeout-seconds",
-        "--mpi-threads-disable"]
+        "--cycle-time-ms", "--gloo-timeout-seconds", "--mpi-threads-disable"]
 
 
 @pytest.mark.parametrize("text, setting", [

@@ -46,6 +46,7 @@ SETTINGS: list[tuple[str, str, Callable[[Any], str]]] = [
     ("log_level", "HORA_LOG_LEVEL", str),
     ("log_with_timestamp", "HORA_LOG_HIDE_TIME", flag_not),
     ("thread_affinity", "HORA_THREAD_AFFINITY", str),
+    ("hierarchical_allreduce", "HORA_HIERARCHICAL_ALLREDUCE", flag),
     ("num_nccl_streams", "HORA_NUM_NCCL_STREAMS", str),
     ("tcp_flag", "NCCL_IB_DISABLE", flag),
 ]
@@ -56,7 +57,6 @@ CHOSEN = "algorithms are chosen by size, ranks and hosts; HORA_ALGO forces one"
 NOTES = {
     "cycle_time_ms": "the engine is driven by events, it has no cycle",
     "cache_capacity": "the response cache grows as needed",
-    "hierarchical_allreduce": CHOSEN,
     "hierarchical_allgather": CHOSEN,
     "torus_allreduce": CHOSEN,
     "autotune_gaussian_process_noise": "autotune compares settings in pairs of samples, there is no "
@@ -215,6 +215,7 @@ def add_tuning(parser: argparse.ArgumentParser) -> None:
                        help="HORA_AUTOTUNE_STEPS_PER_SAMPLE")
     group.add_argument("--autotune-bayes-opt-max-samples", type=int, metavar="N",
                        help="HORA_AUTOTUNE_MAX_CANDIDATES")
+    pair(group, "hierarchical-allreduce", "HORA_HIERARCHICAL_ALLREDUCE")
     group.add_argument("--thread-affinity", metavar="CORE,...", help="HORA_THREAD_AFFINITY")
     group.add_argument("--num-nccl-streams", type=int, metavar="N", help="HORA_NUM_NCCL_STREAMS")
     group.add_argument("--grace", type=float, metavar="S", help="seconds that the other "
@@ -229,8 +230,7 @@ def add_without_effect(parser: argparse.ArgumentParser) -> None:
 
     add("cycle-time-ms", type=float, metavar="MS")
     add("cache-capacity", type=int, metavar="N")
-    for name in ("hierarchical-allreduce", "hierarchical-allgather", "torus-allreduce",
-                 "mpi-threads-disable"):
+    for name in ("hierarchical-allgather", "torus-allreduce", "mpi-threads-disable"):
         pair(group, name, NOTES[name.replace("-", "_")])
     add("autotune-gaussian-process-noise", type=float, metavar="X")
     add("gloo-timeout-seconds", type=float, metavar="S")
