@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hora import cli
+from hora import cli, cli_info
 from hora.runner import hosts as runner_hosts
 
 
@@ -63,6 +63,20 @@ def test_info_json() -> None:
 def test_info_names_the_launcher() -> None:
     info = json.loads(hora("info", "--json", RANK="0", WORLD_SIZE="1", LOCAL_RANK="0").stdout)
     assert info["launcher"] == "torchrun"
+
+
+def test_gpu_paths(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What hora info says of the way that collectives of GPU tensors would take."""
+    rows = [{"name": name, "kind": kind, "available": True, "detail": f"{name} is here"}
+            for name, kind in (("cuda", "device"), ("nccl", "offload"), ("mpi", "offload"))]  # fmt: skip
+    for name in ("HORA_GPU_PATH", "HORA_OFFLOAD"):
+        monkeypatch.delenv(name, raising=False)
+    assert [way["path"].split()[0] for way in cli_info.gpu_paths(rows)] == ["nccl", "ipc"]
+    monkeypatch.setenv("HORA_OFFLOAD", "mpi")
+    (way,) = cli_info.gpu_paths(rows)
+    assert way["path"].startswith("mpi, if it is CUDA-aware") and "mpi is here" in way["why"]
+    monkeypatch.setenv("HORA_GPU_PATH", "staged")
+    assert [way["path"] for way in cli_info.gpu_paths(rows)] == ["staged"]
 
 
 def test_info_algorithms() -> None:

@@ -124,7 +124,7 @@ bool hora_mpi_probe(hora_backend_t *backend) {
                  "openmpi or mpich), then build hora again with its mpicc on PATH");
         return false;
     }
-    snprintf(backend->detail, sizeof(backend->detail), "%.120s; %.120s", plugin->version(),
+    snprintf(backend->detail, sizeof(backend->detail), "%.110s; %.100s", plugin->version(),
              hora_mpi_path());
     return true;
 }
