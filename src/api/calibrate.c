@@ -7,6 +7,10 @@
  * slowest rank, and the lower quartile over the rounds is what is kept: what else the machine does may
  * hit half of them. How many rounds there are is agreed on:
  * as many as fit into a share of the time, of which small calls need less than they get.
+ *
+ * All sizes of all collectives are measured in several passes, because a machine has moods that last
+ * for a second, and the median of the passes counts. What the formulas choose is left only for what was
+ * clearly faster in every pass.
  */
 #include "api/check.h"
 #include "api/choices.h"
@@ -19,8 +23,10 @@
 
 #define CALLS_SMALL 20      /* timed together, up to SMALL bytes */
 #define SMALL       16384u
-#define ROUNDS_MAX  21
-#define POINT_NS    80e6    /* for all algorithms at one size, unless they are slow */
+#define ROUNDS_MAX  9
+#define POINT_NS    27e6    /* for all algorithms at one size and pass, unless they are slow */
+#define PASSES      3
+#define CLEARLY     1.15    /* times as fast */
 
 /* One size of one collective. */
 typedef struct trial {
@@ -32,6 +38,7 @@ typedef struct trial {
     int                places[HORA_COSTS_ALGOS]; /* in hora_algo_list */
     int                nalgos;
     double             ns[HORA_COSTS_ALGOS][ROUNDS_MAX];
+    hora_costs_t       passes[PASSES];
 } trial_t;
 
 static hora_status_t make_call(const trial_t *t) {
@@ -94,8 +101,8 @@ static hora_status_t count_rounds(trial_t *t, int *rounds_p) {
     if (st == HORA_OK)
         st = hora_allreduce(t->comm, &all, &all, 1, HORA_FLOAT64, HORA_MAX, NULL);
     *rounds_p = all * ROUNDS_MAX <= POINT_NS ? ROUNDS_MAX : (int)(POINT_NS / all);
-    if (*rounds_p < 5)
-        *rounds_p = all < 1e8 ? 5 : all < 1e9 ? 3 : 1;
+    if (*rounds_p < 3)
+        *rounds_p = all < 1e8 ? 3 : 1;
     return st;
 }
 
@@ -136,18 +143,67 @@ static void find_algorithms(trial_t *t) {
         }
 }
 
-/* All sizes of all collectives, into costs. */
+/* One size of one collective; false: there is nothing to choose. */
+static bool prepare(trial_t *t, int kind, int point, size_t *lists) {
+    t->bytes = hora_costs_size(point);
+    t->coll = hora_choices_call(t->comm, (hora_coll_kind_t)kind, t->bytes, lists);
+    memset(t->ns, 0, sizeof(t->ns));
+    find_algorithms(t);
+    return t->coll.count > 0 && t->nalgos > 1;
+}
+
+/* All sizes of all collectives once, into costs. */
 static hora_status_t measure_all(trial_t *t, size_t *lists, hora_costs_t *costs) {
     hora_status_t st = HORA_OK;
     for (int kind = HORA_COLL_ALLREDUCE; kind < HORA_COLL_BARRIER; kind++)
-        for (int point = 0; point < HORA_COSTS_POINTS && st == HORA_OK; point++) {
-            t->bytes = hora_costs_size(point);
-            t->coll = hora_choices_call(t->comm, (hora_coll_kind_t)kind, t->bytes, lists);
-            memset(t->ns, 0, sizeof(t->ns));
-            find_algorithms(t);
-            if (t->coll.count > 0 && t->nalgos > 1)
+        for (int point = 0; point < HORA_COSTS_POINTS && st == HORA_OK; point++)
+            if (prepare(t, kind, point, lists))
                 st = run_trial(t, costs, point);
-        }
+    return st;
+}
+
+static int compare_times(const void *a, const void *b) {
+    uint32_t x = *(const uint32_t *)a, y = *(const uint32_t *)b;
+    return (x > y) - (x < y);
+}
+
+/* The median of the passes; above `least` unless it was clearly faster in each than another one, whose
+ * times are `other`. */
+static uint32_t median_time(const uint32_t *times, const uint32_t *other, uint32_t least) {
+    uint32_t sorted[PASSES], middle;
+    bool     clear = true;
+    memcpy(sorted, times, sizeof(sorted));
+    qsort(sorted, PASSES, sizeof(*sorted), compare_times);
+    middle = sorted[PASSES / 2];
+    for (int pass = 0; pass < PASSES; pass++)
+        clear &= times[pass] * CLEARLY < other[pass];
+    return clear || middle > least ? middle : least + 1;
+}
+
+/* What the passes say of one size: the choice is the formulas', unless another one is clearly faster. */
+static void combine(const trial_t *t, int point, hora_costs_t *costs) {
+    uint32_t           times[HORA_COSTS_ALGOS][PASSES], least;
+    const hora_algo_t *known = hora_select_by_formula(t->comm, &t->coll);
+    int                first = 0;
+    for (int a = 0; a < t->nalgos; a++) {
+        first = t->algos[a] == known ? a : first;
+        for (int pass = 0; pass < PASSES; pass++)
+            times[a][pass] = t->passes[pass].ns[t->coll.kind][t->places[a]][point];
+    }
+    least = median_time(times[first], times[first], 0);
+    for (int a = 0; a < t->nalgos; a++)
+        costs->ns[t->coll.kind][t->places[a]][point] =
+            a == first ? least : median_time(times[a], times[first], least);
+}
+
+static hora_status_t measure_passes(trial_t *t, size_t *lists, hora_costs_t *costs) {
+    hora_status_t st = HORA_OK;
+    for (int pass = 0; pass < PASSES && st == HORA_OK; pass++)
+        st = measure_all(t, lists, &t->passes[pass]);
+    for (int kind = HORA_COLL_ALLREDUCE; kind < HORA_COLL_BARRIER && st == HORA_OK; kind++)
+        for (int point = 0; point < HORA_COSTS_POINTS; point++)
+            if (prepare(t, kind, point, lists))
+                combine(t, point, costs);
     return st;
 }
 
@@ -174,7 +230,7 @@ static hora_status_t measure(hora_comm_t *comm, hora_costs_t *costs) {
     st = agree(comm, st);
     comm->tiny_allowed = false;
     if (st == HORA_OK)
-        st = measure_all(t, lists, costs);
+        st = measure_passes(t, lists, costs);
     comm->tiny_allowed = tiny;
     if (t != NULL) {
         free(t->in);

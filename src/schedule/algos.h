@@ -93,6 +93,8 @@ const hora_algo_t *hora_select(hora_comm_t *comm, const hora_coll_t *coll);
 bool hora_select_usable(const hora_comm_t *comm, const hora_coll_t *coll, const hora_algo_t *algo);
 /* Seconds that it is expected to take. The same on all members. */
 double hora_select_cost(hora_comm_t *comm, const hora_coll_t *coll, const hora_algo_t *algo);
+/* What would be chosen if nothing had been measured, tuned or forced. */
+const hora_algo_t *hora_select_by_formula(hora_comm_t *comm, const hora_coll_t *coll);
 /* Must run.c sum the halves of coll as float32, because the algorithm does not sum in rank order
  * and would round at each step? */
 bool hora_select_widens(const hora_algo_t *algo, const hora_coll_t *coll);

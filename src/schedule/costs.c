@@ -73,8 +73,8 @@ size_t hora_costs_bytes(const hora_coll_t *coll) {
 
 /* ---- By the formula ---------------------------------------------------------------------------- */
 
-static double by_formula(hora_comm_t *comm, const hora_algo_t *algo, const hora_coll_t *coll,
-                         size_t elem) {
+double hora_costs_formula(hora_comm_t *comm, const hora_algo_t *algo, const hora_coll_t *coll,
+                          size_t elem) {
     const rates_t *rates = algo->needs_arena ? &defaults[ARENA] : rates_of_links(comm);
     double         crowd = comm->world->crowd > 100 ? comm->world->crowd / 100.0 : 1;
     double         wait = crowd > 1 ? rates->a * rates->turns * crowd : rates->a;
@@ -125,7 +125,7 @@ double hora_costs_predict(hora_comm_t *comm, const hora_algo_t *algo, const hora
         ns = row_of(costs, algo, coll->kind);
     if (ns != NULL && (seconds = by_times(ns, wide * (double)hora_costs_bytes(coll))) >= 0)
         return seconds;
-    return by_formula(comm, algo, coll, elem);
+    return hora_costs_formula(comm, algo, coll, elem);
 }
 
 /* ---- To the other ranks: the crowd; for each row with a time, kind, algorithm and the times ------ */

@@ -33,6 +33,9 @@ size_t hora_costs_bytes(const hora_coll_t *coll);
 /* Seconds that coll takes with algo; elem: bytes of an element on the wire. */
 double hora_costs_predict(hora_comm_t *comm, const hora_algo_t *algo, const hora_coll_t *coll,
                           size_t elem);
+/* The same by the algorithm's formula, whatever was measured. */
+double hora_costs_formula(hora_comm_t *comm, const hora_algo_t *algo, const hora_coll_t *coll,
+                          size_t elem);
 
 /* Rank 0's crowd and times as bytes for the other ranks; room >= 4. Without times if they do not fit. */
 size_t hora_costs_encode(hora_world_t *world, void *bytes, size_t room);

@@ -63,26 +63,39 @@ static const hora_algo_t *tuned(const hora_comm_t *comm, const hora_coll_t *coll
     return forced(comm, coll, comm->tuned_algo);
 }
 
-double hora_select_cost(hora_comm_t *comm, const hora_coll_t *coll, const hora_algo_t *algo) {
-    bool widens = hora_select_widens(algo, coll);
-    return hora_costs_predict(comm, algo, coll,
-                              widens ? sizeof(float) : hora_dtype_size(coll->dtype));
+/* Bytes of an element on the wire. */
+static size_t wire_size(const hora_algo_t *algo, const hora_coll_t *coll) {
+    return hora_select_widens(algo, coll) ? sizeof(float) : hora_dtype_size(coll->dtype);
 }
 
-static const hora_algo_t *cheapest(hora_comm_t *comm, const hora_coll_t *coll) {
+double hora_select_cost(hora_comm_t *comm, const hora_coll_t *coll, const hora_algo_t *algo) {
+    return hora_costs_predict(comm, algo, coll, wire_size(algo, coll));
+}
+
+static double formula_cost(hora_comm_t *comm, const hora_coll_t *coll, const hora_algo_t *algo) {
+    return hora_costs_formula(comm, algo, coll, wire_size(algo, coll));
+}
+
+static const hora_algo_t *cheapest(hora_comm_t *comm, const hora_coll_t *coll,
+                                   double (*cost_of)(hora_comm_t *comm, const hora_coll_t *coll,
+                                                     const hora_algo_t *algo)) {
     const hora_algo_t *chosen = NULL;
     double             least = 0;
     for (int i = 0; hora_algo_list[i] != NULL; i++) {
         double cost;
         if (!hora_select_usable(comm, coll, hora_algo_list[i]))
             continue;
-        cost = hora_select_cost(comm, coll, hora_algo_list[i]);
+        cost = cost_of(comm, coll, hora_algo_list[i]);
         if (chosen == NULL || cost < least) {
             chosen = hora_algo_list[i];
             least = cost;
         }
     }
     return chosen;
+}
+
+const hora_algo_t *hora_select_by_formula(hora_comm_t *comm, const hora_coll_t *coll) {
+    return cheapest(comm, coll, formula_cost);
 }
 
 /* All that a choice depends on, beside the bytes and what never changes. Not 0. */
@@ -99,7 +112,7 @@ static const hora_algo_t *best(hora_comm_t *comm, const hora_coll_t *coll) {
     hora_chosen_t *chosen =
         &comm->chosen[(what ^ bytes * 0x9e3779b97f4a7c15u >> 32) % HORA_CHOICES];
     if (chosen->what != what || chosen->bytes != bytes)
-        *chosen = (hora_chosen_t){what, bytes, cheapest(comm, coll)};
+        *chosen = (hora_chosen_t){what, bytes, cheapest(comm, coll, hora_select_cost)};
     return chosen->algo;
 }
 

@@ -80,6 +80,21 @@ static void predict__goes_by_times_where_there_are_some(void **state) {
     world.costs = NULL;
 }
 
+static void by_formula__is_what_no_times_would_choose(void **state) {
+    hora_coll_t        coll = {.kind = HORA_COLL_ALLREDUCE, .dtype = HORA_FLOAT32, .op = HORA_SUM,
+                               .size = RANKS, .count = 16, .prescale = 1.0, .postscale = 1.0};
+    const hora_algo_t *known = hora_select_by_formula(&comm, &coll);
+    (void)state;
+    assert_ptr_equal(known, hora_select(&comm, &coll));
+    assert_ptr_not_equal(known, &hora_algo_ring);
+    world.costs = &costs;
+    costs.ns[HORA_COLL_ALLREDUCE][ring][1] = 1; /* at 64 B, the fastest by far */
+    memset(comm.chosen, 0, sizeof(comm.chosen));
+    assert_ptr_equal(hora_select(&comm, &coll), &hora_algo_ring);
+    assert_ptr_equal(hora_select_by_formula(&comm, &coll), known);
+    world.costs = NULL;
+}
+
 static void times__reach_the_other_ranks(void **state) {
     uint8_t bytes[2048];
     size_t  len;
@@ -236,6 +251,7 @@ static int remove_file(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup(predict__goes_by_times_where_there_are_some, fresh),
+        cmocka_unit_test_setup(by_formula__is_what_no_times_would_choose, fresh),
         cmocka_unit_test_setup(times__reach_the_other_ranks, fresh),
         cmocka_unit_test_setup(times__that_do_not_fit_count_nowhere, fresh),
         cmocka_unit_test_setup(path__differs_where_ranks_lie_otherwise, fresh),
