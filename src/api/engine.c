@@ -76,10 +76,11 @@ static hora_status_t check_shape(const hora_task_t *task) {
         return bad(task, "a scalar has no dimension 0 along which to gather, split or scatter");
     if (!hora_shape_count(task->shape, 0, task->ndim, size, &count))
         return bad(task, "an extent of its shape is negative, or the tensor is too large");
-    st = hora_check_buffer(task->in, count, task->dtype, "in", task->name);
-    if (st != HORA_OK || gives_output(task->kind))
-        return st;
+    if (gives_output(task->kind))
+        return hora_check_buffer(task->in, count, task->dtype, "in", task->name);
     st = hora_check_buffer(task->out, count, task->dtype, "out", task->name);
+    if (st == HORA_OK) /* of a broadcast, elsewhere than on root, this is out again */
+        st = hora_check_buffer(task->in, count, task->dtype, "in", task->name);
     return st == HORA_OK
                ? hora_check_overlap(task->in, count * size, task->out, count * size, task->name)
                : st;

@@ -457,6 +457,8 @@ static void arguments_main(hora_comm_t *comm, int rank, int size, void *arg) {
     REFUSE(HORA_ERR_INVALID_ARGUMENT, t.out = x + 1);
     REFUSE(HORA_ERR_INVALID_ARGUMENT, (t.kind = HORA_TASK_BROADCAST, t.root = size));
     REFUSE(HORA_ERR_INVALID_ARGUMENT, (t.kind = HORA_TASK_BROADCAST, t.root = -1));
+    REFUSE(HORA_ERR_INVALID_ARGUMENT, (t.kind = HORA_TASK_BROADCAST, t.out = NULL));
+    harness_check(strstr(hora_last_error(), "out is NULL") != NULL, "another argument was named");
     REFUSE(HORA_ERR_INVALID_ARGUMENT, (t.kind = HORA_TASK_ALLGATHER, t.ndim = 0));
     REFUSE(HORA_ERR_INVALID_ARGUMENT, (t.kind = HORA_TASK_REDUCESCATTER, t.ndim = 0));
     REFUSE(HORA_ERR_INVALID_ARGUMENT,
