@@ -215,7 +215,8 @@ hora_status_t hora_background_enqueue(hora_engine_t *engine, const hora_task_t *
     }
     pthread_mutex_unlock(&engine->lock);
     if (st == HORA_ERR_DUPLICATE_NAME)
-        return hora_fail(st, "%s %s: a tensor of this name is already in flight",
+        return hora_fail(st, "%s %s: a tensor of this name is already in flight: wait for it "
+                         "first, or give this one another name",
                          hora_kind_name(tasks[bad].kind), name_of(&tasks[bad]));
     if (st != HORA_OK)
         return hora_fail(st, "%s %s: %s", hora_kind_name(tasks[bad].kind), name_of(&tasks[bad]),
