@@ -131,14 +131,25 @@ static bool read_device(const DLDevice *device, int *device_p) {
     }
 }
 
+/* Of DLPack's types that hora does not have. */
+static void raise_type(DLDataType type) {
+    static const char *const names[] = {"int", "uint", "float", "opaque", "bfloat", "complex", "bool"};
+    const char *hint = type.code == HORA_DL_COMPLEX
+                           ? "; pass a view of it as real numbers (torch.view_as_real)" : "";
+    if (type.code < sizeof(names) / sizeof(names[0]) && type.lanes == 1)
+        PyErr_Format(PyExc_ValueError, "Tensor type is not supported: %s%d%s.", names[type.code],
+                     (int)type.bits, hint);
+    else
+        PyErr_Format(PyExc_ValueError, "Tensor type is not supported (DLPack type code %d, %d bits, "
+                     "%d lanes).", (int)type.code, (int)type.bits, (int)type.lanes);
+}
+
 static bool fill_array(const DLTensor *tensor, core_array_t *array_p) {
     if (!read_device(&tensor->device, &array_p->device))
         return false;
     int dtype = dtype_from_dl(tensor->dtype);
     if (dtype < 0) {
-        PyErr_Format(PyExc_ValueError,
-                     "Tensor type is not supported (DLPack type code %d, %d bits).",
-                     (int)tensor->dtype.code, (int)tensor->dtype.bits);
+        raise_type(tensor->dtype);
         return false;
     }
     if (tensor->ndim > HORA_MAX_DIMS) {

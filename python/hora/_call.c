@@ -341,12 +341,13 @@ enum {
 
 static bool read_call(PyObject *const *args, call_t *call) {
     int kind, dtype;
-    if (!core_get_int(args[KIND], &kind) || !core_get_int(args[DTYPE], &dtype) ||
-        !core_get_int(args[OP], &call->op) || !core_get_int(args[ROOT], &call->root) ||
-        !core_get_int(args[TAG], &call->tag) ||
-        !core_get_double(args[PRESCALE], &call->options.prescale) ||
-        !core_get_double(args[POSTSCALE], &call->options.postscale) ||
-        !core_get_double(args[TIMEOUT], &call->options.timeout) ||
+    if (!core_get_int(args[KIND], "kind", &kind) || !core_get_int(args[DTYPE], "dtype", &dtype) ||
+        !core_get_int(args[OP], "op", &call->op) ||
+        !core_get_int(args[ROOT], "root, dest or source", &call->root) ||
+        !core_get_int(args[TAG], "tag", &call->tag) ||
+        !core_get_double(args[PRESCALE], "prescale", &call->options.prescale) ||
+        !core_get_double(args[POSTSCALE], "postscale", &call->options.postscale) ||
+        !core_get_double(args[TIMEOUT], "timeout", &call->options.timeout) ||
         !core_get_string(args[NAME], &call->options.name))
         return false;
     if (kind < 0 || kind >= KINDS) {

@@ -109,8 +109,8 @@ PyObject *comm_leave(PyObject *object, hora_status_t status) {
 /* split(color, key) */
 static PyObject *comm_split(PyObject *self, PyObject *const *args, Py_ssize_t nargs) {
     int color, key;
-    if (!core_check_count(nargs, 2, "split") || !core_get_int(args[0], &color) ||
-        !core_get_int(args[1], &key))
+    if (!core_check_count(nargs, 2, "split") || !core_get_int(args[0], "color", &color) ||
+        !core_get_int(args[1], "key", &key))
         return NULL;
     hora_comm_t *comm = comm_enter(self), *part = NULL;
     if (!comm)
@@ -308,7 +308,7 @@ static PyObject *comm_text(PyObject *self, PyObject *number,
                            const char *(*get)(const hora_comm_t *, int)) {
     int rank;
     hora_comm_t *comm = comm_get(self);
-    if (!comm || !core_get_int(number, &rank))
+    if (!comm || !core_get_int(number, "rank", &rank))
         return NULL;
     const char *text = get(comm, rank);
     if (!text)

@@ -68,32 +68,47 @@ bool core_check_count(Py_ssize_t given, Py_ssize_t wanted, const char *function)
     return false;
 }
 
-bool core_get_int(PyObject *object, int *value_p) {
+/* Python's own text does not say which argument it was. */
+static bool refuse_number(PyObject *object, const char *argument, const char *wanted) {
+    if (PyErr_ExceptionMatches(PyExc_TypeError)) {
+        PyErr_Clear();
+        PyErr_Format(PyExc_TypeError, "%s must be %s, not %R", argument, wanted,
+                     (PyObject *)Py_TYPE(object));
+    }
+    return false;
+}
+
+bool core_get_int(PyObject *object, const char *argument, int *value_p) {
     long value = PyLong_AsLong(object);
     if (value == -1 && PyErr_Occurred())
-        return false;
+        return refuse_number(object, argument, "an integer");
     if (value != (int)value) {
-        PyErr_SetString(PyExc_ValueError, "number out of range");
+        PyErr_Format(PyExc_ValueError, "%s is out of range: %ld", argument, value);
         return false;
     }
     *value_p = (int)value;
     return true;
 }
 
-bool core_get_double(PyObject *object, double *value_p) {
+bool core_get_double(PyObject *object, const char *argument, double *value_p) {
     double value = PyFloat_AsDouble(object);
     if (value == -1.0 && PyErr_Occurred())
-        return false;
+        return refuse_number(object, argument, "a number");
     *value_p = value;
     return true;
 }
 
 bool core_get_string(PyObject *object, const char **value_p) {
-    *value_p = NULL;
+    Py_ssize_t length;
+    const char *text = object != Py_None ? PyUnicode_AsUTF8AndSize(object, &length) : NULL;
+    *value_p = text;
     if (object == Py_None)
         return true;
-    *value_p = PyUnicode_AsUTF8AndSize(object, NULL);
-    return *value_p != NULL;
+    if (text && strlen(text) != (size_t)length) {
+        PyErr_Format(PyExc_ValueError, "a text with a null character: %R", object);
+        return false;
+    }
+    return text != NULL;
 }
 
 bool core_get_dtype(const char *name, hora_dtype_t *dtype_p) {
@@ -108,11 +123,12 @@ bool core_get_dtype(const char *name, hora_dtype_t *dtype_p) {
 }
 
 bool core_get_comm_options(PyObject *const *args, hora_comm_options_t *options_p) {
-    return core_get_int(args[0], &options_p->rank) && core_get_int(args[1], &options_p->nranks) &&
+    return core_get_int(args[0], "rank", &options_p->rank) &&
+           core_get_int(args[1], "nranks", &options_p->nranks) &&
            core_get_string(args[2], &options_p->rendezvous) &&
            core_get_string(args[3], &options_p->transport) &&
-           core_get_double(args[4], &options_p->start_timeout) &&
-           core_get_double(args[5], &options_p->timeout);
+           core_get_double(args[4], "start_timeout", &options_p->start_timeout) &&
+           core_get_double(args[5], "timeout", &options_p->timeout);
 }
 
 /* ---- The job of the process ----------------------------------------------------------------- */
@@ -210,8 +226,8 @@ static PyObject *core_init(PyObject *module, PyObject *const *args, Py_ssize_t n
 static PyObject *core_narrow(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
     (void)module;
     int color, key;
-    if (!core_check_count(nargs, 2, "narrow") || !core_get_int(args[0], &color) ||
-        !core_get_int(args[1], &key) || !core_check_process())
+    if (!core_check_count(nargs, 2, "narrow") || !core_get_int(args[0], "color", &color) ||
+        !core_get_int(args[1], "key", &key) || !core_check_process())
         return NULL;
     if (!core_world)
         return core_raise_not_initialized();
@@ -311,7 +327,7 @@ static PyObject *core_cross_size(PyObject *module, PyObject *unused) {
 
 static PyObject *member_text(PyObject *number, const char *(*get)(const hora_comm_t *, int)) {
     int rank;
-    if (!core_get_int(number, &rank))
+    if (!core_get_int(number, "rank", &rank))
         return NULL;
     if (!core_world)
         return core_raise_not_initialized();
@@ -358,7 +374,7 @@ static PyObject *core_op_supported(PyObject *module, PyObject *const *args, Py_s
     const char *name;
     int op;
     if (!core_check_count(nargs, 2, "op_supported") || !core_get_string(args[0], &name) ||
-        !core_get_int(args[1], &op))
+        !core_get_int(args[1], "op", &op))
         return NULL;
     hora_dtype_t dtype;
     if (!core_get_dtype(name, &dtype))

@@ -74,10 +74,10 @@ PyObject *core_raise(hora_status_t status);
 PyObject *core_raise_text(hora_status_t status, const char *text);
 PyObject *core_raise_not_initialized(void);
 
-/* Number arguments. Return false with an exception set. */
-bool core_get_int(PyObject *object, int *value_p);
-bool core_get_double(PyObject *object, double *value_p);
-/* str or None (NULL). Borrowed from the object. */
+/* Number arguments. Return false with an exception set, which names the argument. */
+bool core_get_int(PyObject *object, const char *argument, int *value_p);
+bool core_get_double(PyObject *object, const char *argument, double *value_p);
+/* str, without null characters, or None (NULL). Borrowed from the object. */
 bool core_get_string(PyObject *object, const char **value_p);
 /* "float32", ...: hora_dtype_name's names. */
 bool core_get_dtype(const char *name, hora_dtype_t *dtype_p);

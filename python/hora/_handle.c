@@ -364,13 +364,14 @@ static bool read_call(PyObject *const *args, Py_ssize_t nargs, call_t *call) {
     int kind, op, flags;
     if (nargs != ARGUMENTS - 1 && !core_check_count(nargs, ARGUMENTS, "enqueue"))
         return false;
-    if (nargs == ARGUMENTS && !core_get_int(args[SET], &call->set))
+    if (nargs == ARGUMENTS && !core_get_int(args[SET], "process_set_id", &call->set))
         return false;
-    if (!core_set_of_member(call->set) || !core_get_int(args[KIND], &kind) ||
-        !core_get_int(args[OP], &op) ||
-        !core_get_double(args[PRESCALE], &task->prescale) ||
-        !core_get_double(args[POSTSCALE], &task->postscale) ||
-        !core_get_int(args[ROOT], &task->root) || !core_get_int(args[FLAGS], &flags))
+    if (!core_set_of_member(call->set) || !core_get_int(args[KIND], "kind", &kind) ||
+        !core_get_int(args[OP], "op", &op) ||
+        !core_get_double(args[PRESCALE], "prescale_factor", &task->prescale) ||
+        !core_get_double(args[POSTSCALE], "postscale_factor", &task->postscale) ||
+        !core_get_int(args[ROOT], "root_rank", &task->root) ||
+        !core_get_int(args[FLAGS], "flags", &flags))
         return false;
     if (call->set && kind == HORA_TASK_BROADCAST && !core_set_translate(call->set, &task->root))
         return false;
@@ -482,7 +483,7 @@ static void release_output(void *owner, void *data) {
 /* Takes result `index` out of the engine. */
 static hora_output_t *take_output(handle_object_t *self, PyObject *number, size_t *index_p) {
     int index;
-    if (!core_check_process() || !core_get_int(number, &index))
+    if (!core_check_process() || !core_get_int(number, "index", &index))
         return NULL;
     if (index < 0 || (size_t)index >= self->ntasks) {
         PyErr_SetString(PyExc_IndexError, "no such task in this handle");

@@ -79,7 +79,7 @@ bool core_set_translate(int id, int *rank) {
 
 static const core_set_t *find_object(PyObject *object) {
     int id;
-    return core_get_int(object, &id) ? find(id) : NULL;
+    return core_get_int(object, "process_set_id", &id) ? find(id) : NULL;
 }
 
 PyObject *core_set_ids(PyObject *module, PyObject *unused) {
@@ -143,7 +143,7 @@ static bool read_ranks(PyObject *object, core_set_t *set) {
     }
     for (Py_ssize_t i = 0; i < count; i++) {
         PyObject *item = PySequence_GetItem(object, i);
-        bool read = item && core_get_int(item, &set->ranks[i]);
+        bool read = item && core_get_int(item, "a rank", &set->ranks[i]);
         Py_XDECREF(item);
         if (!read) {
             free(set->ranks);
@@ -355,7 +355,7 @@ PyObject *core_set_add(PyObject *module, PyObject *ranks) {
 PyObject *core_set_remove(PyObject *module, PyObject *number) {
     (void)module;
     int id;
-    if (!core_check_process() || !core_get_int(number, &id) || !find(id))
+    if (!core_check_process() || !core_get_int(number, "process_set_id", &id) || !find(id))
         return NULL;
     if (id == 0)
         return PyErr_Format(PyExc_ValueError, "the global process set cannot be removed");

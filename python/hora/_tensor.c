@@ -41,11 +41,11 @@ static int is_plain(PyObject *tensor) {
     return plain;
 }
 
-/* "allreduce.NAME"; false, without an exception: it is no text, or a long one. */
+/* "allreduce.NAME"; false, without an exception: it is no text, a long one, or one with a null character. */
 static bool full_name(PyObject *name, char full[NAME_BYTES]) {
     Py_ssize_t length;
     const char *text = PyUnicode_Check(name) ? PyUnicode_AsUTF8AndSize(name, &length) : NULL;
-    if (!text || (size_t)length >= NAME_BYTES - sizeof(PREFIX)) {
+    if (!text || (size_t)length >= NAME_BYTES - sizeof(PREFIX) || strlen(text) != (size_t)length) {
         PyErr_Clear();
         return false;
     }
@@ -88,9 +88,9 @@ PyObject *core_reduce_tensor(PyObject *module, PyObject *const *args, Py_ssize_t
         !core_array_read_plain(tensor, &array) || !full_name(args[NAME], name))
         Py_RETURN_NONE;
     plain = is_plain(tensor);
-    if (plain < 0 || (args[OP] != Py_None && !core_get_int(args[OP], &op)) ||
-        !core_get_double(args[PRESCALE], &task.prescale) ||
-        !core_get_double(args[POSTSCALE], &task.postscale))
+    if (plain < 0 || (args[OP] != Py_None && !core_get_int(args[OP], "op", &op)) ||
+        !core_get_double(args[PRESCALE], "prescale_factor", &task.prescale) ||
+        !core_get_double(args[POSTSCALE], "postscale_factor", &task.postscale))
         return NULL;
     if (!plain)
         Py_RETURN_NONE;

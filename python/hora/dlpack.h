@@ -22,6 +22,7 @@ enum {
     HORA_DL_UINT = 1,
     HORA_DL_FLOAT = 2,
     HORA_DL_BFLOAT = 4,
+    HORA_DL_COMPLEX = 5,
     HORA_DL_BOOL = 6,
     HORA_DL_FLOAT8_E4M3FN = 10,
     HORA_DL_FLOAT8_E5M2 = 12,

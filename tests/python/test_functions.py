@@ -1,4 +1,4 @@
-"""Broadcasts of parameters and optimizer states, and the exchange of objects."""
+"""Broadcasts of parameters and optimizer states, and the exchange of objects; arguments of wrong types."""
 
 from __future__ import annotations
 
@@ -272,6 +272,19 @@ def case_objects_that_need_cloudpickle(hvd: Any) -> None:
         return  # then pickle's own complaint reaches all ranks, which the case above shows
     triple = hvd.broadcast_object((lambda x: 3 * x) if hvd.rank() == 0 else None)
     assert triple(5) == 15
+
+
+# ---- Arguments of wrong types ---------------------------------------------------------------------
+
+
+def case_wrong_arguments_are_named(hvd: Any) -> None:
+    x = torch.ones(3)
+    for blocking in (hvd.allreduce, hvd.allreduce_):
+        fails(TypeError, lambda: blocking(x, name="a", op="sum"), "op must be an integer")
+        fails(TypeError, lambda: blocking(x, name="a", prescale_factor="2"), "prescale_factor must be")
+        fails(ValueError, lambda: blocking(x, name="a\0b"), "null character")
+    fails(ValueError, lambda: hvd.allreduce(x.to(torch.complex64), name="a"), "complex64")
+    same(hvd.allreduce(x, name="a"), x)
 
 
 # ---- the tests -----------------------------------------------------------------------------------
