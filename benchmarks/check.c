@@ -77,13 +77,14 @@ static bool read_options(int argc, char **argv, check_options_t *o, int *code_p)
         {"verbose", no_argument, NULL, 'v'},    {"help", no_argument, NULL, 'h'},
         {NULL, 0, NULL, 0},
     };
+    char *end = NULL;
     int option;
     *code_p = 2;
     while ((option = getopt_long_only(argc, argv, "vh", long_options, NULL)) != -1) {
         if (option == 'h')
             return fputs(help, stdout), *code_p = 0, false;
         if (option == 'n')
-            o->nranks = atoi(optarg);
+            o->nranks = (int)strtol(optarg, &end, 10);
         else if (option == 't')
             o->transport = optarg;
         else if (option == 'a')
@@ -98,7 +99,7 @@ static bool read_options(int argc, char **argv, check_options_t *o, int *code_p)
             return fprintf(stderr, "hora-check: --device %s; cpu or cuda\n", optarg), false;
         else
             return false;
-        if (option == 'n' && (o->nranks < 1 || o->nranks > 256))
+        if (option == 'n' && (*end != '\0' || o->nranks < 1 || o->nranks > 256))
             return fprintf(stderr, "hora-check: -np %s; 1 to 256 are possible\n", optarg), false;
     }
     if (optind < argc)
@@ -248,6 +249,15 @@ static void print_not_checked(const check_options_t *o, const board_t *board) {
     }
 }
 
+static void print_nothing(const check_options_t *o) {
+    printf("FAIL: nothing was checked");
+    if (o->transport != NULL)
+        printf("; is there a transport %s here? hora info tells", o->transport);
+    if (o->algo != NULL)
+        printf("; is there an algorithm %s? docs/config.md has them (HORA_ALGO)", o->algo);
+    printf("\n");
+}
+
 /* Of the transport that was checked last. */
 static void print_rounds(const check_options_t *o, const board_t *board) {
     for (int k = 0; k < CHECK_ROUNDS && (o->verbose || o->cuda) && board->ranks[0].rank == 0; k++)
@@ -268,7 +278,7 @@ static int report(const check_options_t *o, const board_t *board, int nranks, co
     if (o->verbose || o->transport != NULL)
         print_not_checked(o, board);
     if (board->ranks[0].calls == 0 && failures == 0)
-        printf("FAIL: nothing was checked\n");
+        print_nothing(o);
     if (passed)
         printf("PASS: hora %s, %ld calls over %s, %d ranks, %d types, %.1f s\n", hora_version(),
                board->ranks[0].calls, names, board->ranks[0].size, HORA_DTYPE_COUNT, seconds);

@@ -146,6 +146,16 @@ static bool read_option(int option, const char *arg, perf_options_t *o) {
     }
 }
 
+/* As --help writes it. */
+static const char *option_name(int option) {
+    static char letter[] = "-?";
+    for (int i = 0; long_options[i].name != NULL; i++)
+        if (long_options[i].val == option)
+            return long_options[i].name;
+    letter[1] = (char)option;
+    return letter;
+}
+
 static bool agree(const perf_options_t *o) {
     if (o->max_bytes < o->min_bytes)
         return fprintf(stderr, "hora-perf: -e is smaller than -b\n"), false;
@@ -184,7 +194,8 @@ bool perf_options_read(int argc, char **argv, perf_options_t *options_p, int *co
         }
         if (!read_option(option, optarg, &o)) {
             if (option != '?')
-                fprintf(stderr, "hora-perf: bad value '%s'; see hora-perf --help\n", optarg);
+                fprintf(stderr, "hora-perf: bad value '%s' of %s%s; see hora-perf --help\n", optarg,
+                        option > 255 ? "--" : "", option_name(option));
             return false;
         }
     }

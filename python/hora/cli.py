@@ -78,7 +78,7 @@ def make_parser() -> argparse.ArgumentParser:
                       help="which algorithm is chosen for which sizes, and what it is expected to take")
     info.add_argument("--calibrate", action="store_true",
                       help="measure that, some seconds, and keep it for later jobs with as many ranks")
-    info.add_argument("-np", type=int, metavar="N",
+    info.add_argument("-np", "--np", type=int, metavar="N",
                       help="ranks, with these two (2, unless a launcher started this)")
     info.add_argument("--transport", metavar="NAME", help="auto, shm, tcp or mpi, with these two")
     info.set_defaults(main=info_main)

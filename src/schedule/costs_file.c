@@ -257,5 +257,6 @@ hora_status_t hora_costs_save(const hora_world_t *world, const hora_costs_t *cos
     make_folders(path);
     if (hora_record_write(path, print_file, &written))
         return HORA_OK;
-    return hora_fail_errno(HORA_ERR_SYSTEM, errno, "%s cannot be written", path);
+    return hora_fail_errno(HORA_ERR_SYSTEM, errno, "%s cannot be written (HORA_ALGO_TIMES "
+                           "names another file)", path);
 }

@@ -109,6 +109,24 @@ def test_info_calibrate(tmp_path: Path) -> None:
     assert hora("info", "--algorithms", XDG_CACHE_HOME=str(tmp_path / "none")).stderr == ""
 
 
+@pytest.mark.parametrize("args, text", [
+    (["perf", "-b", "x"], "bad value 'x' of -b"),
+    (["perf", "--coll", "x"], "bad value 'x' of --coll"),
+    (["perf", "-np", "0"], "bad value '0' of --np"),
+    (["check", "-np", "2x"], "-np 2x; 1 to 256"),
+    (["info", "--algorithms", "--np", "0"], "bad value '0'"),
+])
+def test_wrong_option_is_named(args: list[str], text: str) -> None:
+    done = hora(*args)
+    assert done.returncode == 2 and text in done.stderr
+
+
+@pytest.mark.parametrize("args", [["--transport", "pigeon"], ["--algo", "abacus"]])
+def test_check_says_why_it_checked_nothing(args: list[str]) -> None:
+    done = hora("check", "-np", "1", *args)
+    assert done.returncode == 1 and f" {args[1]}" in done.stdout
+
+
 def test_info_algorithms_of_a_forced_one() -> None:
     info = json.loads(hora("info", "--algorithms", "--json", HORA_ALGO="ring").stdout)
     assert info["collectives"]["allreduce"][-1]["algorithms"][0]["name"] == "ring"
