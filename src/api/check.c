@@ -7,8 +7,6 @@
 
 #include <string.h>
 
-#define ADDRESSABLE (SIZE_MAX / 2 / 16) /* elements of any type */
-
 hora_status_t hora_check_comm(hora_comm_t *comm, const char *what) {
     if (comm == NULL)
         return hora_fail(HORA_ERR_INVALID_ARGUMENT, "%s: comm is NULL", what);
@@ -36,17 +34,15 @@ hora_status_t hora_check_options(const hora_call_options_t *options, const char 
     return HORA_OK;
 }
 
-hora_status_t hora_check_dtype(hora_dtype_t dtype, const char *what) {
+hora_status_t hora_check_dtype_closely(hora_dtype_t dtype, const char *what) {
     if (hora_dtype_is_valid(dtype))
         return HORA_OK;
     return hora_fail(HORA_ERR_INVALID_ARGUMENT, "%s: dtype %d is no element type", what, (int)dtype);
 }
 
-hora_status_t hora_check_buffer(const void *ptr, size_t count, hora_dtype_t dtype,
-                                const char *argument, const char *what) {
+hora_status_t hora_check_buffer_closely(const void *ptr, size_t count, hora_dtype_t dtype,
+                                        const char *argument, const char *what) {
     size_t bytes;
-    if (count <= ADDRESSABLE && (ptr != NULL || count == 0))
-        return HORA_OK;
     if (__builtin_mul_overflow(count, hora_dtype_size(dtype), &bytes) || bytes > SIZE_MAX / 2)
         return hora_fail(HORA_ERR_INVALID_ARGUMENT, "%s: %s: %zu elements of %s are more than memory "
                          "can hold", what, argument, count, hora_dtype_name(dtype));

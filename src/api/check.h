@@ -12,10 +12,21 @@ hora_status_t hora_check_comm(hora_comm_t *comm, const char *what);
 /* Copies the caller's options over the defaults, as far as the caller's struct reaches. */
 hora_status_t hora_check_options(const hora_call_options_t *options, const char *what,
                                  hora_call_options_t *checked_p);
+/* What the next two say when they do not see at once that all is well. */
+hora_status_t hora_check_buffer_closely(const void *ptr, size_t count, hora_dtype_t dtype,
+                                        const char *argument, const char *what);
+hora_status_t hora_check_dtype_closely(hora_dtype_t dtype, const char *what);
 /* count elements of dtype are addressable and the pointer is set unless count is 0. */
-hora_status_t hora_check_buffer(const void *ptr, size_t count, hora_dtype_t dtype,
-                                const char *argument, const char *what);
-hora_status_t hora_check_dtype(hora_dtype_t dtype, const char *what);
+static inline hora_status_t hora_check_buffer(const void *ptr, size_t count, hora_dtype_t dtype,
+                                              const char *argument, const char *what) {
+    bool small = count <= SIZE_MAX / 2 / 16; /* of any type */
+    return small && (ptr != NULL || count == 0)
+               ? HORA_OK
+               : hora_check_buffer_closely(ptr, count, dtype, argument, what);
+}
+static inline hora_status_t hora_check_dtype(hora_dtype_t dtype, const char *what) {
+    return hora_dtype_is_valid(dtype) ? HORA_OK : hora_check_dtype_closely(dtype, what);
+}
 /* The type can be reduced with the operation. */
 hora_status_t hora_check_op(hora_dtype_t dtype, hora_op_t op, const char *what);
 /* The same for an operation of anything but an allreduce, the only one that takes HORA_ADASUM. */

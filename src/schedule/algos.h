@@ -33,7 +33,10 @@ bool hora_tiny_try(hora_comm_t *comm, const hora_coll_t *coll, hora_status_t *st
 /* applies() of algorithms that need nothing beyond `colls`. */
 bool hora_algo_always(const hora_coll_t *coll);
 /* allreduce, reduce and reduce_scatter. */
-bool hora_coll_reduces(hora_coll_kind_t kind);
+static inline bool hora_coll_reduces(hora_coll_kind_t kind) {
+    return 1u << kind & (1u << HORA_COLL_ALLREDUCE | 1u << HORA_COLL_REDUCE |
+                         1u << HORA_COLL_REDUCE_SCATTER);
+}
 /* Elements of the whole vector: sum of counts[] where they are set, else of count. */
 size_t hora_coll_total(const hora_coll_t *coll);
 /* An alltoall whose blocks all have `count` elements, on every member. */

@@ -24,11 +24,6 @@ bool hora_algo_always(const hora_coll_t *coll) {
     return true;
 }
 
-bool hora_coll_reduces(hora_coll_kind_t kind) {
-    return kind == HORA_COLL_ALLREDUCE || kind == HORA_COLL_REDUCE ||
-           kind == HORA_COLL_REDUCE_SCATTER;
-}
-
 size_t hora_coll_total(const hora_coll_t *coll) {
     size_t total = 0;
     if (coll->counts == NULL)
