@@ -112,6 +112,16 @@ static void show(const tiny_t *t, uint8_t *payload, const void *src, size_t byte
         memcpy(payload, src, bytes);
 }
 
+static void show_block(const tiny_t *t, uint8_t *payload, int to) {
+    const hora_coll_t *coll = t->coll;
+    show(t, payload, (const uint8_t *)coll->in + coll->displs[to] * t->elem,
+         coll->counts[to] * t->elem);
+}
+
+static int after(const hora_coll_t *coll, int r) {
+    return r + 1 < coll->size ? r + 1 : 0;
+}
+
 static void fill(const tiny_t *t, uint8_t *payload) {
     const hora_coll_t *coll = t->coll;
     size_t             at = 0;
@@ -123,19 +133,22 @@ static void fill(const tiny_t *t, uint8_t *payload) {
         show(t, payload, coll->in, count * t->elem);
         return;
     }
-    for (int r = 0; r < coll->size; at += coll->counts[r++])
-        if (r != coll->rank || !keeps_own(coll))
-            show(t, payload + at * t->elem,
-                 (const uint8_t *)coll->in + coll->displs[r] * t->elem, coll->counts[r] * t->elem);
+    for (int r = after(coll, coll->rank); r != coll->rank; at += coll->counts[r], r = after(coll, r))
+        show_block(t, payload + at * t->elem, r);
+    if (!keeps_own(coll))
+        show_block(t, payload + at * t->elem, coll->rank);
 }
 
-/* Where in a payload my block begins. */
-static size_t begin_of_mine(const hora_coll_t *coll) {
+/* Where in the payload of `from` my block begins: its own is not there, or is the last. So two
+ * ranks both read what lies at the beginning of the boards, and each writes where it has read. */
+static size_t begin_of_mine(const hora_coll_t *coll, int from) {
     size_t at = 0;
+    if (coll->kind == HORA_COLL_SCATTER)
+        return (size_t)coll->rank * coll->count;
     if (hora_blocks_for_all(coll))
         return 0;
-    for (int r = 0; r < coll->rank; r++)
-        at += hora_blocks_count_to(coll, r);
+    for (int r = after(coll, from); r != coll->rank; r = after(coll, r))
+        at += coll->counts[r];
     return at;
 }
 
@@ -326,21 +339,21 @@ static void publish(const tiny_t *t) {
         be_heard(pads); /* some of the ranks wait for nobody */
 }
 
-/* What member `rank` shows in this call. */
-static uint8_t *payload_of(const tiny_t *t, int rank) {
-    return t->board > 0 ? hora_pads_board(t->pads, rank)
-                        : cell_of(t->pads, rank, t->number)->payload;
+/* The block that member `rank` shows me in this call. */
+static uint8_t *block_of(const tiny_t *t, int rank) {
+    uint8_t *payload = t->board > 0 ? hora_pads_board(t->pads, rank)
+                                    : cell_of(t->pads, rank, t->number)->payload;
+    return payload + begin_of_mine(t->coll, rank) * t->elem;
 }
 
 /* In rank order, my own where it is. */
 static void reduce(const tiny_t *t) {
     const hora_coll_t *coll = t->coll;
-    size_t             at = begin_of_mine(coll) * t->elem;
     size_t             count = hora_blocks_count_from(coll, coll->rank);
     const void        *blocks[TINY_RANKS_MAX];
     hora_reduce_t      how;
     for (int r = 0; r < coll->size; r++)
-        blocks[r] = payload_of(t, r) + at;
+        blocks[r] = block_of(t, r);
     if (keeps_own(coll))
         blocks[coll->rank] = own_block(t);
     hora_coll_how(coll, &how);
@@ -356,7 +369,7 @@ static hora_status_t take_from_root(const tiny_t *t) {
     else
         st = await_cell(t, root, t->number);
     if (st == HORA_OK && t->coll->rank != root)
-        copy_out(t, root, payload_of(t, root) + begin_of_mine(t->coll) * t->elem);
+        copy_out(t, root, block_of(t, root));
     return st;
 }
 
@@ -364,7 +377,6 @@ static hora_status_t take_from_all(const tiny_t *t) {
     const hora_coll_t *coll = t->coll;
     bool               sums = hora_coll_reduces(coll->kind);
     hora_status_t      st;
-    size_t             at;
     if (!sums && coll->kind != HORA_COLL_BARRIER)
         keep(t);
     st = await_all(t, t->number);
@@ -374,10 +386,9 @@ static hora_status_t take_from_all(const tiny_t *t) {
         reduce(t);
         return HORA_OK;
     }
-    at = begin_of_mine(coll) * t->elem;
     for (int r = 0; r < coll->size; r++)
         if (r != coll->rank)
-            copy_out(t, r, payload_of(t, r) + at);
+            copy_out(t, r, block_of(t, r));
     return HORA_OK;
 }
 
