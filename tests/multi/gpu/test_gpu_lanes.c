@@ -236,15 +236,17 @@ static void failure_main(hora_comm_t *unused, int rank, int size, void *arg) {
         handles[n] = done(enqueue(engine, HORA_TASK_ALLREDUCE, n, b[n], s));
     }
     for (int n = 4; st == HORA_OK && harness_now() - start < 8; n++) {
-        hora_handle_t *handle = enqueue(engine, HORA_TASK_ALLREDUCE, n, b[0], s);
-        usleep(50000);
-        st = hora_handle_wait(handle);
+        hora_handle_t *handle = handles[n % 4]; /* which has used the buffers before */
+        harness_ok(hora_handle_stream_wait(handle, 0, s));
         hora_handle_release(handle);
+        handles[n % 4] = enqueue(engine, HORA_TASK_ALLREDUCE, n, b[n % 4], s);
+        usleep(50000);
+        st = hora_handle_wait(handles[n % 4]);
     }
     harness_check(st == HORA_ERR_TIMEOUT && strstr(hora_last_error(), "by NCCL") != NULL, "%s: %s",
                   hora_status_name(st), hora_last_error());
     for (int n = 0; n < 4; n++) {
-        harness_ok(hora_handle_stream_wait(handles[n], 0, s)); /* they come to an end on the GPU */
+        hora_handle_stream_wait(handles[n], 0, s); /* they come to an end on the GPU */
         hora_handle_release(handles[n]);
     }
     device_finish(s);
