@@ -69,9 +69,14 @@ def test_gpu_paths(monkeypatch: pytest.MonkeyPatch) -> None:
     """What hora info says of the way that collectives of GPU tensors would take."""
     rows = [{"name": name, "kind": kind, "available": True, "detail": f"{name} is here"}
             for name, kind in (("cuda", "device"), ("nccl", "offload"), ("mpi", "offload"))]  # fmt: skip
-    for name in ("HORA_GPU_PATH", "HORA_OFFLOAD"):
+    for name in ("HORA_GPU_PATH", "HORA_OFFLOAD", "HORA_HIERARCHICAL_ALLREDUCE",
+                 "HOROVOD_HIERARCHICAL_ALLREDUCE"):
         monkeypatch.delenv(name, raising=False)
-    assert [way["path"].split()[0] for way in cli_info.gpu_paths(rows)] == ["nccl", "ipc"]
+    ways = cli_info.gpu_paths(rows)
+    assert [way["path"].split()[0] for way in ways] == ["nccl", "ipc", "hierarchical"]
+    assert ways[2]["ranks"] == "on several hosts" and ways[2]["why"].startswith("only where NCCL works")
+    monkeypatch.setenv("HOROVOD_HIERARCHICAL_ALLREDUCE", "1")
+    assert cli_info.gpu_paths(rows)[2]["why"] == "HORA_HIERARCHICAL_ALLREDUCE"
     monkeypatch.setenv("HORA_OFFLOAD", "mpi")
     (way,) = cli_info.gpu_paths(rows)
     assert way["path"].startswith("mpi, if it is CUDA-aware") and "mpi is here" in way["why"]
