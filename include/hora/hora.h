@@ -423,9 +423,10 @@ HORA_API int hora_handle_poll(hora_handle_t *handle);
 HORA_API hora_status_t hora_handle_wait(hora_handle_t *handle);
 /* Makes what is queued on `stream` (cudaStream_t; NULL: the default stream) of GPU `device` from now on
  * wait for the results of a done handle. Does not block. Whatever uses the task's buffers again must come
- * after that, another task on them too: tasks may run side by side (HORA_NUM_NCCL_STREAMS). Nothing to do, and HORA_OK, for tasks in host
- * memory and for a handle that failed; but an error if what that has queued may not have ended: then the GPU
- * may still read and write its buffers, which must be left alone for good. Any thread. */
+ * after that, another task on them too: tasks may run side by side (HORA_NUM_NCCL_STREAMS). Nothing to do,
+ * and HORA_OK, for tasks in host memory and for a handle that failed; but an error if what that has queued
+ * may not have ended: then the GPU may still read and write its buffers, which must be left alone for good.
+ * Any thread. */
 HORA_API hora_status_t hora_handle_stream_wait(hora_handle_t *handle, int device, void *stream);
 /* Frees the handle. If it is not done, it is freed when it is. NULL is allowed. */
 HORA_API void hora_handle_release(hora_handle_t *handle);

@@ -146,7 +146,7 @@ static hora_status_t choose(hora_comm_t *comm) {
 }
 
 static hora_status_t agree(hora_comm_t *comm, const hora_gpu_place_t *place) {
-    hora_gpu_facts_t *facts = comm->gpu->facts, mine = {{0}};
+    hora_gpu_facts_t *facts = comm->gpu->facts, mine = {.chunk = 0};
     hora_status_t     st = describe(comm, place, &mine);
     if (st != HORA_OK)
         return hora_coll_fail(comm, st);
