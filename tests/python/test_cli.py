@@ -27,6 +27,14 @@ def test_help_everywhere(args: list[str]) -> None:
     assert "usage: hora" in done.stdout
 
 
+def test_help_of_every_tool() -> None:
+    """And nothing but the help, at once. tools/setup is a part of the others."""
+    tools = Path(__file__).parents[2] / "tools"
+    for tool in sorted(path for path in tools.iterdir() if path.name != "setup" and path.is_file()):
+        done = subprocess.run([tool, "--help"], capture_output=True, text=True, timeout=20, check=False)
+        assert done.returncode == 0 and done.stdout.startswith("usage: "), (tool, done.stderr)
+
+
 def test_no_command_prints_help() -> None:
     assert hora().returncode == 2
 
