@@ -96,7 +96,7 @@ typedef struct hora_step {
 } hora_step_t;
 
 #define HORA_ALL_RANKS (-1)
-#define HORA_PLAN_LEAD 14  /* phases that a member may be before the slowest one */
+#define HORA_PLAN_LEAD 12  /* phases that a member may be before the slowest one */
 #define HORA_NO_XFER UINT32_MAX /* what SEND and RECV of 0 elements return; WAIT ignores it */
 
 typedef struct hora_plan {

@@ -1,9 +1,9 @@
 /*
  * Runs the steps of one collective. On the thread that uses the communicator; never blocks.
  *
- * Phases on the pads. A call that meets uses one phase before those of its plan: its note carries
- * the signature and where the member's buffers lie. (A member with private buffers does not wait
- * there, but goes on to copy in.) Other calls show the signature with their plan's first phase. Every
+ * Phases on the pads. A call that meets uses one phase before those of its plan: its note says where
+ * the member's buffers lie. (A member with private buffers does not wait there, but goes on to copy in;
+ * in an allreduce its first signal then stands for both.) Each phase goes with the call's signature. Every
  * call on a communicator with pads has a first phase or meets, so members that make different calls
  * always find out. After the call, pads->base has grown by what was used.
  */
@@ -18,7 +18,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-_Static_assert(HORA_PLAN_LEAD + 2 <= HORA_PADS_DEPTH, "notes are read while they are kept");
+_Static_assert(HORA_PLAN_LEAD + 2 <= HORA_PADS_DEPTH, "signatures are read while they are kept");
 
 /* ---- preparing ---- */
 
@@ -181,12 +181,19 @@ static uint32_t balance(const hora_coll_t *coll) {
     return sum;
 }
 
+/* Does a plan with slots signal before it waits for anything of this call? Then that says, too, that I came to
+ * the meeting. */
+static bool signals_first(const hora_exec_t *exec) {
+    return exec->algo->needs_arena && exec->coll.kind == HORA_COLL_ALLREDUCE;
+}
+
 /* Comes to the meeting. False if there is no need to wait for the others there: my buffers are
  * private, so it is the plan with slots, and its first wait compares the signatures. */
 static bool signal_meeting(hora_exec_t *exec) {
     const hora_coll_t *coll = &exec->coll;
     size_t             shown = hora_coll_shown(coll, coll->rank);
-    hora_pads_note_t   note = {.in = HORA_PADS_NONE, .out = HORA_PADS_NONE, .sig = exec->sig};
+    hora_pads_note_t   note = {.in = HORA_PADS_NONE, .out = HORA_PADS_NONE};
+    bool               waits;
     if (layout_is_known(coll))
         note.in = offset_in_arena(exec, coll->in, shown);
     if (coll->kind == HORA_COLL_ALLREDUCE)
@@ -195,11 +202,13 @@ static bool signal_meeting(hora_exec_t *exec) {
         note.longest = exec->longest = longest_block(coll);
         note.balance = balance(coll);
     }
-    hora_pads_signal(exec->pads, exec->pads->base + 1, &note);
-    if (!uses_pads(exec->algo) || hora_coll_extent(coll) == 0)
-        return true;
-    return (shown == 0 || note.in != HORA_PADS_NONE) &&
-           (coll->kind != HORA_COLL_ALLREDUCE || note.out != HORA_PADS_NONE);
+    waits = !uses_pads(exec->algo) || hora_coll_extent(coll) == 0 ||
+            ((shown == 0 || note.in != HORA_PADS_NONE) &&
+             (coll->kind != HORA_COLL_ALLREDUCE || note.out != HORA_PADS_NONE));
+    hora_pads_prepare(exec->pads, exec->pads->base + 1, exec->sig, &note);
+    if (waits || !signals_first(exec))
+        hora_pads_signal(exec->pads, exec->pads->base + 1, exec->sig);
+    return waits;
 }
 
 hora_status_t hora_run_begin(hora_exec_t *exec) {
@@ -244,13 +253,13 @@ static hora_status_t blocked_on_phase(hora_exec_t *exec, uint64_t phase, int ran
 /* Waits until member r has signalled `phase`, and compares signatures: those of this call, or, with
  * its last phase, of the call before, in which I may have waited for nobody. */
 static hora_status_t await_rank(hora_exec_t *exec, uint64_t phase, int r) {
-    hora_pads_t            *pads = exec->pads;
-    const hora_pads_note_t *note = hora_pads_note(pads, r, phase);
-    uint32_t                sig = phase > pads->base ? exec->sig : pads->last_sig;
+    const hora_pads_t *pads = exec->pads;
+    uint32_t           sig = phase > pads->base ? exec->sig : pads->last_sig, theirs;
     if (!hora_pads_reached(pads, r, phase))
         return blocked_on_phase(exec, phase, r);
-    if (note->sig != sig)
-        return hora_coll_mismatch(exec->comm, &exec->coll, sig, r, note->sig);
+    theirs = hora_pads_sig(pads, r, phase);
+    if (theirs != sig)
+        return hora_coll_mismatch(exec->comm, &exec->coll, sig, r, theirs);
     return HORA_OK;
 }
 
@@ -481,9 +490,7 @@ static void run_blend(hora_exec_t *exec, const hora_step_t *step, const hora_ref
 /* ---- phases and steps ---- */
 
 static void signal_phase(hora_exec_t *exec, uint32_t phase) {
-    hora_pads_t     *pads = exec->pads;
-    hora_pads_note_t note = {.in = HORA_PADS_NONE, .out = HORA_PADS_NONE, .sig = exec->sig};
-    hora_pads_signal(pads, pads->base + exec->meets + phase, &note);
+    hora_pads_signal(exec->pads, exec->pads->base + exec->meets + phase, exec->sig);
 }
 
 static hora_status_t run_await(hora_exec_t *exec, const hora_step_t *step) {

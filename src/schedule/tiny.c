@@ -199,7 +199,7 @@ static hora_status_t find_parting(const tiny_t *t, int rank, uint64_t number) {
     }
     if (own == theirs) {
         own = t->pads->last_sig;
-        theirs = hora_pads_note(t->pads, rank, t->pads->base)->sig;
+        theirs = hora_pads_sig(t->pads, rank, t->pads->base);
     }
     if (own != theirs)
         return hora_coll_mismatch(comm, t->coll, own, rank, theirs);

@@ -192,9 +192,20 @@ void hora_pads_ring(hora_pads_t *pads) {
     hora_pads_wake(pads);
 }
 
-void hora_pads_signal(hora_pads_t *pads, uint64_t phase, const hora_pads_note_t *note) {
+_Static_assert(sizeof(((hora_pads_line_t *)NULL)->phase) +
+                       sizeof(((hora_pads_line_t *)NULL)->sigs) == 64,
+               "a phase and its signature are in one cache line");
+
+void hora_pads_prepare(hora_pads_t *pads, uint64_t phase, uint32_t sig,
+                       const hora_pads_note_t *note) {
     hora_pads_line_t *line = pads->lines[pads->comm->rank];
     line->notes[phase % HORA_PADS_DEPTH] = *note;
+    line->sigs[phase % HORA_PADS_DEPTH] = sig;
+}
+
+void hora_pads_signal(hora_pads_t *pads, uint64_t phase, uint32_t sig) {
+    hora_pads_line_t *line = pads->lines[pads->comm->rank];
+    line->sigs[phase % HORA_PADS_DEPTH] = sig;
     atomic_store_explicit(&line->phase, phase, memory_order_release);
     hora_pads_ring(pads);
 }

@@ -4,10 +4,12 @@
  * the members are those of this host; base, phases and calls are equal on them, no more.
  *
  * Phases. Each member's line holds one counter that only grows. A collective uses phases base+1 ..
- * base+n, where base is equal on all members; afterwards base += n. With each phase go a
- * note, kept for the last HORA_PADS_DEPTH phases; a member is never more than HORA_PADS_DEPTH - 2
- * phases ahead of the slowest one, because every plan awaits its phases, or, before it shows anything,
- * the last one of the call before (who reads and shows nothing waits for one who has).
+ * base+n, where base is equal on all members; afterwards base += n. With each phase goes the signature
+ * of its collective, in the counter's own cache line, so that a signal is one line that changes cores. A
+ * meeting's phase has a note as well. Both are kept for the last HORA_PADS_DEPTH phases; a member is never
+ * more than HORA_PADS_DEPTH - 2 phases ahead of the slowest one, because every plan awaits its phases, or,
+ * before it shows anything, the last one of the call before (who reads and shows nothing waits for one who
+ * has).
  *
  * Cells. A tiny message's number, and what fits beside it, lie in one cache line. To begin message
  * k a member has seen k - HORA_PADS_LEAD of all, or a later one. So cell k % HORA_PADS_CELLS is
@@ -33,7 +35,7 @@
 
 #include "transport/comm.h"
 
-#define HORA_PADS_DEPTH  16
+#define HORA_PADS_DEPTH  14         /* as many signatures as fit beside the counter */
 #define HORA_PADS_NONE   UINT64_MAX /* offset: the buffer is private */
 #define HORA_PADS_CELLS  64         /* tiny messages in turn */
 #define HORA_PADS_LEAD   32         /* of a member before the others, in tiny messages */
@@ -45,7 +47,6 @@
 typedef struct hora_pads_note {
     uint64_t in, out; /* offsets of the member's buffers in its arena, or HORA_PADS_NONE */
     uint64_t longest; /* elements of the longest block, in or out; of an uneven alltoall */
-    uint32_t sig;     /* what collective this is */
     uint32_t balance; /* uneven alltoall: of what I send and receive; over all members it is 0 */
 } hora_pads_note_t;
 
@@ -58,8 +59,8 @@ typedef struct hora_pads_cell {
 
 typedef struct hora_pads_line {
     _Alignas(128) _Atomic uint64_t phase;
-    uint64_t pad[7];
-    _Alignas(64) hora_pads_note_t notes[HORA_PADS_DEPTH];
+    uint32_t sigs[HORA_PADS_DEPTH]; /* what collectives the last phases are of */
+    _Alignas(64) hora_pads_note_t notes[HORA_PADS_DEPTH]; /* of those that are meetings */
     _Alignas(128) hora_pads_cell_t cells[HORA_PADS_CELLS];
 } hora_pads_line_t;
 
@@ -100,8 +101,12 @@ static inline void hora_pads_remember(hora_pads_t *pads, uint32_t sig) {
     pads->past = (pads->past ^ sig) * 2654435761u + 1;
 }
 
-/* Publishes that I have reached `phase` (base + k), with a note, and wakes sleeping members. */
-void hora_pads_signal(hora_pads_t *pads, uint64_t phase, const hora_pads_note_t *note);
+/* Publishes that I have reached `phase` (base + k) of the collective `sig`, and wakes sleeping members. */
+void hora_pads_signal(hora_pads_t *pads, uint64_t phase, uint32_t sig);
+/* Writes the note of a meeting. Call it before the signal of that phase, or of a later one that says it
+ * as well. */
+void hora_pads_prepare(hora_pads_t *pads, uint64_t phase, uint32_t sig,
+                       const hora_pads_note_t *note);
 /* Wakes the members that sleep. Call it after publishing. */
 void hora_pads_wake(hora_pads_t *pads);
 /* The same, and says where this member is (apart.c), before it waits. */
@@ -110,7 +115,11 @@ void hora_pads_ring(hora_pads_t *pads);
 static inline bool hora_pads_reached(const hora_pads_t *pads, int rank, uint64_t phase) {
     return atomic_load_explicit(&pads->lines[rank]->phase, memory_order_acquire) >= phase;
 }
-/* The note of a phase that `rank` has reached. */
+/* The signature of a phase that `rank` has reached. */
+static inline uint32_t hora_pads_sig(const hora_pads_t *pads, int rank, uint64_t phase) {
+    return pads->lines[rank]->sigs[phase % HORA_PADS_DEPTH];
+}
+/* The note of a meeting that `rank` has reached. */
 static inline const hora_pads_note_t *hora_pads_note(const hora_pads_t *pads, int rank,
                                                      uint64_t phase) {
     return &pads->lines[rank]->notes[phase % HORA_PADS_DEPTH];

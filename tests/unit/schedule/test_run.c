@@ -535,7 +535,8 @@ static void one_claims_too_much(member_t *m) {
         note = *hora_pads_note(pads, 0, pads->base + 1);
         note.longest = *(const size_t *)m->arg;
         note.balance = -note.balance;
-        hora_pads_signal(pads, pads->base + 1, &note);
+        hora_pads_prepare(pads, pads->base + 1, hora_pads_sig(pads, 0, pads->base + 1), &note);
+        hora_pads_signal(pads, pads->base + 1, hora_pads_sig(pads, 0, pads->base + 1));
     } else if (hora_coll_run(m->comm, &coll) != HORA_ERR_TIMEOUT) { /* as nobody takes part */
         team_complain(m, "%s", hora_last_error());
     } else if (m->comm->idle->plan.nsteps > 100) {
