@@ -28,6 +28,10 @@ typedef void (*hora_cast_fn)(void *out, const void *in, size_t count);
 typedef void (*hora_sum_fn)(const hora_reduce_t *how, void *const *dst, int ndst,
                             const void *const *src, int nsrc, size_t count);
 
+/* The whole of hora_kernel_reduce_turn for how->op SUM of float32. */
+typedef void (*hora_turn_fn)(const hora_reduce_t *how, void *const *dst, const void *const *src,
+                             const hora_turn_t *turn, size_t count);
+
 /* dots[0..2] += a.a, a.b, b.b, in the order that dots.h describes. */
 typedef void (*hora_dots_fn)(const void *a, const void *b, size_t count, double *dots);
 /* out[i] = (a[i] * weights[0] + b[i] * weights[1]) * scale; out may equal a or b. NaN as above. */
@@ -37,6 +41,7 @@ typedef void (*hora_blend_fn)(void *out, const void *a, const void *b, const dou
 typedef struct hora_isa {
     const char     *name;
     hora_sum_fn     sum[HORA_DTYPE_COUNT]; /* float32 and the half types; NULL: use combine */
+    hora_turn_fn    turn_f32;
     /* NULL: no such operation, or a half or float8 type, which is widened and combined as float32. */
     hora_combine_fn combine[HORA_DTYPE_COUNT][HORA_OP_COUNT];
     hora_scale_fn   scale[HORA_DTYPE_COUNT];  /* NULL: bool, half and float8 types */

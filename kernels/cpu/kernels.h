@@ -34,6 +34,19 @@ typedef struct hora_reduce {
 void hora_kernel_reduce(const hora_reduce_t *how, void *const *dst, int ndst,
                         const void *const *src, int nsrc, size_t count);
 
+/* Two copies of as many elements as a reduction has, the second to where the first one comes from:
+ * out[i] = slot[i], slot[i] = in[i]. */
+typedef struct hora_turn {
+    void       *out, *slot;
+    const void *in;
+} hora_turn_t;
+
+/* hora_kernel_reduce of two into two, and these copies meanwhile, line by line: while one of them waits for
+ * a line of another core, the others go on. What they touch does not overlap, but for dst and src, which may be
+ * equal. */
+void hora_kernel_reduce_turn(const hora_reduce_t *how, void *const dst[2], const void *const src[2],
+                             const hora_turn_t *turn, size_t count);
+
 /* dst[i] = (dst_dtype)(src[i] * scale), i < count; scale 1.0: none. Among the float types (float8,
  * float16, bfloat16, float32, float64) in any pair, or equal types. The product is taken in float64 if
  * either type is float64, else in float32; then it is rounded to dst_dtype, to nearest even, once.

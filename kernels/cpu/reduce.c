@@ -199,3 +199,21 @@ void hora_kernel_reduce(const hora_reduce_t *how, void *const *dst, int ndst,
         reduce_many(isa, how, dst, ndst, src, nsrc, count);
     }
 }
+
+void hora_kernel_reduce_turn(const hora_reduce_t *how, void *const dst[2], const void *const src[2],
+                             const hora_turn_t *turn, size_t count)
+{
+    size_t size = hora_element_size(how->dtype), block = BLOCK_BYTES / size;
+    if (how->op == HORA_SUM && how->dtype == HORA_FLOAT32) {
+        hora_isa_current()->turn_f32(how, dst, src, turn, count);
+        return;
+    }
+    for (size_t begin = 0; begin < count; begin += block) {
+        size_t      at = begin * size, length = smaller(block, count - begin);
+        const void *in[2] = {(const char *)src[0] + at, (const char *)src[1] + at};
+        void       *out[2] = {(char *)dst[0] + at, (char *)dst[1] + at};
+        memcpy((char *)turn->out + at, (const char *)turn->slot + at, length * size);
+        memcpy((char *)turn->slot + at, (const char *)turn->in + at, length * size);
+        hora_kernel_reduce(how, out, 2, in, 2, length);
+    }
+}

@@ -75,17 +75,26 @@ ALWAYS_INLINE void chunk_finish(vector_t *v, size_t vectors, const hora_reduce_t
     }
 }
 
-/* The push of two ranks, a and b into x and y, as far as whole vectors go; returns how far. A vector
- * at a time: a line that another core has changed is then stored to as soon as it is here, which
+/* The push of two ranks, a and b into x and y, and a turn (or NULL), as far as whole vectors go; returns how
+ * far. A vector at a time: a line that another core has changed is then stored to as soon as it is here, which
  * was up to 25 % faster than a chunk at a time. */
 ALWAYS_INLINE size_t sum_two_f32(const hora_reduce_t *how, float *x, float *y, const float *a,
-                                 const float *b, size_t count, bool scaled)
+                                 const float *b, size_t count, bool scaled,
+                                 const hora_turn_t *turn)
 {
     float  prescale = (float)how->prescale;
+    float *out = turn != NULL ? turn->out : NULL, *slot = turn != NULL ? turn->slot : NULL;
+    const float *in = turn != NULL ? turn->in : NULL;
     size_t whole = count - count % (sizeof(vector_t) / sizeof(float));
     for (size_t i = 0; i < whole; i += sizeof(vector_t) / sizeof(float)) {
         vector_t v = *(const loose_vector_t *)(a + i);
         vector_t w = *(const loose_vector_t *)(b + i);
+        if (turn != NULL) {
+            vector_t s = *(const loose_vector_t *)(slot + i);
+            vector_t t = *(const loose_vector_t *)(in + i);
+            *(loose_vector_t *)(out + i) = s;
+            *(loose_vector_t *)(slot + i) = t;
+        }
         if (scaled) {
             v = v * prescale;
             w = w * prescale;
@@ -198,12 +207,28 @@ static void reduce_f32(const hora_reduce_t *how, void *const *dst, int ndst, con
         reduce_sum_f32(how, dst, ndst, src, nsrc, count);
         return;
     }
-    done = is_plain(how) ? sum_two_f32(how, dst[0], dst[1], src[0], src[1], count, false)
-                         : sum_two_f32(how, dst[0], dst[1], src[0], src[1], count, true);
+    done = is_plain(how) ? sum_two_f32(how, dst[0], dst[1], src[0], src[1], count, false, NULL)
+                         : sum_two_f32(how, dst[0], dst[1], src[0], src[1], count, true, NULL);
     if (done < count) {
         const void *in[2] = {(const float *)src[0] + done, (const float *)src[1] + done};
         void       *out[2] = {(float *)dst[0] + done, (float *)dst[1] + done};
         reduce_sum_f32(how, out, 2, in, 2, count - done);
+    }
+}
+
+static void turn_f32(const hora_reduce_t *how, void *const *dst, const void *const *src,
+                     const hora_turn_t *turn, size_t count)
+{
+    size_t done, left;
+    done = is_plain(how) ? sum_two_f32(how, dst[0], dst[1], src[0], src[1], count, false, turn)
+                         : sum_two_f32(how, dst[0], dst[1], src[0], src[1], count, true, turn);
+    left = (count - done) * sizeof(float);
+    if (left > 0) {
+        const void *in[2] = {(const float *)src[0] + done, (const float *)src[1] + done};
+        void       *out[2] = {(float *)dst[0] + done, (float *)dst[1] + done};
+        reduce_sum_f32(how, out, 2, in, 2, count - done);
+        memcpy((float *)turn->out + done, (const float *)turn->slot + done, left);
+        memcpy((float *)turn->slot + done, (const float *)turn->in + done, left);
     }
 }
 

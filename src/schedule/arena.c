@@ -24,7 +24,18 @@
  *     region 2                 in 2 | reduce 2 | out 2 | ...
  *
  * Region (k + 1) % 3 is free when chunk k + 1 is copied in: it held chunk k - 2, which every rank had
- * reduced (awaited) before this rank copied it out. Source: hora; the shape of a two-phase shared
+ * reduced (awaited) before this rank copied it out.
+ *
+ * Two ranks do all three in one round and tell each other once; a round begins when both have finished the one
+ * before. Chunk k goes line by line to where chunk k - 2 comes out, and meanwhile k - 1 is reduced: one waits for
+ * lines of the other core, one for those of a larger cache, so that together they take less time.
+ *
+ *     round          0        1        2        3        4
+ *     copies out                       chunk 0  chunk 1  chunk 2
+ *     copies in      chunk 0  chunk 1  chunk 2
+ *     reduces                 chunk 0  chunk 1  chunk 2
+ *
+ * Source: hora; the shape of a two-phase shared
  * reduction is common (DeepSpeed, MPI shared-memory modules), which pull the results instead.
  */
 #include "schedule/algos.h"
@@ -32,6 +43,10 @@
 #include <stdlib.h>
 
 #define REGIONS    3
+/* Of two ranks: of a long vector, so many chunks at least, of half the longest at least, because who copies the
+ * first one in or the last one out has nothing else to do meanwhile. */
+#define CHUNKS_MIN  8
+#define REGIONS_TWO 2
 #define LINE_BYTES 64
 /* A rank's part of a piece of a shared vector, in chunks: many pages, because the prefetchers run
  * past its end into lines that another core works on. */
@@ -44,6 +59,7 @@ typedef struct push {
     hora_ref_t        *src, *dst; /* [size] scratch */
     size_t             line;      /* elements per cache line */
     size_t             chunk, chunks;
+    size_t             regions; /* of a slot, in turn */
 } push_t;
 
 /* Parts are whole cache lines, so that no line is written by two cores. */
@@ -54,11 +70,8 @@ static size_t part_begin(const push_t *push, size_t count, int rank) {
 }
 
 static void emit_reduce(push_t *push, size_t count) {
-    hora_step_t *step;
-    if (count == 0)
-        return;
-    step = hora_plan_reduce(push->plan, push->src, push->coll->size, push->dst, push->coll->size,
-                            count);
+    hora_step_t *step = hora_plan_reduce(push->plan, push->src, push->coll->size, push->dst,
+                                         push->coll->size, count);
     if (step != NULL)
         step->begin = step->finish = true;
 }
@@ -99,7 +112,7 @@ static void plan_shared(push_t *push) {
 /* Copies the parts of chunk k that other ranks own, in or out. */
 static void emit_copies(push_t *push, size_t k, bool in) {
     size_t count = chunk_count(push, k), at = chunk_at(push, k);
-    size_t slot = k % REGIONS * push->chunk;
+    size_t slot = k % push->regions * push->chunk;
     size_t begin = part_begin(push, count, push->coll->rank);
     size_t end = part_begin(push, count, push->coll->rank + 1);
     size_t from[2] = {0, end}, to[2] = {begin, count};
@@ -113,7 +126,7 @@ static void emit_copies(push_t *push, size_t k, bool in) {
 
 static void emit_push(push_t *push, size_t k) {
     const hora_coll_t *coll = push->coll;
-    size_t count = chunk_count(push, k), slot = k % REGIONS * push->chunk;
+    size_t count = chunk_count(push, k), slot = k % push->regions * push->chunk;
     size_t begin = part_begin(push, count, coll->rank);
     size_t end = part_begin(push, count, coll->rank + 1);
     for (int r = 0; r < coll->size; r++)
@@ -123,12 +136,57 @@ static void emit_push(push_t *push, size_t k) {
     emit_reduce(push, end - begin);
 }
 
+/* Cuts the vector, and a slot. */
+static void use_regions(push_t *push, size_t chunk, size_t regions) {
+    cut(push, chunk);
+    push->regions = regions;
+    push->plan->slot = (push->chunks < regions ? push->chunks : regions) * chunk;
+}
+
+/* ---- two ranks ---- */
+
+static size_t chunk_of_two(const push_t *push) {
+    size_t half = push->chunk / 2 / push->line * push->line;
+    size_t share = push->coll->count / CHUNKS_MIN / push->line * push->line;
+    if (push->coll->count <= push->chunk || share >= push->chunk || half == 0)
+        return push->chunk;
+    return share > half ? share : half;
+}
+
+/* Chunk k - 2 out, chunk k in, chunk k - 1 reduced; those that there are. */
+static void emit_round(push_t *push, size_t k) {
+    hora_plan_t *plan = push->plan;
+    size_t       first = plan->nsteps, chunks = push->chunks;
+    if (k >= 2)
+        emit_copies(push, k - 2, false);
+    if (k < chunks)
+        emit_copies(push, k, true);
+    if (k >= 1 && k <= chunks)
+        emit_push(push, k - 1);
+    if (plan->status == HORA_OK && k >= 2 && k < chunks && plan->nsteps - first == 3 &&
+        chunk_count(push, k - 2) == chunk_count(push, k)) /* then the parts lie alike in their region */
+        plan->steps[first].turn = true;
+}
+
+static void plan_two(push_t *push) {
+    use_regions(push, chunk_of_two(push), REGIONS_TWO);
+    hora_plan_await(push->plan, 0);
+    for (size_t k = 0; k < push->chunks + 2; k++) {
+        if (k > 0)
+            hora_plan_await(push->plan, (uint32_t)k);
+        emit_round(push, k);
+        if (k <= push->chunks)
+            hora_plan_signal(push->plan, (uint32_t)k + 1);
+    }
+}
+
+/* ---- more ---- */
+
 static void plan_private(push_t *push) {
     uint32_t phase = 1, copied_in = 1, reduced = 0; /* phases to await for chunk k */
     size_t   chunks;
-    cut(push, push->chunk);
+    use_regions(push, push->chunk, REGIONS);
     chunks = push->chunks;
-    push->plan->slot = (chunks < REGIONS ? chunks : REGIONS) * push->chunk;
     hora_plan_await(push->plan, 0);
     emit_copies(push, 0, true);
     hora_plan_signal(push->plan, phase);
@@ -172,6 +230,8 @@ static void arena_plan(const hora_coll_t *coll, const hora_plan_hint_t *hint, ho
         plan->status = HORA_ERR_NO_MEMORY;
     else if (hint->shared_in_out)
         plan_shared(&push);
+    else if (coll->count > 0 && coll->size == 2)
+        plan_two(&push);
     else if (coll->count > 0)
         plan_private(&push);
     free(push.src);

@@ -85,6 +85,8 @@ typedef struct hora_step {
     bool       finish;    /* REDUCE, COPY, BLEND: apply divisor and postscale here (last touch) */
     bool       stream;    /* COPY: part of one that is larger than the caches */
     bool       take;      /* COPY: from a slot, nobody else reads what is read there (hora_kernel_take) */
+    bool       turn;      /* COPY out of a slot, followed by a COPY of as many elements to the same place
+                             and a REDUCE of two into two: line by line (hora_kernel_reduce_turn) */
     bool       begin;     /* REDUCE, COPY: apply prescale to the sources here (first touch) */
     int32_t    nsrc;      /* as many as there are ranks, where one sums all */
     int32_t    peer;      /* AWAIT: HORA_ALL_RANKS for every member */

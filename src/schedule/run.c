@@ -447,21 +447,60 @@ static void run_copy(hora_exec_t *exec, const hora_step_t *step) {
         (step->stream ? hora_kernel_copy_part : hora_kernel_copy)(dst, src, bytes);
 }
 
-static void run_reduce(hora_exec_t *exec, const hora_step_t *step, const hora_ref_t *src, int nsrc,
-                       const hora_ref_t *dst, int ndst) {
+static hora_reduce_t how_of(const hora_exec_t *exec, const hora_step_t *step) {
     hora_reduce_t how = exec->how;
-    void        **ptrs = exec->ptrs;
-    for (int i = 0; i < nsrc; i++)
-        ptrs[i] = place_of(exec, &src[i]);
-    for (int i = 0; i < ndst; i++)
-        ptrs[nsrc + i] = place_of(exec, &dst[i]);
     if (!step->begin)
         how.prescale = 1.0;
     if (!step->finish) {
         how.postscale = 1.0;
         how.divisor = 1;
     }
-    hora_kernel_reduce(&how, ptrs + nsrc, ndst, (const void *const *)ptrs, nsrc, step->count);
+    return how;
+}
+
+static void **places_of(const hora_exec_t *exec, const hora_ref_t *refs, int n) {
+    for (int i = 0; i < n; i++)
+        exec->ptrs[i] = place_of(exec, &refs[i]);
+    return exec->ptrs;
+}
+
+static void run_reduce(hora_exec_t *exec, const hora_step_t *step, const hora_ref_t *refs) {
+    hora_reduce_t how = how_of(exec, step);
+    void        **ptrs = places_of(exec, refs, step->nsrc + step->ndst);
+    hora_kernel_reduce(&how, ptrs + step->nsrc, step->ndst, (const void *const *)ptrs, step->nsrc,
+                       step->count);
+}
+
+static void run_scaled_copy(hora_exec_t *exec, const hora_step_t *step) {
+    hora_reduce_t how = how_of(exec, step);
+    const void   *src = place_of(exec, &step->src);
+    void         *dst = place_of(exec, &step->dst);
+    hora_kernel_reduce(&how, &dst, 1, &src, 1, step->count);
+}
+
+static const uint8_t *behind(const void *ptr, size_t bytes) {
+    return (const uint8_t *)ptr + bytes;
+}
+
+/* A COPY out of a slot, the COPY into it and the REDUCE that follow, as far as all of them go; then what is
+ * left of each. */
+static void run_turn(hora_exec_t *exec, const hora_step_t *step) {
+    const hora_step_t *in = step + 1, *sum = step + 2;
+    size_t             elem = exec->key.elem_size, both, left;
+    hora_turn_t        turn = {place_of(exec, &step->dst), place_of(exec, &step->src),
+                               place_of(exec, &in->src)};
+    hora_reduce_t      how = how_of(exec, sum);
+    void             **ptrs = places_of(exec, exec->plan.refs + sum->first, 4);
+    both = step->count < sum->count ? step->count : sum->count;
+    hora_kernel_reduce_turn(&how, ptrs + 2, (const void *const *)ptrs, &turn, both);
+    left = (step->count - both) * elem;
+    hora_kernel_copy((uint8_t *)turn.out + both * elem, behind(turn.slot, both * elem), left);
+    hora_kernel_copy((uint8_t *)turn.slot + both * elem, behind(turn.in, both * elem), left);
+    for (int i = 0; i < 4; i++)
+        ptrs[i] = (uint8_t *)ptrs[i] + both * elem;
+    if (sum->count > both)
+        hora_kernel_reduce(&how, ptrs + 2, 2, (const void *const *)ptrs, 2, sum->count - both);
+    exec->pc += 2;
 }
 
 /* ---- Adasum ---- */
@@ -509,13 +548,15 @@ static hora_status_t run_step(hora_exec_t *exec, const hora_step_t *step) {
     case HORA_STEP_WAIT:
         return wait_xfer(exec, step->xfer);
     case HORA_STEP_COPY:
-        if (step->begin || step->finish)
-            run_reduce(exec, step, &step->src, 1, &step->dst, 1);
+        if (step->turn)
+            run_turn(exec, step);
+        else if (step->begin || step->finish)
+            run_scaled_copy(exec, step);
         else
             run_copy(exec, step);
         return HORA_OK;
     case HORA_STEP_REDUCE:
-        run_reduce(exec, step, refs, step->nsrc, refs + step->nsrc, step->ndst);
+        run_reduce(exec, step, refs);
         return HORA_OK;
     case HORA_STEP_DOTS:
         run_dots(exec, step, refs);

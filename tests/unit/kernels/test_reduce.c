@@ -226,6 +226,51 @@ static void test_cut(void **state)
     }
 }
 
+/* Two into two, in place, while a vector comes out of a slot and another one goes in. */
+static void check_turn(const hora_reduce_t *how, size_t count)
+{
+    size_t      bytes = count * element_sizes[how->dtype];
+    const void *src[2] = {source[0], source[1]};
+    void *const dst[2] = {source[1], source[0]};
+    hora_turn_t turn = {.out = target[0], .slot = source[2], .in = source[3]};
+    for (int s = 0; s < 4; s++) {
+        memcpy(source[s], pristine[s], bytes);
+        memset(source[s] + bytes, FILL, GUARD);
+    }
+    memset(target[0], FILL, bytes + GUARD);
+    hora_kernel_reduce_turn(how, dst, src, &turn, count);
+    assert_memory_equal(source[0], expected, bytes);
+    assert_memory_equal(source[1], expected, bytes);
+    assert_memory_equal(target[0], pristine[2], bytes);
+    assert_memory_equal(source[2], pristine[3], bytes);
+    assert_memory_equal(source[3], pristine[3], bytes);
+    memset(expected + bytes, FILL, GUARD);
+    assert_memory_equal(target[0] + bytes, expected + bytes, GUARD);
+    for (int s = 0; s < 4; s++) {
+        assert_memory_equal(source[s] + bytes, expected + bytes, GUARD);
+    }
+}
+
+static void test_turn(void **state)
+{
+    (void)state;
+    for (hora_dtype_t dtype = 0; dtype < HORA_DTYPE_COUNT; dtype++) {
+        make_sources(dtype);
+        for (size_t i = 0; i < 2 * sizeof(counts) / sizeof(counts[0]); i++) {
+            hora_reduce_t how = scalings[i % 2 == 0 || dtype == HORA_BOOL ? 0 : 2];
+            how.dtype = dtype;
+            how.op = HORA_SUM;
+            make_expected(&how, 2);
+            for (size_t k = 0; k < ISA_COUNT; k++) {
+                if (hora_kernel_force_isa(isa_names[k])) {
+                    check_turn(&how, counts[i / 2]);
+                }
+            }
+        }
+    }
+    assert_true(hora_kernel_force_isa("auto"));
+}
+
 /* A count of zero touches nothing, not even pointers. */
 static void test_nothing(void **state)
 {
@@ -265,6 +310,7 @@ int main(void)
     const struct CMUnitTest others[] = {
         cmocka_unit_test(test_page_end),
         cmocka_unit_test(test_cut),
+        cmocka_unit_test(test_turn),
         cmocka_unit_test(test_nothing),
         cmocka_unit_test(test_isa),
     };
