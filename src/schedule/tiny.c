@@ -206,8 +206,8 @@ static hora_status_t find_parting(const tiny_t *t, int rank, uint64_t number) {
     return hora_fail(HORA_ERR_MISMATCH,
                      "operations do not match: before this %s, rank %d on host %s and rank %d on "
                      "host %s made different calls, or with different counts or roots",
-                     hora_coll_name(t->coll->kind), comm->rank,
-                     hora_comm_peer(comm, comm->rank)->host, rank,
+                     hora_coll_name(t->coll->kind), hora_comm_name(comm, comm->rank),
+                     hora_comm_peer(comm, comm->rank)->host, hora_comm_name(comm, rank),
                      hora_comm_peer(comm, rank)->host);
 }
 
