@@ -197,7 +197,7 @@ uint64_t hora_tcp_link_tick(hora_tcp_link_t *link, uint64_t now) {
             continue;
         if (!out_tick(link, link->out[i], now))
             break;
-        want = HORA_TCP_TICK_NS;
+        want = want != 0 ? want : HORA_TCP_TICK_NS;
     }
     if (link->paused != 0 && now - link->paused >= HORA_TCP_PAUSE_NS) {
         link->force = true;

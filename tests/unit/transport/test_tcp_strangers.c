@@ -334,6 +334,17 @@ static void test_pieces_out_of_order(void **state) {
     close(fd[1]);
 }
 
+/* Of a link on which nothing comes any more, and whose sends wait for the peer: the nearest deadline counts. */
+static uint64_t tick_while_blocked(hora_tcp_link_t *link, int fd) {
+    hora_tcp_conn_t conn = {.source = {.fd = fd}};
+    hora_tcp_out_t  out = {.conn = &conn, .link = link, .blocked = true};
+    uint64_t        want;
+    link->out[0] = &out;
+    want = hora_tcp_link_tick(link, hora_clock_ns());
+    link->out[0] = NULL;
+    return want;
+}
+
 /* Of two connections one ends before the other has said hello: its message still counts. */
 static void test_hello_after_the_end(void **state) {
     uint8_t           bytes[HORA_TCP_HEADER_SIZE], hello_bytes[HORA_TCP_HELLO_SIZE];
@@ -352,6 +363,7 @@ static void test_hello_after_the_end(void **state) {
     close(fd[0]);
     drive_for(5);
     assert_int_equal(((hora_tcp_link_t *)A.link)->in_open, 0);
+    assert_int_equal(tick_while_blocked((hora_tcp_link_t *)A.link, fd[1]), HORA_TCP_END_NS);
     hello.index = 1;
     hora_tcp_hello_encode(&hello, hello_bytes);
     put(fd[1], hello_bytes, sizeof(hello_bytes));
