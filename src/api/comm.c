@@ -63,10 +63,12 @@ hora_status_t hora_comm_create(const hora_comm_options_t *options, hora_comm_t *
         comm->world_ranks[i] = i;
     st = hora_comm_open(comm);
     if (st != HORA_OK)
-        goto err_leave;
+        goto err_comm;
     hora_timeline_auto(comm);
     *comm_p = comm;
     return HORA_OK;
+err_comm:
+    hora_comm_close(comm);
 err_leave:
     hora_bootstrap_leave(world);
     return st;

@@ -139,10 +139,6 @@ hora_status_t hora_comm_open(hora_comm_t *comm) {
     hora_world_add_comm(comm->world, comm);
     st = share_memory(comm);
     comm->opened = st == HORA_OK;
-    if (st != HORA_OK) {
-        unlink_comm(comm);
-        comm_delete(comm);
-    }
     return st;
 }
 
@@ -259,7 +255,8 @@ static bool fill(const hora_comm_t *parent, const hora_split_t *split, bool part
     return true;
 }
 
-/* A communicator that could not be made here is of no use to its other members. */
+/* A communicator that could not be made here is of no use to its other members. It must be in world->comms
+ * still: of one that this rank does not know it tells nobody. */
 static void tell_members(const hora_comm_t *parent, uint32_t channel, hora_status_t status) {
     char text[HORA_FAILURE_TEXT_MAX];
     snprintf(text, sizeof(text), "comm_split: rank %d on host %s: %s",
@@ -270,7 +267,6 @@ static void tell_members(const hora_comm_t *parent, uint32_t channel, hora_statu
 
 hora_status_t hora_split_make(hora_comm_t *parent, const hora_split_t *split, bool part,
                               hora_comm_t **comm_p) {
-    uint32_t      family = part ? hora_comm_family(parent) : split->channel;
     hora_comm_t  *comm;
     hora_status_t st;
     if (split->mine.color < 0) {
@@ -281,13 +277,14 @@ hora_status_t hora_split_make(hora_comm_t *parent, const hora_split_t *split, bo
     if (comm == NULL || !fill(parent, split, part, comm)) {
         if (comm != NULL)
             comm_delete(comm);
-        st = hora_fail(HORA_ERR_NO_MEMORY, "a communicator of %d ranks", split->size);
-    } else {
-        st = hora_comm_open(comm);
+        return hora_fail(HORA_ERR_NO_MEMORY, "a communicator of %d ranks", split->size);
     }
-    if (st != HORA_OK)
-        tell_members(parent, family, st);
-    else
-        *comm_p = comm;
-    return st;
+    st = hora_comm_open(comm);
+    if (st != HORA_OK) {
+        tell_members(parent, hora_comm_family(comm), st);
+        hora_comm_close(comm);
+        return st;
+    }
+    *comm_p = comm;
+    return HORA_OK;
 }

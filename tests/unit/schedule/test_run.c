@@ -4,6 +4,7 @@
 #include "sim.h"
 #include "team.h"
 
+#include "schedule/comms.h"
 #include "schedule/run.h"
 #include "transport/shm/arena.h"
 #include "transport/shm/pads.h"
@@ -584,6 +585,37 @@ static void run__abandoned_calls_can_be_freed(void **state) {
     }
 }
 
+/* Rank 0 waits in vain for rank 1, which comes when rank 0 has given up: it is told that, at once. */
+static void splits_alone(member_t *m) {
+    atomic_bool  *gave_up = (atomic_bool *)(uintptr_t)m->arg;
+    hora_ballot_t ballots[2] = {{0}};
+    hora_split_t  split = {.ballots = ballots, .size = 2, .channel = 1u << 31 | 5};
+    hora_comm_t  *made = NULL;
+    hora_status_t st;
+    if (m->rank == 1)
+        while (!atomic_load(gave_up))
+            usleep(1000);
+    m->comm->timeout = m->rank == 0 ? 0.1 : 5;
+    st = hora_split_make(m->comm, &split, false, &made);
+    if (m->rank == 0 && st != HORA_ERR_TIMEOUT)
+        team_complain(m, "rank 1 did not come: %s", st == HORA_OK ? "no error" : hora_last_error());
+    if (made != NULL)
+        st = hora_failure_check(&made->failure);
+    if (m->rank == 1 && (st != HORA_ERR_TIMEOUT || strstr(hora_last_error(), "comm_split: rank 0") == NULL))
+        team_complain(m, "rank 0 gave up: %s", st == HORA_OK ? "no error" : hora_last_error());
+    if (made != NULL)
+        hora_comm_close(made);
+    if (m->rank == 0)
+        atomic_store(gave_up, true);
+}
+
+static void run__a_rank_that_cannot_split_tells_the_others(void **state) {
+    atomic_bool gave_up = false;
+    team_t      team = {.size = 2, .arg = &gave_up};
+    (void)state;
+    team_run(&team, splits_alone);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(run__every_kind_type_and_place),
@@ -601,6 +633,7 @@ int main(void) {
         cmocka_unit_test(run__a_rank_that_stays_away_is_a_timeout),
         cmocka_unit_test(run__a_peer_does_not_decide_how_long_a_plan_is),
         cmocka_unit_test(run__abandoned_calls_can_be_freed),
+        cmocka_unit_test(run__a_rank_that_cannot_split_tells_the_others),
     };
     setenv("HORA_LOG_LEVEL", "off", 1); /* failures are what is tested here */
     return cmocka_run_group_tests(tests, NULL, NULL);
