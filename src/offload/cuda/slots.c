@@ -67,15 +67,18 @@ hora_status_t hora_slot_reserve(hora_staged_t *staged, hora_slot_t *slot, size_t
 
 hora_status_t hora_scratch_reserve(hora_gpu_t *gpu, hora_scratch_t *scratch, size_t bytes,
                                    uint64_t *at_p) {
-    size_t        room = 2 * scratch->bytes > bytes ? 2 * scratch->bytes : bytes;
-    hora_status_t st = HORA_OK;
+    size_t             room = 2 * scratch->bytes > bytes ? 2 * scratch->bytes : bytes;
+    hora_cuda_result_t result;
     if (bytes > scratch->bytes) {
         if (scratch->n == HORA_SCRATCHES)
             return hora_fail(HORA_ERR_NO_MEMORY, "a copy of %zu bytes of input on a GPU", bytes);
-        st = hora_gpu_check(gpu, gpu->cuda->alloc(&scratch->at[scratch->n], room),
-                            "memory for a copy of the input");
-        if (st != HORA_OK)
-            return st;
+        result = gpu->cuda->alloc(&scratch->at[scratch->n], room);
+        if (result == HORA_CUDA_OUT_OF_MEMORY && room > bytes) {
+            room = bytes;
+            result = gpu->cuda->alloc(&scratch->at[scratch->n], room);
+        }
+        if (result != HORA_CUDA_SUCCESS)
+            return hora_gpu_check(gpu, result, "memory for a copy of the input");
         scratch->n++;
         scratch->bytes = room;
     }

@@ -10,9 +10,9 @@
 #define HORA_SCRATCHES 48 /* each twice as long as the one before */
 #define HORA_SLOTS 3 /* one on its way out of the GPU, one with the CPU, one on its way in */
 
-/* Memory on the GPU that grows. At least doubled, so that the outgrown blocks together are no longer than
- * the one in use, the last. They are not freed before the end: CUDA might wait for all queued work, without
- * a deadline. */
+/* Memory on the GPU that grows. At least doubled, if the GPU has so much, so that the outgrown blocks together
+ * are no longer than the one in use, the last. They are not freed before the end: CUDA might wait for all
+ * queued work, without a deadline. */
 typedef struct hora_scratch {
     uint64_t at[HORA_SCRATCHES];
     int      n;

@@ -18,6 +18,7 @@
 #include "device.h"
 #include "nccl.h"
 #include "pattern.h"
+#include "standin.h"
 #include "util/status.h"
 
 #define RANKS 8
@@ -210,6 +211,29 @@ static void every_type(hora_comm_t *comm, bits_t *w, void *stream) {
         }
 }
 
+/* A GPU that has no room for twice as much memory as before has some for what is needed. */
+static void full_gpu(hora_comm_t *comm, void *stream) {
+    static const size_t sizes[] = {2 * COUNT + 1000, 2 * COUNT + 2000};
+    hora_call_options_t options = HORA_CALL_OPTIONS_INIT;
+    cuda_standin_t     *cuda = dlsym(dlopen(getenv("HORA_CUDA_LIBRARY"), RTLD_NOW | RTLD_NOLOAD),
+                                     "cuda_standin");
+    device_buffer_t     b;
+    options.device = 0;
+    options.stream = stream;
+    device_make(&b, sizes[1] * 2);
+    memset(b.host, 0, b.bytes);
+    device_put(&b, stream);
+    for (int i = 0; i < 2; i++) {
+        cuda->nth = 1;
+        cuda->result = HORA_CUDA_OUT_OF_MEMORY;
+        cuda->fails = i == 1 ? "cuMemAlloc_v2" : NULL;
+        harness_ok(hora_allreduce(comm, b.at, b.at, sizes[i], HORA_FLOAT16, HORA_SUM, &options));
+    }
+    harness_check(cuda->fails == NULL, "%s", "no memory was asked for");
+    device_finish(stream);
+    device_destroy(&b);
+}
+
 static void bits_main(hora_comm_t *unused, int rank, int size, void *arg) {
     hora_comm_t *comm = join(rank);
     bits_t      *w = calloc(1, sizeof(*w));
@@ -217,6 +241,7 @@ static void bits_main(hora_comm_t *unused, int rank, int size, void *arg) {
     (void)unused, (void)size, (void)arg;
     device_begin();
     every_type(comm, w, device_stream());
+    full_gpu(comm, device_stream());
     harness_check((atomic_load(&counts()->groups) > 50) == (local > 1) &&
                       atomic_load(&counts()->allreduces) == 0,
                   "%d groups, %d allreduces by NCCL", atomic_load(&counts()->groups),
