@@ -15,14 +15,12 @@
 
 #include <cmocka.h>
 
-#include "device.h"
-#include "nccl.h"
+#include "nccl_sum.h"
 #include "pattern.h"
 #include "standin.h"
 #include "util/status.h"
 
 #define RANKS 8
-#define COUNT 3001
 
 static char **libraries; /* from 1 */
 
@@ -33,34 +31,6 @@ static hora_comm_t *join(int rank) {
     snprintf(gpu, sizeof(gpu), "%d", rank);
     setenv("CUDA_VISIBLE_DEVICES", gpu, 1);
     return harness_join();
-}
-
-static const nccl_standin_t *counts(void) {
-    void *library = dlopen(getenv("HORA_NCCL_LIBRARY"), RTLD_NOW | RTLD_NOLOAD);
-    const nccl_standin_t *found = library != NULL ? dlsym(library, "nccl_standin") : NULL;
-    harness_check(found != NULL, "%s is not loaded", getenv("HORA_NCCL_LIBRARY"));
-    return found;
-}
-
-static hora_status_t queue_sum(hora_comm_t *comm, device_buffer_t *b, void *stream) {
-    hora_call_options_t options = HORA_CALL_OPTIONS_INIT;
-    options.device = 0;
-    options.stream = stream;
-    options.name = "grad";
-    return hora_allreduce(comm, b->at, b->at, COUNT, HORA_INT32, HORA_SUM, &options);
-}
-
-static void sum_is_right(hora_comm_t *comm, device_buffer_t *b, void *stream) {
-    int size = hora_comm_size(comm);
-    for (int i = 0; i < COUNT; i++)
-        ((int *)(void *)b->host)[i] = i + hora_comm_rank(comm);
-    device_put(b, stream);
-    harness_ok(queue_sum(comm, b, stream));
-    device_finish(stream);
-    device_get(b, stream);
-    device_finish(stream);
-    for (int i = 0; i < COUNT; i++)
-        harness_check(((int *)(void *)b->host)[i] == size * i + size * (size - 1) / 2, "element %d", i);
 }
 
 static void allgather_is_right(hora_comm_t *comm, device_buffer_t *b, void *stream) {
@@ -87,8 +57,8 @@ typedef struct bits {
     hora_op_t     op;
     size_t        count;
     double        prescale, postscale;
-    unsigned char inputs[RANKS][COUNT * 8], expected[COUNT * 8], scaled[RANKS][COUNT * 8];
-    unsigned char sums[2][COUNT * 8];
+    unsigned char inputs[RANKS][NCCL_COUNT * 8], expected[NCCL_COUNT * 8], scaled[RANKS][NCCL_COUNT * 8];
+    unsigned char sums[2][NCCL_COUNT * 8];
 } bits_t;
 
 static void fill(bits_t *w, int size) {
@@ -178,7 +148,7 @@ static bool by_nccl(hora_dtype_t dtype, hora_op_t op) {
 /* What host memory gives: the same for integers; for floats in an order of its own. */
 static void compare_with_cpu(hora_comm_t *comm, const bits_t *w) {
     hora_call_options_t options = HORA_CALL_OPTIONS_INIT;
-    unsigned char      *out = malloc(COUNT * 8);
+    unsigned char      *out = malloc(NCCL_COUNT * 8);
     options.prescale = w->prescale;
     options.postscale = w->postscale;
     harness_ok(hora_allreduce(comm, w->inputs[hora_comm_rank(comm)], out, w->count, w->dtype, w->op,
@@ -189,7 +159,7 @@ static void compare_with_cpu(hora_comm_t *comm, const bits_t *w) {
 }
 
 static void every_type(hora_comm_t *comm, bits_t *w, void *stream) {
-    static const size_t sizes[] = {1, 33, COUNT};
+    static const size_t sizes[] = {1, 33, NCCL_COUNT};
     int                 calls = 0;
     for (int d = 0; d < HORA_DTYPE_COUNT; d++)
         for (int op = 0; op < HORA_OP_COUNT; op++) {
@@ -213,7 +183,7 @@ static void every_type(hora_comm_t *comm, bits_t *w, void *stream) {
 
 /* A GPU that has no room for twice as much memory as before has some for what is needed. */
 static void full_gpu(hora_comm_t *comm, void *stream) {
-    static const size_t sizes[] = {2 * COUNT + 1000, 2 * COUNT + 2000};
+    static const size_t sizes[] = {2 * NCCL_COUNT + 1000, 2 * NCCL_COUNT + 2000};
     hora_call_options_t options = HORA_CALL_OPTIONS_INIT;
     cuda_standin_t     *cuda = dlsym(dlopen(getenv("HORA_CUDA_LIBRARY"), RTLD_NOW | RTLD_NOLOAD),
                                      "cuda_standin");
@@ -242,13 +212,13 @@ static void bits_main(hora_comm_t *unused, int rank, int size, void *arg) {
     device_begin();
     every_type(comm, w, device_stream());
     full_gpu(comm, device_stream());
-    harness_check((atomic_load(&counts()->groups) > 50) == (local > 1) &&
-                      atomic_load(&counts()->allreduces) == 0,
-                  "%d groups, %d allreduces by NCCL", atomic_load(&counts()->groups),
-                  atomic_load(&counts()->allreduces));
+    harness_check((atomic_load(&nccl_counts()->groups) > 50) == (local > 1) &&
+                      atomic_load(&nccl_counts()->allreduces) == 0,
+                  "%d groups, %d allreduces by NCCL", atomic_load(&nccl_counts()->groups),
+                  atomic_load(&nccl_counts()->allreduces));
     free(w);
     harness_ok(hora_comm_free(comm));
-    harness_check(atomic_load(&counts()->aborts) == 0, "%d aborts", atomic_load(&counts()->aborts));
+    harness_check(atomic_load(&nccl_counts()->aborts) == 0, "%d aborts", atomic_load(&nccl_counts()->aborts));
 }
 
 /* ---- The choice ---------------------------------------------------------------------------- */
@@ -272,19 +242,19 @@ static void choice_main(hora_comm_t *unused, int rank, int size, void *arg) {
     comm = join(rank);
     device_begin();
     stream = device_stream();
-    device_make(&b, COUNT * 4);
-    sum_is_right(comm, &b, stream);
-    sum_is_right(comm, &b, stream);
+    device_make(&b, NCCL_COUNT * 4);
+    nccl_sum_is_right(comm, &b, stream);
+    nccl_sum_is_right(comm, &b, stream);
     allgather_is_right(comm, &b, stream);
-    harness_check(atomic_load(&counts()->groups) == (flat ? 3 : asked ? 5 : versions ? 4 : 0) &&
-                      atomic_load(&counts()->allreduces) == (flat ? 2 : 0) &&
-                      atomic_load(&counts()->inits) <= (asked || fails ? 2 : 1),
+    harness_check(atomic_load(&nccl_counts()->groups) == (flat ? 3 : asked ? 5 : versions ? 4 : 0) &&
+                      atomic_load(&nccl_counts()->allreduces) == (flat ? 2 : 0) &&
+                      atomic_load(&nccl_counts()->inits) <= (asked || fails ? 2 : 1),
                   "%s: %d groups, %d allreduces, %d communicators by NCCL", what,
-                  atomic_load(&counts()->groups), atomic_load(&counts()->allreduces),
-                  atomic_load(&counts()->inits));
+                  atomic_load(&nccl_counts()->groups), atomic_load(&nccl_counts()->allreduces),
+                  atomic_load(&nccl_counts()->inits));
     harness_ok(hora_comm_split(comm, rank != 1 && !fails ? 0 : -1, size - rank, &part));
     if (part != NULL) /* hosts of 1 and of 2 ranks, in another order */
-        sum_is_right(part, &b, stream);
+        nccl_sum_is_right(part, &b, stream);
     harness_ok(hora_comm_free(part));
     device_destroy(&b);
     harness_ok(hora_comm_free(comm));
@@ -299,8 +269,8 @@ static void forced_main(hora_comm_t *unused, int rank, int size, void *arg) {
         setenv("HORA_STANDIN_NCCL", "init-error", 1);
     comm = join(rank);
     device_begin();
-    device_make(&b, COUNT * 4);
-    harness_expect(queue_sum(comm, &b, NULL), HORA_ERR_UNSUPPORTED);
+    device_make(&b, NCCL_COUNT * 4);
+    harness_expect(nccl_queue_sum(comm, &b, NULL), HORA_ERR_UNSUPPORTED);
     harness_check(strstr(hora_last_error(), arg) != NULL, "%s", hora_last_error());
     harness_ok(hora_barrier(comm, NULL)); /* nothing has failed */
     device_destroy(&b);
@@ -348,20 +318,20 @@ static void fault_main(hora_comm_t *unused, int rank, int size, void *arg) {
     comm = join(rank);
     device_begin();
     stream = device_stream();
-    device_make(&b, COUNT * 4);
+    device_make(&b, NCCL_COUNT * 4);
     if (c->act != NULL) {
-        sum_is_right(comm, &b, stream);
+        nccl_sum_is_right(comm, &b, stream);
         hora_barrier(comm, NULL); /* all have got that far; the last to come out may find a failure */
         c->act(comm, rank);
     }
     start = harness_now();
     while (st == HORA_OK && harness_now() - start < 5) {
-        st = queue_sum(comm, &b, stream);
+        st = nccl_queue_sum(comm, &b, stream);
         usleep(10000);
     }
     harness_check(st == c->status && strstr(hora_last_error(), c->text) != NULL && harness_now() - start < 3,
                   "%s: %s, after %.1f s", hora_status_name(st), hora_last_error(), harness_now() - start);
-    harness_expect(queue_sum(comm, &b, stream), c->status);
+    harness_expect(nccl_queue_sum(comm, &b, stream), c->status);
     if (c->cuda == NULL || rank != 3)
         device_finish(stream); /* nothing is left waiting there */
     harness_ok(hora_comm_free(comm));

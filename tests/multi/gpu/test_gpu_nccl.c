@@ -3,7 +3,6 @@
  * `test_gpu_nccl CUDA NCCL OTHER-NCCL`, where the last one is of another version and cannot split. What is
  * computed is test_gpu_comm's.
  */
-#include <dlfcn.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -14,11 +13,7 @@
 
 #include <cmocka.h>
 
-#include "device.h"
-
-#include "nccl.h"
-
-#define COUNT 3001
+#include "nccl_sum.h"
 
 static char **libraries; /* from 1 */
 
@@ -43,34 +38,6 @@ static hora_comm_t *join(int rank, bool shares) {
     return harness_join();
 }
 
-static const nccl_standin_t *counts(void) {
-    void *library = dlopen(getenv("HORA_NCCL_LIBRARY"), RTLD_NOW | RTLD_NOLOAD);
-    const nccl_standin_t *found = library != NULL ? dlsym(library, "nccl_standin") : NULL;
-    harness_check(found != NULL, "%s is not loaded", getenv("HORA_NCCL_LIBRARY"));
-    return found;
-}
-
-static hora_status_t queue_sum(hora_comm_t *comm, device_buffer_t *b, void *stream) {
-    hora_call_options_t options = HORA_CALL_OPTIONS_INIT;
-    options.device = 0;
-    options.stream = stream;
-    options.name = "grad";
-    return hora_allreduce(comm, b->at, b->at, COUNT, HORA_INT32, HORA_SUM, &options);
-}
-
-static void sum_is_right(hora_comm_t *comm, device_buffer_t *b, void *stream) {
-    int size = hora_comm_size(comm);
-    for (int i = 0; i < COUNT; i++)
-        ((int *)(void *)b->host)[i] = i + hora_comm_rank(comm);
-    device_put(b, stream);
-    harness_ok(queue_sum(comm, b, stream));
-    device_finish(stream);
-    device_get(b, stream);
-    device_finish(stream);
-    for (int i = 0; i < COUNT; i++)
-        harness_check(((int *)(void *)b->host)[i] == size * i + size * (size - 1) / 2, "element %d", i);
-}
-
 static void expect(hora_status_t st, const fault_case_t *c) {
     harness_check(st == c->status && strstr(hora_last_error(), c->text) != NULL, "%s: %s, not %s: %s",
                   hora_status_name(st), hora_last_error(), hora_status_name(c->status), c->text);
@@ -81,7 +48,7 @@ static hora_status_t until_it_fails(hora_comm_t *comm, device_buffer_t *b, void 
     double        start = harness_now();
     hora_status_t st = HORA_OK;
     while (st == HORA_OK && harness_now() - start < 10) {
-        st = queue_sum(comm, b, stream);
+        st = nccl_queue_sum(comm, b, stream);
         usleep(20000);
     }
     return st;
@@ -102,17 +69,17 @@ static void fault_main(hora_comm_t *unused, int rank, int size, void *arg) {
     comm = join(rank, false);
     device_begin();
     stream = device_stream();
-    device_make(&b, COUNT * 4);
+    device_make(&b, NCCL_COUNT * 4);
     start = harness_now();
     expect(until_it_fails(comm, &b, stream), c);
     harness_check(harness_now() - start < 5, "after %.1f s", harness_now() - start);
     if (strstr(c->words, "abort-blocks") == NULL && (c->cuda == NULL || rank == 0))
         harness_check(device_is_idle(stream), "%s: the GPU may still use the buffer", c->words);
-    expect(queue_sum(comm, &b, stream), c);
+    expect(nccl_queue_sum(comm, &b, stream), c);
     harness_ok(hora_comm_free(comm));
     harness_check(harness_now() - start < 8, "freed after %.1f s", harness_now() - start);
-    harness_check(c->aborts < 0 || atomic_load(&counts()->aborts) == c->aborts, "%d aborts",
-                  atomic_load(&counts()->aborts));
+    harness_check(c->aborts < 0 || atomic_load(&nccl_counts()->aborts) == c->aborts, "%d aborts",
+                  atomic_load(&nccl_counts()->aborts));
     if (strstr(c->words, "abort-blocks") != NULL)
         _exit(0); /* what is left behind is as it should be */
 }
@@ -131,15 +98,15 @@ static void no_nccl_main(hora_comm_t *unused, int rank, int size, void *arg) {
     comm = join(rank, false);
     device_begin();
     stream = device_stream();
-    device_make(&b, COUNT * 4);
+    device_make(&b, NCCL_COUNT * 4);
     if (strcmp(getenv("HORA_GPU_PATH"), "nccl") == 0) {
-        expect(queue_sum(comm, &b, stream), &forced);
-        expect(queue_sum(comm, &b, stream), &forced);
+        expect(nccl_queue_sum(comm, &b, stream), &forced);
+        expect(nccl_queue_sum(comm, &b, stream), &forced);
     } else {
-        sum_is_right(comm, &b, stream);
-        sum_is_right(comm, &b, stream);
+        nccl_sum_is_right(comm, &b, stream);
+        nccl_sum_is_right(comm, &b, stream);
     }
-    harness_check(atomic_load(&counts()->allreduces) == 0, "NCCL was used%s", "");
+    harness_check(atomic_load(&nccl_counts()->allreduces) == 0, "NCCL was used%s", "");
     device_destroy(&b);
     harness_ok(hora_comm_free(comm));
 }
@@ -154,8 +121,8 @@ static void death_main(hora_comm_t *unused, int rank, int size, void *arg) {
     (void)unused, (void)size, (void)arg;
     device_begin();
     stream = device_stream();
-    device_make(&b, COUNT * 4);
-    sum_is_right(comm, &b, stream);
+    device_make(&b, NCCL_COUNT * 4);
+    nccl_sum_is_right(comm, &b, stream);
     if (rank == 1) {
         usleep(50000); /* the others come out of their calls, too */
         kill(getpid(), SIGKILL);
@@ -165,7 +132,7 @@ static void death_main(hora_comm_t *unused, int rank, int size, void *arg) {
     harness_check(harness_now() - start < 2, "known after %.1f s", harness_now() - start);
     device_finish(stream);
     harness_ok(hora_comm_free(comm));
-    harness_check(atomic_load(&counts()->aborts) == 1, "%d aborts", atomic_load(&counts()->aborts));
+    harness_check(atomic_load(&nccl_counts()->aborts) == 1, "%d aborts", atomic_load(&nccl_counts()->aborts));
 }
 
 /* Is NCCL what is chosen? arg: "apart", "shared", "versions". */
@@ -181,14 +148,14 @@ static void choice_main(hora_comm_t *unused, int rank, int size, void *arg) {
     comm = join(rank, strcmp(what, "shared") == 0);
     device_begin();
     stream = device_stream();
-    device_make(&b, COUNT * 4);
-    sum_is_right(comm, &b, stream);
-    harness_check(atomic_load(&counts()->allreduces) == apart, "%d by NCCL",
-                  atomic_load(&counts()->allreduces));
+    device_make(&b, NCCL_COUNT * 4);
+    nccl_sum_is_right(comm, &b, stream);
+    harness_check(atomic_load(&nccl_counts()->allreduces) == apart, "%d by NCCL",
+                  atomic_load(&nccl_counts()->allreduces));
     device_destroy(&b);
     harness_ok(hora_comm_free(comm));
-    harness_check(atomic_load(&counts()->destroys) == apart, "%d destroyed",
-                  atomic_load(&counts()->destroys));
+    harness_check(atomic_load(&nccl_counts()->destroys) == apart, "%d destroyed",
+                  atomic_load(&nccl_counts()->destroys));
 }
 
 /* Communicators that were split off one that has NCCL's, by ncclCommSplit where there is one. Rank 2 of 3
@@ -203,20 +170,20 @@ static void split_main(hora_comm_t *unused, int rank, int size, void *arg) {
     comm = join(rank, false);
     device_begin();
     stream = device_stream();
-    device_make(&b, COUNT * 4);
+    device_make(&b, NCCL_COUNT * 4);
     harness_ok(hora_comm_split(comm, rank == 3 ? -1 : 0, -rank, &again)); /* NCCL was not used yet */
     harness_ok(hora_comm_free(again));
-    sum_is_right(comm, &b, stream);
-    harness_check(atomic_load(&counts()->splits) == 0, "%s", "split for nothing");
+    nccl_sum_is_right(comm, &b, stream);
+    harness_check(atomic_load(&nccl_counts()->splits) == 0, "%s", "split for nothing");
     harness_ok(hora_comm_split(comm, colors[rank], -rank, &part));
-    splits = atomic_load(&counts()->splits);
+    splits = atomic_load(&nccl_counts()->splits);
     if (part != NULL) {
-        sum_is_right(part, &b, stream);
-        sum_is_right(part, &b, stream);
+        nccl_sum_is_right(part, &b, stream);
+        nccl_sum_is_right(part, &b, stream);
     }
-    sum_is_right(comm, &b, stream);
-    harness_check(atomic_load(&counts()->inits) + splits == (rank < 2 || splits ? 2 : 1),
-                  "%d made, %d split", atomic_load(&counts()->inits), splits);
+    nccl_sum_is_right(comm, &b, stream);
+    harness_check(atomic_load(&nccl_counts()->inits) + splits == (rank < 2 || splits ? 2 : 1),
+                  "%d made, %d split", atomic_load(&nccl_counts()->inits), splits);
     harness_check(size == 4 && splits == (strcmp(getenv("HORA_NCCL_LIBRARY"), libraries[2]) == 0),
                   "%d split", splits);
     harness_ok(hora_comm_split(comm, 0, 0, &again)); /* and not used */
@@ -224,7 +191,7 @@ static void split_main(hora_comm_t *unused, int rank, int size, void *arg) {
     harness_ok(hora_comm_free(part));
     device_destroy(&b);
     harness_ok(hora_comm_free(comm));
-    harness_check(atomic_load(&counts()->aborts) == 0, "%d aborts", atomic_load(&counts()->aborts));
+    harness_check(atomic_load(&nccl_counts()->aborts) == 0, "%d aborts", atomic_load(&nccl_counts()->aborts));
 }
 
 /* ---- Tests --------------------------------------------------------------------------------- */
