@@ -155,9 +155,10 @@ static bool run_on_gpu(round_t *r) {
 }
 
 static bool open_round(round_t *r, int number, const check_job_t *job) {
-    char rendezvous[128];
+    const char *own = getenv("HORA_RENDEZVOUS");
+    char        rendezvous[128];
     hora_comm_options_t options = HORA_COMM_OPTIONS_INIT;
-    snprintf(rendezvous, sizeof(rendezvous), "%s-%d", getenv("HORA_RENDEZVOUS") ? getenv("HORA_RENDEZVOUS") : "", number);
+    snprintf(rendezvous, sizeof(rendezvous), "%s-%d", own ? own : "", number);
     options.transport = r->transport;
     options.rendezvous = job->own_rendezvous ? rendezvous : NULL;
     setenv(job->cuda ? "HORA_GPU_PATH" : "HORA_ALGO", r->algo, 1);

@@ -281,8 +281,8 @@ static void write_result(FILE *file, const scale_options_t *o, int net, int b, i
             "\"received\": %lu, \"reduced\": %lu, \"steps\": %zu, \"plan_bytes\": %zu, "
             "\"tmp_bytes\": %zu, \"emit_seconds\": %.6g, \"plans_checked\": %d, \"error\": ",
             o->algos[a]->name, o->sizes[s], o->bytes[b], o->nets[net].host, ways[r->way], r->seconds,
-            r->formula, r->rounds, (unsigned long)r->between, (unsigned long)r->most.messages, (unsigned long)r->most.sent,
-            (unsigned long)r->most.received, (unsigned long)r->most.reduced, r->steps,
+            r->formula, r->rounds, (unsigned long)r->between, (unsigned long)r->most.messages,
+            (unsigned long)r->most.sent, (unsigned long)r->most.received, (unsigned long)r->most.reduced, r->steps,
             r->plan_bytes, r->tmp_bytes, r->plan_seconds, r->plans);
     text_json(file, r->error);
     fprintf(file, "}");

@@ -22,7 +22,8 @@
  *            2^k ranks: exclusive or; two levels: by hosts), what comes from a peer comes when I send the same to the
  *            opposite peer. The renumbering is compared with real plans of other ranks. Counts are
  *            rounded up to a multiple of the ranks (two levels: and of cache lines), so that all
- *            blocks are equal: an upper bound, high by less than an element (a line) per block. Not for halving with fewer elements than ranks.
+ *            blocks are equal: an upper bound, high by less than an element (a line) per block. Not
+ *            for halving with fewer elements than ranks.
  *            Messages that ask for one host's output at the same instant go in any order, and in
  *            each host in another one; so with halving and doubling the time is off by a few per
  *            cent where hosts have several ranks.

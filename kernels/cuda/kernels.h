@@ -77,7 +77,8 @@ HORA_INLINE uint32_t hora_cuda_piece_of(const hora_cuda_piece_t *pieces, uint32_
 
 /* Numbers the pieces' chunks and fills *args but for args->pieces, which the caller sets to the
  * device copy of `pieces`. Empty pieces are allowed. to == from with scale 1.0 copies bits; other
- * pairs are of the float types (float8: with itself only). Returns the kernel's name, NULL for a pair that there is none for. */
+ * pairs are of the float types (float8: with itself only). Returns the kernel's name, NULL for a
+ * pair that there is none for. */
 const char *hora_cuda_pack_plan(hora_dtype_t from, hora_dtype_t to, double scale,
                                 hora_cuda_piece_t *pieces, uint32_t npieces, int processors,
                                 hora_cuda_pack_t *args, unsigned *blocks_p);

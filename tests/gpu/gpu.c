@@ -23,7 +23,8 @@ void gpu_must_status(hora_status_t status, const char *what) {
 void gpu_begin(gpu_test_t *t) {
     const char *library = getenv("HORA_CUDA_LIBRARY");
     *t = (gpu_test_t){0};
-    if (hora_cuda_open(library != NULL ? library : "", &t->cuda) != HORA_OK || hora_gpu_open(t->cuda, 0, &t->gpu) != HORA_OK) {
+    if (hora_cuda_open(library != NULL ? library : "", &t->cuda) != HORA_OK ||
+        hora_gpu_open(t->cuda, 0, &t->gpu) != HORA_OK) {
         printf("%s\n", hora_last_error());
         exit(77);
     }

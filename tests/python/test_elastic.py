@@ -60,7 +60,12 @@ def test_process_number_is_proved_and_refusals_are() -> None:
     with pytest.raises(LinkError, match="does not know the job's secret"):
         driver.admit(proof.replace(b":42,", b":43,"))
     asked: list[Any] = []
-    refusal = driver.admit(proof, lambda *who: asked.append(who) or "go away").strip()  # type: ignore[func-returns-value]
+
+    def refuse(*who: Any) -> str:
+        asked.append(who)
+        return "go away"
+
+    refusal = driver.admit(proof, refuse).strip()
     assert asked == [("7", 42)] and driver.key is None
     with pytest.raises(LinkError, match="launcher does not know"):
         worker.accept(refusal.replace(b"go", b"no"))

@@ -1,7 +1,8 @@
 /*
  * The stand-in's copies and kernels (standin.h): what streams do. The kernels are the functions of
- * kernels/cuda/element.h, compiled for the host. Copies' addresses are looked up when they are queued, kernels' when they run: a
- * wrong one then makes all later calls fail, as on a GPU. Any thread.
+ * kernels/cuda/element.h, compiled for the host. Copies' addresses are looked up when they are
+ * queued, kernels' when they run: a wrong one then makes all later calls fail, as on a GPU. Any
+ * thread.
  */
 #include "standin.h"
 
