@@ -482,6 +482,11 @@ typedef struct hora_backend {
 /* Describes back-end number `index` (0, 1, ...); HORA_ERR_INVALID_ARGUMENT past the last. */
 HORA_API hora_status_t hora_backend_get(size_t index, hora_backend_t *backend_p);
 
+/* A sentence on the `index`th (0, 1, ...) environment variable that is called HORA_... and is no
+ * setting of hora: its name, and the one that is meant, most likely. At most `room` bytes, the end
+ * included. HORA_ERR_INVALID_ARGUMENT past the last. Rank 0 logs the same when it joins a job. */
+HORA_API hora_status_t hora_setting_unknown(size_t index, char *text_p, size_t room);
+
 #ifdef __cplusplus
 }
 #endif

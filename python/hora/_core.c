@@ -368,6 +368,19 @@ static PyObject *core_backends(PyObject *module, PyObject *unused) {
     return list;
 }
 
+static PyObject *core_unknown_settings(PyObject *module, PyObject *unused) {
+    (void)module, (void)unused;
+    PyObject *list = PyList_New(0);
+    char text[256];
+    for (size_t i = 0; list && hora_setting_unknown(i, text, sizeof(text)) == HORA_OK; i++) {
+        PyObject *item = core_text(text);
+        if (!item || PyList_Append(list, item) < 0)
+            Py_CLEAR(list);
+        Py_XDECREF(item);
+    }
+    return list;
+}
+
 /* op_supported(dtype name, op) */
 static PyObject *core_op_supported(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
     (void)module;
@@ -436,6 +449,8 @@ static PyMethodDef functions[] = {
      "start_timeline(path, mark_cycles): begins to record; rank r > 0 writes path.rank<r>."},
     {"stop_timeline", core_stop_timeline, METH_NOARGS, "Ends the recording; the file is complete."},
     {"backends", core_backends, METH_NOARGS, "What this build and machine have: list of dicts."},
+    {"unknown_settings", core_unknown_settings, METH_NOARGS,
+     "A sentence on each variable HORA_* that is no setting."},
     {"op_supported", FAST(core_op_supported), "op_supported(dtype, op): bool"},
     {NULL, NULL, 0, NULL},
 };

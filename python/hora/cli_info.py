@@ -92,6 +92,15 @@ def backends() -> tuple[list[dict[str, Any]], str | None]:
     return list(_core.backends()), None
 
 
+def unknown_settings() -> list[str]:
+    """A sentence on each HORA_ variable that is no setting."""
+    try:
+        from hora import _core
+    except ImportError:
+        return []  # backends() says why
+    return list(_core.unknown_settings())
+
+
 def gpu_paths(rows: list[dict[str, Any]]) -> list[dict[str, str]]:
     """Which way collectives of GPU tensors would go, and why. The ranks of a job decide it at their
     first one (src/offload/cuda/device.c), when they know of each other."""
@@ -140,6 +149,7 @@ def collect() -> dict[str, Any]:
         "quota_cores": cgroup_quota(),
         "launcher": launcher(),
         "settings": settings(),
+        "unknown_settings": unknown_settings(),
     }
 
 
@@ -173,6 +183,8 @@ def print_text(info: dict[str, Any], out: Any) -> None:
           "\nno settings in the environment; all are at their defaults (docs/config.md)", file=out)
     for name, value in info["settings"].items():
         print(f"  {name}={value}", file=out)
+    for sentence in info["unknown_settings"]:
+        print(f"  {sentence}", file=out)
 
 
 def main(args: argparse.Namespace) -> int:

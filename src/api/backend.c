@@ -7,6 +7,7 @@
 #include "offload/nccl/library.h"
 #include "transport/mpi/loader.h"
 #include "transport/transport.h"
+#include "util/settings.h"
 
 #include <dlfcn.h>
 #include <kernels/cpu/kernels.h>
@@ -82,6 +83,16 @@ static bool describe(const row_t *row, hora_backend_t *backend) {
     snprintf(backend->name, sizeof(backend->name), "%s", row->name);
     snprintf(backend->kind, sizeof(backend->kind), "%s", row->kind);
     return row->probe(row, backend);
+}
+
+hora_status_t hora_setting_unknown(size_t index, char *text_p, size_t room) {
+    char text[HORA_SETTING_STRING_MAX];
+    if (text_p == NULL || room == 0)
+        return hora_fail(HORA_ERR_INVALID_ARGUMENT, "setting_unknown: no room for the text");
+    if (!hora_settings_unknown(index, text))
+        return hora_fail(HORA_ERR_INVALID_ARGUMENT, "setting_unknown: there are not so many");
+    snprintf(text_p, room, "%s", text);
+    return HORA_OK;
 }
 
 hora_status_t hora_backend_get(size_t index, hora_backend_t *backend_p) {

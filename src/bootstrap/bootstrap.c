@@ -101,8 +101,10 @@ static hora_status_t meet(joining_t *j, const char *name) {
     hora_env_t      env = hora_env_process();
     hora_meeting_t *m = &j->meeting;
     hora_status_t   st;
-    if (j->job.rank == 0)
+    if (j->job.rank == 0) {
+        hora_settings_warn_unknown();
         hora_settings_warn_horovod();
+    }
     if (j->job.size == 1)
         return HORA_OK;
     st = hora_place_find(&env, &j->job, j->settings.rendezvous, &m->place);

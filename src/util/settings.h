@@ -63,4 +63,10 @@ bool hora_settings_item(const char **list_p, char item[HORA_SETTING_STRING_MAX])
  * each, the first time in a process). Returns their number. One rank is enough to call it. */
 int hora_settings_warn_horovod(void);
 
+/* What to say of the `index`th variable of the environment that is called HORA_... and is no
+ * setting: its name, and the nearest one. False: there are not so many. */
+bool hora_settings_unknown(size_t index, char text_p[HORA_SETTING_STRING_MAX]);
+/* Logs them all as warnings, once in a process. One rank is enough to call it. */
+void hora_settings_warn_unknown(void);
+
 #endif

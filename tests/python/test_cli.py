@@ -68,6 +68,12 @@ def test_info_json() -> None:
     assert "eyes" not in json.dumps(info)
 
 
+def test_info_shows_slips_of_the_pen() -> None:
+    done = hora("info", HORA_TIMEOT="3", HORA_TIMEOUT="3")
+    assert "HORA_TIMEOT is no setting of hora; did you mean HORA_TIMEOUT?" in done.stdout
+    assert done.stdout.count("no setting of hora") == 1
+
+
 def test_info_names_the_launcher() -> None:
     info = json.loads(hora("info", "--json", RANK="0", WORLD_SIZE="1", LOCAL_RANK="0").stdout)
     assert info["launcher"] == "torchrun"

@@ -1,6 +1,7 @@
 /*
  * src/util/settings: defaults, both prefixes, units, and what is refused.
  */
+#include "../capture.h"
 #include "util/log.h"
 #include "util/settings.h"
 
@@ -10,6 +11,7 @@
 #include <stdint.h>
 
 #include <cmocka.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -79,6 +81,69 @@ static void warn_horovod__only_of_what_has_no_meaning(void **state) {
     unsetenv("HOROVOD_TORUS_ALLREDUCE");
     unsetenv("HOROVOD_CACHE_CAPACITY");
     unsetenv("HOROVOD_CYCLE_TIME");
+}
+
+/* The sentence on the only one that there is; NULL: there is none. */
+static const char *find_unknown(void) {
+    static char text[HORA_SETTING_STRING_MAX];
+    char        second[HORA_SETTING_STRING_MAX];
+    if (!hora_settings_unknown(0, text))
+        return NULL;
+    assert_false(hora_settings_unknown(1, second));
+    return text;
+}
+
+static void unknown__says_what_is_meant(void **state) {
+    static const char *const slips[][2] = {
+        {"HORA_TIMEOT", "HORA_TIMEOUT"},
+        {"HORA_ALOG", "HORA_ALGO"},
+        {"HORA_TRANSPROT", "HORA_TRANSPORT"},
+        {"HORA_GLOO_IFACE", "HORA_INTERFACE"},
+        {"HORA_TCP_CONNECTION", "HORA_TCP_CONNECTIONS"},
+        {"HORA_FUSION_TRESHOLD", "HORA_FUSION_THRESHOLD"},
+    };
+    char expected[128];
+    for (size_t i = 0; i < sizeof(slips) / sizeof(slips[0]); i++) {
+        setenv(slips[i][0], "1", 1);
+        snprintf(expected, sizeof(expected), "%s is no setting of hora; did you mean %s?",
+                 slips[i][0], slips[i][1]);
+        assert_string_equal(find_unknown(), expected);
+        unsetenv(slips[i][0]);
+    }
+    setenv("HORA_COLOUR_OF_THE_DANCERS", "red", 1);
+    assert_string_equal(find_unknown(), "HORA_COLOUR_OF_THE_DANCERS is no setting of hora");
+    unsetenv("HORA_COLOUR_OF_THE_DANCERS");
+    setenv("HORA_", "1", 1);
+    assert_string_equal(find_unknown(), "HORA_ is no setting of hora");
+    unsetenv("HORA_");
+}
+
+static void unknown__not_what_somebody_reads(void **state) {
+    static const char *const names[] = {
+        "HORA_RANK",       "HORA_SIZE",    "HORA_LOCAL_RANK",  "HORA_LOCAL_SIZE",
+        "HORA_CROSS_RANK", "HORA_BIN_DIR", "HORA_CROSS_SIZE",  "HORA_MPI_ENVS",
+        "HORA_ELASTIC",    "HORA_TIMEOUT", "HORA_ELASTIC_ID",  "HORA_STANDIN_GPUS",
+        "HORA_SECRET",     "HORAX",        "HORA_TEST_FOLDER",
+    };
+    for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
+        setenv(names[i], "1", 1);
+        assert_null(find_unknown());
+        unsetenv(names[i]);
+    }
+}
+
+static void warn_unknown__once(void **state) {
+    char      text[CAPTURE_MAX];
+    capture_t capture;
+    setenv("HORA_TIMEOT", "3", 1);
+    capture = capture_begin();
+    hora_settings_warn_unknown();
+    assert_non_null(strstr(capture_end(capture, text), "did you mean HORA_TIMEOUT?"));
+    capture = capture_begin();
+    hora_settings_warn_unknown();
+    fputs("silence", stderr);
+    assert_string_equal(capture_end(capture, text), "silence");
+    unsetenv("HORA_TIMEOT");
 }
 
 static void load__units(void **state) {
@@ -169,6 +234,9 @@ int main(void) {
         cmocka_unit_test_setup(load__horovod_only_where_it_has_the_setting, clear),
         cmocka_unit_test_setup(load__horovod_by_another_name, clear),
         cmocka_unit_test_setup(warn_horovod__only_of_what_has_no_meaning, clear),
+        cmocka_unit_test_setup(unknown__says_what_is_meant, clear),
+        cmocka_unit_test_setup(unknown__not_what_somebody_reads, clear),
+        cmocka_unit_test_setup(warn_unknown__once, clear),
         cmocka_unit_test_setup(load__units, clear),
         cmocka_unit_test_setup(load__refuses_nonsense, clear),
         cmocka_unit_test_setup(load__never_shows_the_secret, clear),
