@@ -3,6 +3,7 @@
  */
 #include "controller/tune_file.h"
 
+#include "util/locale.h"
 #include "util/log.h"
 #include "util/record.h"
 
@@ -169,6 +170,7 @@ void hora_tune_log_row(FILE *file, const hora_tune_row_t *row) {
     static const char *const phases[] = {"warmup", "search", "final", "done"};
     const hora_tuning_t     *t = row->tuning;
     bool                     done = row->phase == HORA_TUNE_DONE;
+    locale_t                 before = hora_locale_begin();
     const char              *setting = row->contender ? "contender" : "champion";
     if (done)
         setting = row->contender ? "tuned" : "defaults";
@@ -179,5 +181,6 @@ void hora_tune_log_row(FILE *file, const hora_tune_row_t *row) {
         fprintf(file, ",,,%.4f\n", row->gain);
     else
         fprintf(file, "%.0f,%.1f,%.3f,\n", row->bytes, row->us, row->bytes / row->us);
+    hora_locale_end(before);
     fflush(file);
 }

@@ -3,6 +3,8 @@
  */
 #include "util/record.h"
 
+#include "util/locale.h"
+
 #include <ctype.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -37,7 +39,7 @@ static bool read_number(const char **p, double *number_p) {
     char *end;
     if (**p != '-' && !isdigit((unsigned char)**p))
         return false;
-    *number_p = strtod(*p, &end);
+    *number_p = hora_strtod(*p, &end);
     if (*number_p != *number_p)
         return false;
     *p = end;

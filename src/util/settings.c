@@ -3,6 +3,7 @@
  */
 #include "util/settings.h"
 
+#include "util/locale.h"
 #include "util/log.h"
 
 #include <ctype.h>
@@ -95,7 +96,7 @@ static bool parse_bytes(const char *text, size_t *value_p) {
 static bool parse_seconds(const char *text, double *value_p) {
     char *end;
     errno = 0;
-    double v = strtod(text, &end);
+    double v = hora_strtod(text, &end);
     if (end == text || *end != '\0' || errno != 0 || !(v >= 0))
         return false;
     *value_p = v;

@@ -2,6 +2,7 @@
  * src/controller/tune.c and tune_file.c: the search with simulated costs and noise, the counting of
  * steps, the cache and the log.
  */
+#include "../comma.h"
 #include "controller/tune.h"
 #include "controller/tune_file.h"
 #include "util/log.h"
@@ -388,6 +389,17 @@ static void log__has_a_line_for_each_sample(void **state) {
     free(text);
 }
 
+/* In none with a comma, above all: the files are JSON and CSV. */
+static void files__are_the_same_in_every_locale(void **state) {
+    bool comma = comma_begin();
+    if (!comma)
+        skip();
+    unlink(path);
+    cache__comes_back_as_it_was_written(state);
+    log__has_a_line_for_each_sample(state);
+    comma_end();
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(search__finds_what_is_faster),
@@ -403,6 +415,7 @@ int main(void) {
         cmocka_unit_test(cache__that_is_damaged_is_refused),
         cmocka_unit_test(cache__that_cannot_be_written_is_no_error),
         cmocka_unit_test(log__has_a_line_for_each_sample),
+        cmocka_unit_test(files__are_the_same_in_every_locale),
     };
     return cmocka_run_group_tests(tests, make_folder, remove_folder);
 }

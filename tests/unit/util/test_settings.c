@@ -2,6 +2,7 @@
  * src/util/settings: defaults, both prefixes, units, and what is refused.
  */
 #include "../capture.h"
+#include "../comma.h"
 #include "util/log.h"
 #include "util/settings.h"
 
@@ -166,6 +167,18 @@ static void load__units(void **state) {
     }
 }
 
+static void load__with_a_point_in_every_locale(void **state) {
+    hora_settings_t s;
+    if (!comma_begin())
+        skip();
+    setenv("HORA_TIMEOUT", "1.5", 1);
+    assert_int_equal(hora_settings_load(&s), HORA_OK);
+    assert_true(s.timeout == 1.5);
+    setenv("HORA_TIMEOUT", "1,5", 1);
+    assert_int_equal(hora_settings_load(&s), HORA_ERR_INVALID_ARGUMENT);
+    comma_end();
+}
+
 static void load__refuses_nonsense(void **state) {
     static const char *const pairs[][2] = {{"HORA_DETERMINISTIC", "maybe"},
                                            {"HORA_TIMEOUT", "-3"},
@@ -238,6 +251,7 @@ int main(void) {
         cmocka_unit_test_setup(unknown__not_what_somebody_reads, clear),
         cmocka_unit_test_setup(warn_unknown__once, clear),
         cmocka_unit_test_setup(load__units, clear),
+        cmocka_unit_test_setup(load__with_a_point_in_every_locale, clear),
         cmocka_unit_test_setup(load__refuses_nonsense, clear),
         cmocka_unit_test_setup(load__never_shows_the_secret, clear),
         cmocka_unit_test(test_items_of_a_list),
