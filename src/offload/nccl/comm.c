@@ -209,7 +209,8 @@ hora_status_t hora_nccl_comm_create(hora_comm_t *owner, hora_gpu_t *gpu,
     return st;
 }
 
-/* Of a parent whose lock is held. */
+/* Of a parent whose lock is held. Whatever the call answers, NCCL has only begun: it writes the handle when
+ * the parent is ready again (NVIDIA/nccl#1472), or, if that is aborted, perhaps later. */
 static hora_status_t split(hora_nccl_comm_t *parent, int color, int key, hora_nccl_comm_t *self) {
     hora_nccl_config_t config = HORA_NCCL_CONFIG;
     double             timeout = parent->owner->timeout;
@@ -219,6 +220,7 @@ static hora_status_t split(hora_nccl_comm_t *parent, int color, int key, hora_nc
     result = parent->nccl->split(parent->handle, color < 0 ? HORA_NCCL_NO_COLOR : color, key,
                                  &self->handle, &config);
     st = come_out(parent);
+    result = result == HORA_NCCL_SUCCESS ? HORA_NCCL_IN_PROGRESS : result;
     if (st == HORA_OK)
         st = settle(parent, parent->handle, result, timeout, "HORA_TIMEOUT", "splitting");
     if (st == HORA_OK && color >= 0)
@@ -230,11 +232,13 @@ static hora_status_t split(hora_nccl_comm_t *parent, int color, int key, hora_nc
 hora_status_t hora_nccl_comm_split(hora_nccl_comm_t *parent, int color, int key,
                                    hora_nccl_comm_t **self_p) {
     hora_nccl_comm_t *self = comm_new(parent->owner, parent->gpu, parent->nccl);
+    bool              begun = false;
     hora_status_t     st;
     if (self == NULL)
         return hora_coll_fail(parent->owner, hora_fail(HORA_ERR_NO_MEMORY, "a NCCL communicator"));
     pthread_mutex_lock(&parent->lock);
     st = hora_failure_check(&parent->owner->failure);
+    begun = st == HORA_OK;
     if (st == HORA_OK)
         st = split(parent, color, key, self);
     if (st == HORA_OK && color >= 0)
@@ -244,12 +248,13 @@ hora_status_t hora_nccl_comm_split(hora_nccl_comm_t *parent, int color, int key,
         hora_nccl_abort(parent);
     }
     pthread_mutex_unlock(&parent->lock);
-    if (st == HORA_OK && color >= 0) {
+    if (st != HORA_OK && begun)
+        parent->half = self;
+    else if (st == HORA_OK && color >= 0)
         *self_p = self;
-        return HORA_OK;
-    }
-    comm_delete(self);
-    if (st == HORA_OK)
+    else
+        comm_delete(self);
+    if (st == HORA_OK && color < 0)
         *self_p = NULL;
     return st;
 }
@@ -303,10 +308,13 @@ static void free_memory(hora_nccl_comm_t *self) {
 }
 
 void hora_nccl_comm_free(hora_nccl_comm_t *self) {
-    bool finalized;
+    bool finalized, ended;
     hora_nccl_guard_remove(self);
     finalized = atomic_load(&self->ending) == NULL && finalize(self);
-    if (hora_nccl_end(self, finalized))
+    ended = hora_nccl_end(self, finalized);
+    if (ended && self->half != NULL)
+        comm_delete(self->half);
+    if (ended)
         free_memory(self); /* else kernels may still use it */
     pthread_mutex_destroy(&self->lock);
     free(self);

@@ -54,6 +54,7 @@ typedef struct comm {
     int         rank, size, fd; /* fd: of the rank that made the file, until all have opened it */
     bool        hangs, reports, no_memory, call_blocks, abort_blocks, never;
     int         answers; /* ncclInProgress that is still to be said */
+    hora_nccl_handle_t *wanted, made; /* of a split: where the new handle goes when all answers were given */
     bool        finalized;
     atomic_bool aborted, inside; /* inside: a thread is in a call that blocks */
     uint64_t    reported; /* ns: from then on an error is; 0: not yet */
@@ -261,15 +262,27 @@ int ncclCommInitRankConfig(hora_nccl_handle_t *comm_p, int size, hora_nccl_id_t 
 EXPORT int ncclCommGetAsyncError(hora_nccl_handle_t handle, int *error_p);
 int ncclCommGetAsyncError(hora_nccl_handle_t handle, int *error_p) {
     comm_t *comm = handle;
-    bool    ready = atomic_load(&comm->shared->joined) == comm->size && !comm->never;
+    bool    ready;
+    if (comm == NULL)
+        return HORA_NCCL_BAD_ARGUMENT;
+    ready = atomic_load(&comm->shared->joined) == comm->size && !comm->never;
     if (ready && comm->fd >= 0) {
         close(comm->fd);
         comm->fd = -1;
     }
     *error_p = !ready || comm->answers-- > 0 ? HORA_NCCL_IN_PROGRESS : HORA_NCCL_SUCCESS;
+    if (*error_p == HORA_NCCL_SUCCESS && comm->wanted != NULL) {
+        *comm->wanted = comm->made;
+        comm->wanted = NULL;
+    }
     if (comm->reported != 0 && hora_clock_ns() >= comm->reported)
         *error_p = HORA_NCCL_REMOTE_ERROR;
     return HORA_NCCL_SUCCESS;
+}
+
+/* As NCCL: no call but an abort before the last one was asked about until it had succeeded. */
+static bool is_busy(const comm_t *comm) {
+    return atomic_load(&comm->shared->joined) < comm->size || comm->answers >= 0;
 }
 
 #ifndef LACKS_SPLIT
@@ -284,6 +297,7 @@ static void meet(comm_t *comm) {
         usleep(100);
 }
 
+/* It says that it has succeeded, and gives the handle when the parent is ready again: as NCCL 2.18 to 2.32. */
 EXPORT int ncclCommSplit(hora_nccl_handle_t handle, int color, int key, hora_nccl_handle_t *comm_p,
                          hora_nccl_config_t *config);
 int ncclCommSplit(hora_nccl_handle_t handle, int color, int key, hora_nccl_handle_t *comm_p,
@@ -293,6 +307,9 @@ int ncclCommSplit(hora_nccl_handle_t handle, int color, int key, hora_nccl_handl
     hora_nccl_id_t id;
     where_t        where = {0};
     int            rank = 0, size = 0, leader = -1;
+    *comm_p = NULL;
+    if (is_busy(comm) || config->magic != 0xcafebeef || color < -1)
+        return HORA_NCCL_BAD_ARGUMENT;
     ballots[comm->rank] = (ballot_t){.color = color, .key = key};
     meet(comm);
     for (int r = 0; r < comm->size; r++) {
@@ -311,11 +328,11 @@ int ncclCommSplit(hora_nccl_handle_t handle, int color, int key, hora_nccl_handl
     }
     meet(comm);
     atomic_fetch_add(&nccl_standin.splits, 1);
-    if (color >= 0)
-        *comm_p = comm_new(ballots[leader].pid, ballots[leader].fd, rank, size);
+    comm->made = color >= 0 ? comm_new(ballots[leader].pid, ballots[leader].fd, rank, size) : NULL;
     meet(comm);
+    comm->wanted = comm_p;
     comm->answers = 1;
-    return HORA_NCCL_IN_PROGRESS;
+    return HORA_NCCL_SUCCESS;
 }
 #endif
 
@@ -337,6 +354,8 @@ int ncclCommAbort(hora_nccl_handle_t handle) {
     atomic_store(&comm->aborted, true);
     while (atomic_load(&comm->inside))
         usleep(1000);
+    if (comm->wanted != NULL)
+        *comm->wanted = comm->made; /* so late may it come */
     comm_delete(comm);
     return HORA_NCCL_SUCCESS;
 }
@@ -345,6 +364,8 @@ int ncclCommAbort(hora_nccl_handle_t handle) {
 EXPORT int ncclCommFinalize(hora_nccl_handle_t handle);
 int ncclCommFinalize(hora_nccl_handle_t handle) {
     comm_t *comm = handle;
+    if (is_busy(comm))
+        return HORA_NCCL_BAD_ARGUMENT;
     comm->finalized = true;
     comm->answers = atomic_load(&comm->jobs) > 0 ? 1000000 : 1;
     return HORA_NCCL_IN_PROGRESS;
@@ -355,7 +376,7 @@ EXPORT int ncclCommDestroy(hora_nccl_handle_t handle);
 int ncclCommDestroy(hora_nccl_handle_t handle) {
     comm_t *comm = handle;
     atomic_fetch_add(&nccl_standin.destroys, 1);
-    if (!comm->finalized)
+    if (!comm->finalized || is_busy(comm))
         return HORA_NCCL_BAD_USAGE;
     comm_delete(comm);
     return HORA_NCCL_SUCCESS;
@@ -380,7 +401,7 @@ static job_t *join_group(hora_nccl_handle_t handle, hora_cuda_stream_t stream) {
         open_job = calloc(1, sizeof(*open_job));
         open_job->comm = comm;
         open_stream = stream;
-        if (atomic_load(&comm->shared->joined) < comm->size || comm->answers > 0)
+        if (is_busy(comm))
             fprintf(stderr, "nccl stand-in: a call while another one is in progress\n"), abort();
     }
     if (open_job->comm != comm || open_stream != stream)
