@@ -20,7 +20,8 @@
  * Sums are in rank order, in one kernel: the CPU's bits.
  *
  * Memory that another process cannot open (of CUDA's virtual memory management: torch's expandable
- * segments, cudaMallocAsync) goes through a staging buffer that can be.
+ * segments, cudaMallocAsync), or that is not in an allocation of 2 MB at least (ipc_memory.c says why), goes
+ * through a staging buffer that can be.
  */
 #ifndef HORA_OFFLOAD_CUDA_IPC_H
 #define HORA_OFFLOAD_CUDA_IPC_H
@@ -39,16 +40,18 @@ extern const hora_gpu_path_t hora_gpu_path_ipc;
 typedef struct hora_ipc_region {
     uint64_t            id;     /* of the allocation, among those of its process; 0: there is no region */
     uint64_t            start;  /* of the allocation, in its process */
+    uint64_t            length; /* of the allocation */
     uint64_t            offset; /* of the region in it */
     uint64_t            bytes;  /* of the region */
     hora_cuda_bytes64_t handle; /* of the allocation */
 } hora_ipc_region_t;
 
+struct hora_ipc_opened;
+
 /* An allocation of a member, as this process sees it. */
 typedef struct hora_ipc_mapping {
-    uint64_t id; /* 0: none */
-    uint64_t start, at;
-    uint64_t used; /* call in which it was last needed */
+    struct hora_ipc_opened *opened; /* NULL: none */
+    uint64_t                used;   /* call in which it was last needed */
 } hora_ipc_mapping_t;
 
 typedef struct hora_ipc_member {

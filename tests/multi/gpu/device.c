@@ -11,13 +11,22 @@
 #include <time.h>
 
 #define LIMIT 20.0 /* seconds for all that is queued */
+#define BLOCK ((size_t)4 << 20) /* of device memory, of which buffers are parts, as torch's tensors are */
+#define ALIGN ((size_t)512)
 
 typedef struct kept {
     struct kept    *next;
     device_buffer_t b;
 } kept_t;
 
+typedef struct block {
+    struct block *next;
+    uint64_t      at;
+    size_t        bytes, used;
+} block_t;
+
 static hora_gpu_t     *gpu;
+static block_t        *blocks; /* the first one has room, perhaps */
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static kept_t         *buffers;
 
@@ -27,16 +36,38 @@ static void must(hora_cuda_result_t result, const char *what) {
 
 /* What was kept is given back, so that nothing is left open. A GPU that is lost takes nothing. */
 static void end(void) {
+    bool entered = hora_gpu_enter(gpu) == HORA_OK;
     while (buffers != NULL) {
         kept_t *kept = buffers;
         buffers = kept->next;
-        if (hora_gpu_enter(gpu) == HORA_OK) {
-            must(gpu->cuda->free((uint64_t)(uintptr_t)kept->b.at), "freeing device memory");
+        if (entered)
             must(gpu->cuda->host_free(kept->b.host), "freeing pinned memory");
-            hora_gpu_leave(gpu);
-        }
         free(kept);
     }
+    while (blocks != NULL) {
+        block_t *block = blocks;
+        blocks = block->next;
+        if (entered)
+            must(gpu->cuda->free(block->at), "freeing device memory");
+        free(block);
+    }
+    if (entered)
+        hora_gpu_leave(gpu);
+}
+
+/* In the GPU's context, under the lock. */
+static uint64_t take_part(size_t bytes) {
+    block_t *block = blocks;
+    size_t   more = (bytes / ALIGN + 1) * ALIGN;
+    if (block == NULL || block->bytes - block->used < more) {
+        block = malloc(sizeof(*block));
+        harness_check(block != NULL, "%s", "memory");
+        *block = (block_t){.next = blocks, .bytes = (more + BLOCK - 1) / BLOCK * BLOCK};
+        must(gpu->cuda->alloc(&block->at, block->bytes), "device memory");
+        blocks = block;
+    }
+    block->used += more;
+    return block->at + block->used - more;
 }
 
 void device_begin(void) {
@@ -74,7 +105,9 @@ void device_make(device_buffer_t *b, size_t bytes) {
     if (reuse(b, bytes))
         return;
     harness_ok(hora_gpu_enter(gpu));
-    must(gpu->cuda->alloc(&at, bytes > 0 ? bytes : 1), "device memory");
+    pthread_mutex_lock(&lock);
+    at = take_part(bytes);
+    pthread_mutex_unlock(&lock);
     must(gpu->cuda->host_alloc(&host, bytes > 0 ? bytes : 1, 0), "pinned memory");
     hora_gpu_leave(gpu);
     *b = (device_buffer_t){(void *)(uintptr_t)at, host, bytes};

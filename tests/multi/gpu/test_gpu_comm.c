@@ -569,9 +569,9 @@ static void a_leader_that_dies(void **state) {
 /* Memory that only its own process can use is staged. */
 static void private_memory(void **state) {
     (void)state;
-    setenv("HORA_STANDIN_IPC_LEAST", "1000000", 1);
+    setenv("HORA_STANDIN_IPC_MOST", "3000000", 1);
     run(kinds_main, NULL);
-    unsetenv("HORA_STANDIN_IPC_LEAST");
+    unsetenv("HORA_STANDIN_IPC_MOST");
 }
 
 int main(int argc, char **argv) {

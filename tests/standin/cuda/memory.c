@@ -16,6 +16,7 @@
 
 #define MAGIC 0x6d656d6f72793031u
 #define PAGE  4096u
+#define SHARE ((size_t)2 << 20) /* small allocations of one process share such blocks, larger ones have theirs */
 
 typedef enum kind { KIND_DEVICE, KIND_OPENED, KIND_PINNED, KIND_REGISTERED } kind_t;
 
@@ -27,11 +28,13 @@ typedef struct block {
     uint8_t      *real;   /* where the stand-in reads and writes */
     kind_t        kind;
     int           gpu, fd;
+    int           pid, opens; /* of an opened one: whose, and how often */
+    uint64_t      there, there_id; /* and where it lies in that process, and its number */
 } block_t;
 
 /* The content of a CUipcMemHandle. */
 typedef struct memory_handle {
-    uint64_t magic, bytes;
+    uint64_t magic, bytes, at, id;
     int32_t  pid, fd, physical;
 } memory_handle_t;
 
@@ -95,12 +98,29 @@ static block_t *take(uint64_t at, kind_t kind) {
     return block;
 }
 
+/* Addresses, aligned to `unit`. */
+static void *reserve_addresses(size_t bytes, size_t unit) {
+    size_t    all = bytes + unit - PAGE;
+    uintptr_t at, end;
+    void     *base = mmap(NULL, all, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (base == MAP_FAILED)
+        return NULL;
+    at = ((uintptr_t)base + unit - 1) / unit * unit;
+    end = (uintptr_t)base + all;
+    if (at > (uintptr_t)base)
+        munmap(base, at - (uintptr_t)base);
+    if (end > at + bytes)
+        munmap((void *)(at + bytes), end - at - bytes);
+    return (void *)at;
+}
+
 /* Maps the file twice; false where the machine has no room. */
 static bool map(block_t *block) {
-    void *at;
-    block->mapped = (block->bytes + PAGE - 1) / PAGE * PAGE;
-    at = mmap(NULL, block->mapped, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (at == MAP_FAILED)
+    size_t unit = block->bytes < SHARE ? PAGE : SHARE;
+    void  *at;
+    block->mapped = (block->bytes + unit - 1) / unit * unit;
+    at = reserve_addresses(block->mapped, unit);
+    if (at == NULL)
         return false;
     block->at = (uint64_t)(uintptr_t)at;
     block->real = mmap(NULL, block->mapped, PROT_READ | PROT_WRITE, MAP_SHARED, block->fd, 0);
@@ -222,8 +242,8 @@ int cuMemHostUnregister(void *pointer) {
 }
 
 static bool can_be_opened(const block_t *block) {
-    const char *least = getenv("HORA_STANDIN_IPC_LEAST");
-    return block->kind == KIND_DEVICE && (least == NULL || block->bytes >= (size_t)atoll(least));
+    const char *most = getenv("HORA_STANDIN_IPC_MOST");
+    return block->kind == KIND_DEVICE && (most == NULL || block->bytes <= (size_t)atoll(most));
 }
 
 EXPORT int cuPointerGetAttribute(void *value_p, int attribute, uint64_t pointer);
@@ -261,7 +281,7 @@ int standin_take(int pid, int fd) {
     return open(path, O_RDWR | O_CLOEXEC);
 }
 
-/* Names the whole allocation that the pointer is in. */
+/* Names the allocation that begins at the pointer. */
 EXPORT int cuIpcGetMemHandle(hora_cuda_bytes64_t *handle_p, uint64_t pointer);
 int cuIpcGetMemHandle(hora_cuda_bytes64_t *handle_p, uint64_t pointer) {
     int             gpu, result = standin_enter_gpu("cuIpcGetMemHandle", &gpu);
@@ -271,9 +291,11 @@ int cuIpcGetMemHandle(hora_cuda_bytes64_t *handle_p, uint64_t pointer) {
         return result;
     pthread_mutex_lock(&lock);
     b = find(pointer, 0);
-    if (b != NULL && can_be_opened(*b)) {
+    if (b != NULL && (*b)->at == pointer && can_be_opened(*b)) {
         handle.fd = (*b)->fd;
         handle.bytes = (*b)->bytes;
+        handle.at = (*b)->at;
+        handle.id = (*b)->id;
         handle.physical = standin_physical((*b)->gpu);
     }
     pthread_mutex_unlock(&lock);
@@ -282,6 +304,36 @@ int cuIpcGetMemHandle(hora_cuda_bytes64_t *handle_p, uint64_t pointer) {
     memset(handle_p, 0, sizeof(*handle_p));
     memcpy(handle_p, &handle, sizeof(handle));
     return result;
+}
+
+static uint64_t block_of(uint64_t at) {
+    return at / SHARE;
+}
+
+/* What is open here of the same process, and lay there in the same blocks: the same allocation, which is
+ * opened once more, or another one, with which this one cannot be. The caller holds the lock. */
+static block_t *find_open(const memory_handle_t *from, int gpu) {
+    block_t *b = blocks;
+    while (b != NULL && (b->kind != KIND_OPENED || b->gpu != gpu || b->pid != from->pid ||
+                         block_of(b->there + b->bytes - 1) < block_of(from->at) ||
+                         block_of(from->at + from->bytes - 1) < block_of(b->there)))
+        b = b->next;
+    return b;
+}
+
+static int open_again(const memory_handle_t *from, int gpu, uint64_t *pointer_p) {
+    int      result = HORA_CUDA_SUCCESS;
+    block_t *other;
+    pthread_mutex_lock(&lock);
+    other = find_open(from, gpu);
+    if (other != NULL && other->there_id == from->id) {
+        other->opens++;
+        *pointer_p = other->at;
+    } else if (other != NULL) {
+        result = STANDIN_MAPPED;
+    }
+    pthread_mutex_unlock(&lock);
+    return other == NULL ? HORA_CUDA_NOT_READY : result;
 }
 
 /* flags 1: with access to another GPU's memory, without which that is refused. */
@@ -300,11 +352,14 @@ int cuIpcOpenMemHandle_v2(uint64_t *pointer_p, hora_cuda_bytes64_t handle, unsig
         return STANDIN_NO_CONTEXT; /* as CUDA: not in the process that it comes from */
     if (from.physical != standin_physical(gpu) && getenv("HORA_STANDIN_NO_PEERS") != NULL)
         return STANDIN_PEER;
+    result = open_again(&from, gpu, pointer_p);
+    if (result != HORA_CUDA_NOT_READY)
+        return result;
     block = calloc(1, sizeof(*block));
     if (block == NULL)
         return HORA_CUDA_OUT_OF_MEMORY;
-    *block = (block_t){.bytes = from.bytes, .kind = KIND_OPENED, .gpu = gpu,
-                       .fd = standin_take(from.pid, from.fd)};
+    *block = (block_t){.bytes = from.bytes, .kind = KIND_OPENED, .gpu = gpu, .pid = from.pid, .opens = 1,
+                       .there = from.at, .there_id = from.id, .fd = standin_take(from.pid, from.fd)};
     if (block->fd < 0 || fstat(block->fd, &file) != 0 || (uint64_t)file.st_size != from.bytes ||
         !map(block)) {
         if (block->fd >= 0)
@@ -314,7 +369,20 @@ int cuIpcOpenMemHandle_v2(uint64_t *pointer_p, hora_cuda_bytes64_t handle, unsig
     }
     add(block);
     *pointer_p = block->at;
-    return result;
+    return HORA_CUDA_SUCCESS;
+}
+
+/* One of several openings; the last one is for take. */
+static bool close_once(uint64_t pointer) {
+    block_t **b;
+    bool      more;
+    pthread_mutex_lock(&lock);
+    b = find(pointer, 0);
+    more = b != NULL && (*b)->kind == KIND_OPENED && (*b)->opens > 1;
+    if (more)
+        (*b)->opens--;
+    pthread_mutex_unlock(&lock);
+    return more;
 }
 
 EXPORT int cuIpcCloseMemHandle(uint64_t pointer);
@@ -324,6 +392,8 @@ int cuIpcCloseMemHandle(uint64_t pointer) {
     if (result != HORA_CUDA_SUCCESS)
         return result;
     standin_wait_all("cuIpcCloseMemHandle");
+    if (close_once(pointer))
+        return result;
     block = take(pointer, KIND_OPENED);
     if (block == NULL)
         return STANDIN_INVALID;

@@ -9,11 +9,12 @@
  *   delays, a wait that is missing shows up as a wrong result (stream.c).
  * - Calls that take a current context fail without one, and after a fork all calls fail.
  * - Another process's event that it has destroyed is refused, where CUDA does anything.
+ * - Another process's memory is not opened while something is open that lay in the same 2 MB there.
  * - Freeing waits for all queued work, as CUDA may; work that never ends aborts the process then.
  *
  * Environment, read at the first call:
  *   HORA_STANDIN_GPUS=2          GPUs of this machine, default 1; CUDA_VISIBLE_DEVICES (numbers) applies
- *   HORA_STANDIN_IPC_LEAST=1000  no other process can open smaller allocations, as they say themselves
+ *   HORA_STANDIN_IPC_MOST=1000   no other process can open larger allocations, as they say themselves
  *   HORA_STANDIN_NO_PEERS=1      no GPU can open another one's memory
  *   HORA_STANDIN_VERSION=11080   what the driver says it is, default 12040
  *   HORA_STANDIN_DELAY_US=500    each piece of queued work waits up to this long first, at random
@@ -34,6 +35,7 @@
 #define STANDIN_INVALID     1   /* CUDA_ERROR_INVALID_VALUE */
 #define STANDIN_FORKED      3   /* CUDA_ERROR_NOT_INITIALIZED */
 #define STANDIN_NO_CONTEXT  201 /* CUDA_ERROR_INVALID_CONTEXT */
+#define STANDIN_MAPPED      208 /* CUDA_ERROR_ALREADY_MAPPED */
 #define STANDIN_PEER        217 /* CUDA_ERROR_PEER_ACCESS_UNSUPPORTED */
 #define STANDIN_HANDLE      400 /* CUDA_ERROR_INVALID_HANDLE */
 #define STANDIN_NOT_FOUND   500 /* CUDA_ERROR_NOT_FOUND */
