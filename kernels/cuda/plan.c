@@ -25,6 +25,23 @@ static const type_t types[HORA_DTYPE_COUNT] = {HORA_ELEMENT_TYPES(TYPE_ROW)};
 enum { PAIR_f16, PAIR_bf16, PAIR_f32, PAIR_f64, PAIR_e4m3, PAIR_e5m2, PAIRS };
 static const char *const pairs[PAIRS][PAIRS] = {HORA_ELEMENT_CASTS(PAIR_ROW)};
 
+static const char *const packs[] = {"hora_pack_bytes1", "hora_pack_bytes2", "hora_pack_bytes4",
+                                    "hora_pack_bytes8"};
+
+const char *hora_cuda_kernel_name(int number) {
+    int npacks = sizeof(packs) / sizeof(packs[0]);
+    if (number < HORA_DTYPE_COUNT)
+        return types[number].name;
+    number -= HORA_DTYPE_COUNT;
+    if (number < npacks)
+        return packs[number];
+    number -= npacks;
+    for (int i = 0; i < PAIRS * PAIRS; i++)
+        if (pairs[i / PAIRS][i % PAIRS] != NULL && number-- == 0)
+            return pairs[i / PAIRS][i % PAIRS];
+    return NULL;
+}
+
 static unsigned blocks_for(uint64_t tiles, int processors) {
     uint64_t most = (uint64_t)processors * BLOCKS_PER_PROCESSOR;
     return (unsigned)(tiles < most ? tiles : most);
@@ -94,10 +111,10 @@ static const char *pack_name(hora_dtype_t from, hora_dtype_t to, double scale) {
     int a = pair_index(from), b = pair_index(to);
     if (from == to && scale == 1.0)
         switch (types[from].size) {
-        case 1: return "hora_pack_bytes1";
-        case 2: return "hora_pack_bytes2";
-        case 4: return "hora_pack_bytes4";
-        default: return "hora_pack_bytes8";
+        case 1: return packs[0];
+        case 2: return packs[1];
+        case 4: return packs[2];
+        default: return packs[3];
         }
     return a >= 0 && b >= 0 ? pairs[a][b] : NULL;
 }

@@ -1,5 +1,5 @@
 /*
- * A GPU and hora's kernels on it (gpu.h). Any thread; `lock` guards the kernels found so far.
+ * A GPU and hora's kernels on it (gpu.h). Any thread.
  */
 #include "util/gpu.h"
 
@@ -12,7 +12,6 @@
 
 #define ORDINALS 64 /* more than one process sees */
 
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_mutex_t all_lock = PTHREAD_MUTEX_INITIALIZER; /* guards the three below */
 static hora_gpu_t     *all[ORDINALS];
 static bool            any; /* of them is open */
@@ -53,6 +52,30 @@ static hora_status_t open_context(hora_gpu_t *gpu) {
     return hora_gpu_check(gpu, result, "making a context");
 }
 
+/* CUDA loads a kernel only when it is asked for it (CUDA_MODULE_LOADING, lazy since 12.2), and may then wait
+ * for all that runs: for a kernel of NCCL's, say, that waits for this rank. So all are asked for here. In the
+ * context. */
+static hora_status_t find_all(hora_gpu_t *gpu) {
+    const char *name;
+    while (gpu->nkernels < HORA_GPU_KERNELS && (name = hora_cuda_kernel_name(gpu->nkernels)) != NULL) {
+        hora_gpu_kernel_t *kernel = &gpu->kernels[gpu->nkernels++];
+        hora_cuda_result_t result;
+        kernel->name = name;
+        result = gpu->cuda->module_function(&kernel->function, gpu->module, name);
+        if (result != HORA_CUDA_SUCCESS)
+            return fail(gpu, result, name);
+    }
+    return HORA_OK;
+}
+
+/* Names are the literals of plan.c, so the pointers are compared first. */
+static hora_cuda_function_t find(const hora_gpu_t *gpu, const char *name) {
+    for (int i = 0; i < gpu->nkernels; i++)
+        if (gpu->kernels[i].name == name || strcmp(gpu->kernels[i].name, name) == 0)
+            return gpu->kernels[i].function;
+    return NULL;
+}
+
 static hora_status_t load_kernels(hora_gpu_t *gpu) {
     char               why[256]; /* hora_fail writes over the text that hora_last_error returns */
     hora_cuda_result_t result;
@@ -60,9 +83,14 @@ static hora_status_t load_kernels(hora_gpu_t *gpu) {
     if (st != HORA_OK)
         return st;
     result = gpu->cuda->module_load(&gpu->module, hora_cuda_image);
+    if (result == HORA_CUDA_SUCCESS) {
+        st = find_all(gpu);
+        if (st != HORA_OK)
+            gpu->cuda->module_unload(gpu->module);
+    }
     hora_gpu_leave(gpu);
     if (result == HORA_CUDA_SUCCESS)
-        return HORA_OK;
+        return st;
     st = fail(gpu, result, "loading hora's kernels");
     if (st == HORA_ERR_NO_MEMORY)
         return st;
@@ -148,48 +176,20 @@ void hora_gpu_free(int ordinal, void *at) {
     hora_gpu_leave(gpu);
 }
 
-/* Names are the literals of plan.c, so the pointers are compared first. */
-static hora_cuda_function_t known(const hora_gpu_t *gpu, const char *name) {
-    for (int i = 0; i < gpu->nkernels; i++)
-        if (gpu->kernels[i].name == name || strcmp(gpu->kernels[i].name, name) == 0)
-            return gpu->kernels[i].function;
-    return NULL;
-}
-
-/* The context is current. */
-static hora_status_t find(hora_gpu_t *gpu, const char *name, hora_cuda_function_t *function_p) {
-    hora_cuda_result_t   result = HORA_CUDA_SUCCESS;
-    hora_cuda_function_t function;
-    pthread_mutex_lock(&lock);
-    function = known(gpu, name);
-    if (function == NULL)
-        result = gpu->cuda->module_function(&function, gpu->module, name);
-    if (result == HORA_CUDA_SUCCESS && known(gpu, name) == NULL && gpu->nkernels < HORA_GPU_KERNELS)
-        gpu->kernels[gpu->nkernels++] = (hora_gpu_kernel_t){name, function};
-    pthread_mutex_unlock(&lock);
-    if (result != HORA_CUDA_SUCCESS)
-        return fail(gpu, result, name);
-    *function_p = function;
-    return HORA_OK;
-}
-
-hora_status_t hora_gpu_launch(hora_gpu_t *gpu, const char *kernel, unsigned blocks, void *args,
+hora_status_t hora_gpu_launch(const hora_gpu_t *gpu, const char *kernel, unsigned blocks, void *args,
                               hora_cuda_stream_t stream) {
     void                *parameters[1] = {args};
-    hora_cuda_function_t function = NULL;
+    hora_cuda_function_t function = find(gpu, kernel);
     hora_cuda_result_t   result;
     hora_status_t        st;
     if (blocks == 0)
         return HORA_OK;
+    if (function == NULL)
+        return hora_fail(HORA_ERR_INTERNAL, "there is no kernel %s", kernel);
     st = hora_gpu_enter(gpu);
     if (st != HORA_OK)
         return st;
-    st = find(gpu, kernel, &function);
-    if (st == HORA_OK) {
-        result = gpu->cuda->launch(function, blocks, 1, 1, HORA_CUDA_THREADS, 1, 1, 0, stream,
-                                   parameters, NULL);
-        st = hora_gpu_check(gpu, result, kernel);
-    }
+    result = gpu->cuda->launch(function, blocks, 1, 1, HORA_CUDA_THREADS, 1, 1, 0, stream, parameters, NULL);
     hora_gpu_leave(gpu);
-    return st;
+    return hora_gpu_check(gpu, result, kernel);
 }

@@ -10,7 +10,7 @@
 
 #include <kernels/cuda/kernels.h>
 
-#define HORA_GPU_KERNELS 64 /* most kernels of an image that are looked up */
+#define HORA_GPU_KERNELS 37 /* of the image: hora_cuda_kernel_name */
 
 typedef struct hora_gpu_kernel {
     const char          *name; /* static storage: from kernels/cuda/plan.c */
@@ -25,7 +25,7 @@ typedef struct hora_gpu {
     int                 ordinal;
     int                 processors;
     char                name[96];
-    hora_gpu_kernel_t   kernels[HORA_GPU_KERNELS]; /* found so far; guarded by a lock in gpu.c */
+    hora_gpu_kernel_t   kernels[HORA_GPU_KERNELS];
     int                 nkernels;
 } hora_gpu_t;
 
@@ -35,7 +35,7 @@ typedef struct hora_gpu_place {
     hora_cuda_stream_t stream; /* NULL: the default stream */
 } hora_gpu_place_t;
 
-/* Opens GPU number `ordinal`, as CUDA counts the visible ones. The kernels are loaded at once: a
+/* Opens GPU number `ordinal`, as CUDA counts the visible ones. All kernels are loaded at once: a
  * lazy load in the middle of a step could wait for a kernel that waits for us. HORA_ERR_UNSUPPORTED:
  * built without nvcc, or the driver cannot use this build's device code. */
 hora_status_t hora_gpu_open(const hora_cuda_t *cuda, int ordinal, hora_gpu_t *gpu_p);
@@ -60,7 +60,7 @@ void hora_gpu_free(int ordinal, void *at);
 
 /* Queues a kernel of HORA_CUDA_THREADS threads per block on the stream; returns at once. args: its
  * one parameter, copied. blocks 0: nothing is to be done, and HORA_OK. */
-hora_status_t hora_gpu_launch(hora_gpu_t *gpu, const char *kernel, unsigned blocks, void *args,
+hora_status_t hora_gpu_launch(const hora_gpu_t *gpu, const char *kernel, unsigned blocks, void *args,
                               hora_cuda_stream_t stream);
 
 #endif

@@ -83,7 +83,7 @@ static void check_reduce(check_t *c, const hora_reduce_t *cpu, int nsrc, size_t 
         fprintf(stderr, "no kernel for type %d and operation %d\n", cpu->dtype, cpu->op);
         exit(1);
     }
-    gpu_must_status(hora_gpu_launch((hora_gpu_t *)&c->t->gpu, kernel, blocks, &args, c->t->stream), kernel);
+    gpu_must_status(hora_gpu_launch(&c->t->gpu, kernel, blocks, &args, c->t->stream), kernel);
     for (int d = 0; d < 2; d++) {
         gpu_get(c->t, c->got, to[d], count * size);
         must_equal(c, count * size, kernel, cpu->dtype, cpu->op, nsrc, count);
@@ -139,7 +139,7 @@ static void check_pack(check_t *c, hora_dtype_t from, hora_dtype_t to, double sc
     kernel = hora_cuda_pack_plan(from, to, scale, pieces, n, c->t->gpu.processors, &args, &blocks);
     args.pieces = table;
     gpu_put(c->t, table, pieces, n * sizeof(pieces[0]));
-    gpu_must_status(hora_gpu_launch((hora_gpu_t *)&c->t->gpu, kernel, blocks, &args, c->t->stream), kernel);
+    gpu_must_status(hora_gpu_launch(&c->t->gpu, kernel, blocks, &args, c->t->stream), kernel);
     gpu_get(c->t, c->got, c->dev[INPUTS], at * sizes[to]);
     must_equal(c, at * sizes[to], kernel, from, to, (int)n, at);
 }

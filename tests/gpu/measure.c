@@ -91,7 +91,7 @@ static void call(const bench_t *b, const measured_t *m) {
     if (m->kernel == NULL)
         gpu_must(b->t, b->t->cuda->copy(b->c, b->a, b->bytes, b->t->stream), "copying");
     else
-        gpu_must_status(hora_gpu_launch((hora_gpu_t *)&b->t->gpu, m->kernel, m->blocks, m->args,
+        gpu_must_status(hora_gpu_launch(&b->t->gpu, m->kernel, m->blocks, m->args,
                                         b->t->stream), m->name);
 }
 
