@@ -48,8 +48,10 @@ static hora_status_t begin(call_t *call, hora_comm_t *comm, hora_coll_kind_t kin
     call->comm = comm;
     call->lists = NULL;
     st = hora_check_comm(comm, call->what);
-    if (st != HORA_OK && comm != NULL && comm->gpu != NULL)
+    if (st != HORA_OK && comm != NULL && comm->gpu != NULL) {
         drain_earlier(call, options);
+        st = hora_check_comm(comm, call->what); /* whatever its words were meanwhile */
+    }
     if (st == HORA_OK)
         st = hora_check_dtype(dtype, call->what);
     if (st == HORA_OK)

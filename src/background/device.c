@@ -139,9 +139,6 @@ static hora_status_t create(hora_engine_t *engine, hora_gpu_t *gpu, hora_engine_
     int64_t            lanes = engine->world->settings.nccl_streams;
     hora_engine_gpu_t *self;
     hora_status_t      st = HORA_OK;
-    if (lanes < 1 || lanes > HORA_LANES_MAX)
-        return hora_fail(HORA_ERR_INVALID_ARGUMENT, "HORA_NUM_NCCL_STREAMS=%lld is not in 1 to %d",
-                         (long long)lanes, HORA_LANES_MAX);
     self = calloc(1, sizeof(*self));
     if (self == NULL)
         return hora_fail(HORA_ERR_NO_MEMORY, "tensors on a GPU");

@@ -29,6 +29,7 @@
 #include "background/background.h"
 #include "fusion/fusion.h"
 #include "util/gpu.h"
+#include "util/settings.h"
 
 #include <pthread.h>
 
@@ -40,8 +41,6 @@ typedef struct hora_mark {
     int                refs;   /* under lock */
 } hora_mark_t;
 
-#define HORA_LANES_MAX 8
-
 typedef struct hora_lane {
     hora_cuda_stream_t stream;
     hora_fusion_gpu_t *moves;
@@ -51,7 +50,7 @@ typedef struct hora_lane {
 
 typedef struct hora_engine_gpu {
     hora_gpu_place_t   place;  /* driver: its stream is that of `lane` */
-    hora_lane_t        lanes[HORA_LANES_MAX]; /* driver */
+    hora_lane_t        lanes[HORA_STREAMS_MAX]; /* driver */
     int                nlanes;
     hora_lane_t       *lane;   /* driver: whose turn it is, or was */
     hora_mark_t       *last;   /* driver: behind the last batch, where there are several lanes; or NULL */

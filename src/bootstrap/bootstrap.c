@@ -83,6 +83,9 @@ static hora_status_t read_settings(const hora_comm_options_t *options, joining_t
         st = hora_links_check(s->transport, &j->share);
     if (st == HORA_OK)
         st = hora_bootstrap_kernels(s);
+    if (st == HORA_OK && (s->nccl_streams < 1 || s->nccl_streams > HORA_STREAMS_MAX))
+        st = hora_fail(HORA_ERR_INVALID_ARGUMENT, "HORA_NUM_NCCL_STREAMS=%lld is not in 1 to %d",
+                       (long long)s->nccl_streams, HORA_STREAMS_MAX);
     if (st == HORA_OK && strlen(s->secret) > HORA_SECRET_MAX)
         st = hora_fail(HORA_ERR_INVALID_ARGUMENT, "HORA_SECRET is longer than %u characters",
                        HORA_SECRET_MAX);

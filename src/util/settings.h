@@ -7,6 +7,7 @@
 #include "util/status.h"
 
 #define HORA_SETTING_STRING_MAX 256
+#define HORA_STREAMS_MAX        8 /* HORA_NUM_NCCL_STREAMS, 1 at least */
 
 typedef struct hora_settings {
 #define FIELD_STRING(field)  char field[HORA_SETTING_STRING_MAX];

@@ -17,7 +17,7 @@ typedef struct hora_staged_frame {
     hora_status_t (*begin)(const struct hora_staged_frame *frame, hora_cuda_event_t event);
     hora_status_t (*end)(const struct hora_staged_frame *frame, hora_cuda_event_t event);
     hora_comm_t  *whole;
-    hora_coll_t   coll; /* the whole's; its name is copied, and it has no arrays */
+    hora_coll_t   coll; /* the whole's; its name is copied, it has no arrays, and its gpu is NULL */
     void         *work; /* device memory of the frame's */
 } hora_staged_frame_t;
 
@@ -28,7 +28,7 @@ hora_status_t hora_staged_run(hora_comm_t *comm, const hora_coll_t *coll,
  * in the order of their start. The caller frees *op_p. */
 hora_status_t hora_staged_start(hora_comm_t *comm, const hora_coll_t *coll,
                                 const hora_staged_frame_t *frame, hora_staged_op_t **op_p);
-/* HORA_IN_PROGRESS, or the final status. Never blocks. */
+/* HORA_IN_PROGRESS, or the final status. Waits only where a slot has to grow, or for a frame's steps. */
 hora_status_t hora_staged_progress(hora_staged_op_t *op);
 /* Blocks until the end; returns the final status. */
 hora_status_t hora_staged_wait(hora_staged_op_t *op);

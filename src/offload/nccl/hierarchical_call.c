@@ -229,6 +229,7 @@ hora_status_t hora_hierarchy_run(hora_comm_t *comm, const hora_coll_t *coll, hor
     hora_status_t       st;
     if (coll->count == 0)
         return HORA_OK;
+    frame.coll.gpu = NULL; /* the caller's; each step has its own */
     st = reserve(self, &frame);
     if (st != HORA_OK)
         return st;
@@ -236,6 +237,7 @@ hora_status_t hora_hierarchy_run(hora_comm_t *comm, const hora_coll_t *coll, hor
     if (self->lane == NULL)
         return run_beside(&frame, self, coll->gpu->stream);
     step = between(&frame, self);
+    step.gpu = coll->gpu;
     return op_p != NULL ? hora_staged_start(self->lane, &step, &frame, op_p)
                         : hora_staged_run(self->lane, &step, &frame);
 }

@@ -255,25 +255,6 @@ static void failure_main(hora_comm_t *unused, int rank, int size, void *arg) {
     hora_comm_free(comm);
 }
 
-/* Not before there is a tensor on a GPU. */
-static void setting_main(hora_comm_t *unused, int rank, int size, void *arg) {
-    hora_comm_t    *comm;
-    hora_engine_t  *engine = begin(rank, &comm);
-    hora_task_t     task = HORA_TASK_INIT;
-    device_buffer_t b;
-    hora_handle_t  *handle;
-    (void)unused, (void)size, (void)arg;
-    device_make(&b, sizeof(float));
-    task.name = "x";
-    task.in = task.out = b.at;
-    task.device = 0;
-    harness_check(hora_engine_enqueue(engine, &task, 1, 0, &handle) == HORA_ERR_INVALID_ARGUMENT &&
-                      strstr(hora_last_error(), "HORA_NUM_NCCL_STREAMS=9 is not in 1 to 8") != NULL,
-                  "%s", hora_last_error());
-    harness_ok(hora_engine_free(engine));
-    harness_ok(hora_comm_free(comm));
-}
-
 /* ---- Tests --------------------------------------------------------------------------------- */
 
 static void run(int nranks, harness_main_t rank_main, const char *lanes, const char *delay_us,
@@ -305,17 +286,11 @@ static void a_batch_that_hangs(void **state) {
     run(2, failure_main, "2", "0", NULL, 0.8);
 }
 
-static void a_wrong_setting(void **state) {
-    (void)state;
-    run(2, setting_main, "9", "0", NULL, 10);
-}
-
 int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(packing_beside_a_collective),
         cmocka_unit_test(memory_of_results),
         cmocka_unit_test(a_batch_that_hangs),
-        cmocka_unit_test(a_wrong_setting),
     };
     if (argc != 3) {
         fprintf(stderr, "usage: %s CUDA NCCL\n", argv[0]);
