@@ -11,6 +11,7 @@
 #include <string.h>
 
 #define NOT_READY 600 /* CUDA_ERROR_NOT_READY */
+#define BLOCK     ((size_t)2 << 20)
 
 /* X(member, symbol, parameters) */
 #define FUNCTIONS(X)                                                                              \
@@ -117,9 +118,11 @@ static bool finish(gpu_t *gpu) {
     return good(gpu, result, "running work on the GPU");
 }
 
+/* A block of its own, which other processes can open: smaller allocations share blocks. */
 static bool get_memory(gpu_t *gpu, size_t bytes, unsigned char **memory_p) {
     uint64_t pointer = 0;
-    if (!good(gpu, cuda.alloc(&pointer, bytes + 256), "memory on the GPU"))
+    size_t   all = bytes + 256 > BLOCK ? bytes + 256 : BLOCK;
+    if (!good(gpu, cuda.alloc(&pointer, all), "memory on the GPU"))
         return false;
     *memory_p = (unsigned char *)(uintptr_t)pointer;
     return true;

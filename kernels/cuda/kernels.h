@@ -20,7 +20,8 @@
 extern const unsigned char hora_cuda_image[];
 extern const size_t        hora_cuda_image_bytes;
 
-/* The names of all kernels in it: of number 0, 1 and so on; NULL: there are no more. Static storage. */
+/* The names of all kernels in it: of number 0, 1 and so on; NULL: there are no more. Static
+ * storage. */
 const char *hora_cuda_kernel_name(int number);
 
 /* Argument of hora_reduce_<S>: dst[0..ndst-1][i] = reduce over src[0..nsrc-1][i], i < count. All

@@ -52,12 +52,13 @@ static hora_status_t open_context(hora_gpu_t *gpu) {
     return hora_gpu_check(gpu, result, "making a context");
 }
 
-/* CUDA loads a kernel only when it is asked for it (CUDA_MODULE_LOADING, lazy since 12.2), and may then wait
- * for all that runs: for a kernel of NCCL's, say, that waits for this rank. So all are asked for here. In the
- * context. */
+/* CUDA loads a kernel only when it is asked for it (CUDA_MODULE_LOADING, lazy since 12.2), and
+ * may then wait for all that runs: for a kernel of NCCL's, say, that waits for this rank. So all
+ * are asked for here. In the context. */
 static hora_status_t find_all(hora_gpu_t *gpu) {
     const char *name;
-    while (gpu->nkernels < HORA_GPU_KERNELS && (name = hora_cuda_kernel_name(gpu->nkernels)) != NULL) {
+    while (gpu->nkernels < HORA_GPU_KERNELS &&
+           (name = hora_cuda_kernel_name(gpu->nkernels)) != NULL) {
         hora_gpu_kernel_t *kernel = &gpu->kernels[gpu->nkernels++];
         hora_cuda_result_t result;
         kernel->name = name;
@@ -176,8 +177,8 @@ void hora_gpu_free(int ordinal, void *at) {
     hora_gpu_leave(gpu);
 }
 
-hora_status_t hora_gpu_launch(const hora_gpu_t *gpu, const char *kernel, unsigned blocks, void *args,
-                              hora_cuda_stream_t stream) {
+hora_status_t hora_gpu_launch(const hora_gpu_t *gpu, const char *kernel, unsigned blocks,
+                              void *args, hora_cuda_stream_t stream) {
     void                *parameters[1] = {args};
     hora_cuda_function_t function = find(gpu, kernel);
     hora_cuda_result_t   result;
@@ -189,7 +190,8 @@ hora_status_t hora_gpu_launch(const hora_gpu_t *gpu, const char *kernel, unsigne
     st = hora_gpu_enter(gpu);
     if (st != HORA_OK)
         return st;
-    result = gpu->cuda->launch(function, blocks, 1, 1, HORA_CUDA_THREADS, 1, 1, 0, stream, parameters, NULL);
+    result = gpu->cuda->launch(function, blocks, 1, 1, HORA_CUDA_THREADS, 1, 1, 0, stream,
+                               parameters, NULL);
     hora_gpu_leave(gpu);
     return hora_gpu_check(gpu, result, kernel);
 }

@@ -60,7 +60,7 @@ void hora_gpu_free(int ordinal, void *at);
 
 /* Queues a kernel of HORA_CUDA_THREADS threads per block on the stream; returns at once. args: its
  * one parameter, copied. blocks 0: nothing is to be done, and HORA_OK. */
-hora_status_t hora_gpu_launch(const hora_gpu_t *gpu, const char *kernel, unsigned blocks, void *args,
-                              hora_cuda_stream_t stream);
+hora_status_t hora_gpu_launch(const hora_gpu_t *gpu, const char *kernel, unsigned blocks,
+                              void *args, hora_cuda_stream_t stream);
 
 #endif

@@ -20,8 +20,8 @@
  * Sums are in rank order, in one kernel: the CPU's bits.
  *
  * Memory that another process cannot open (of CUDA's virtual memory management: torch's expandable
- * segments, cudaMallocAsync), or that is not in an allocation of 2 MB at least (ipc_memory.c says why), goes
- * through a staging buffer that can be.
+ * segments, cudaMallocAsync), or that is not in an allocation of 2 MB at least (ipc_memory.c says
+ * why), goes through a staging buffer that can be.
  */
 #ifndef HORA_OFFLOAD_CUDA_IPC_H
 #define HORA_OFFLOAD_CUDA_IPC_H

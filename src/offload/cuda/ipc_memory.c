@@ -3,15 +3,16 @@
  * its GPU's context current.
  *
  * Allocations stay open once they were opened: CUDA takes long over both. They are known by their
- * number, which CUDA gives to no other allocation of the process. What its owner frees stays in the GPU's
- * memory until it is closed: when others are opened, or with the communicator.
+ * number, which CUDA gives to no other allocation of the process. What its owner frees stays in
+ * the GPU's memory until it is closed: when others are opened, or with the communicator.
  *
- * CUDA does not open what lies, in its owner, where something lay that is still open here: what was freed
- * must be closed first (CUDA_ERROR_ALREADY_MAPPED). So what is open is in one list of the process, for all
- * communicators, under `lock`; and before an allocation is opened, all others of its process that it
- * overlaps are closed, whoever uses them: their owner has freed them, and so has done with them. Small
- * allocations share a block of 2 MB (NCCL's CUDA_IPC_MIN), of which CUDA opens and gives away the whole:
- * they are not shown. Sources: CUDA C++ Programming Guide, interprocess communication; openucx/ucx#2738.
+ * CUDA does not open what lies, in its owner, where something lay that is still open here: what
+ * was freed must be closed first (CUDA_ERROR_ALREADY_MAPPED). So what is open is in one list of
+ * the process, for all communicators, under `lock`; and before an allocation is opened, all others
+ * of its process that it overlaps are closed, whoever uses them: their owner has freed them, and
+ * so has done with them. Small allocations share a block of 2 MB (NCCL's CUDA_IPC_MIN), of which
+ * CUDA opens and gives away the whole: they are not shown. Sources: CUDA C++ Programming Guide,
+ * interprocess communication; openucx/ucx#2738.
  */
 #include "offload/cuda/ipc.h"
 
@@ -92,7 +93,7 @@ bool hora_ipc_show(hora_gpu_ipc_t *self, uint64_t at, size_t bytes, hora_ipc_reg
     return true;
 }
 
-/* ---- What is open; the caller holds the lock ---------------------------------------------------- */
+/* ---- What is open; the caller holds the lock --------------------------------------------- */
 
 static bool overlaps(const opened_t *o, const hora_gpu_t *gpu, uint64_t process,
                      const hora_ipc_region_t *region) {
@@ -117,8 +118,8 @@ static void close_stale(const hora_gpu_t *gpu, uint64_t process, const hora_ipc_
             at = &(*at)->next;
 }
 
-static hora_status_t open_new(const hora_gpu_t *gpu, uint64_t process, const hora_ipc_region_t *region,
-                              opened_t **o_p) {
+static hora_status_t open_new(const hora_gpu_t *gpu, uint64_t process,
+                              const hora_ipc_region_t *region, opened_t **o_p) {
     opened_t          *o = calloc(1, sizeof(*o));
     hora_cuda_result_t result;
     if (o == NULL)

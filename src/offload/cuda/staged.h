@@ -28,7 +28,8 @@ hora_status_t hora_staged_run(hora_comm_t *comm, const hora_coll_t *coll,
  * in the order of their start. The caller frees *op_p. */
 hora_status_t hora_staged_start(hora_comm_t *comm, const hora_coll_t *coll,
                                 const hora_staged_frame_t *frame, hora_staged_op_t **op_p);
-/* HORA_IN_PROGRESS, or the final status. Waits only where a slot has to grow, or for a frame's steps. */
+/* HORA_IN_PROGRESS, or the final status. Waits only where a slot has to grow, or for a frame's
+ * steps. */
 hora_status_t hora_staged_progress(hora_staged_op_t *op);
 /* Blocks until the end; returns the final status. */
 hora_status_t hora_staged_wait(hora_staged_op_t *op);

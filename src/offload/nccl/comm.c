@@ -209,8 +209,9 @@ hora_status_t hora_nccl_comm_create(hora_comm_t *owner, hora_gpu_t *gpu,
     return st;
 }
 
-/* Of a parent whose lock is held. Whatever the call answers, NCCL has only begun: it writes the handle when
- * the parent is ready again (NVIDIA/nccl#1472), or, if that is aborted, perhaps later. */
+/* Of a parent whose lock is held. Whatever the call answers, NCCL has only begun: it writes the
+ * handle when the parent is ready again (NVIDIA/nccl#1472), or, if that is aborted, perhaps
+ * later. */
 static hora_status_t split(hora_nccl_comm_t *parent, int color, int key, hora_nccl_comm_t *self) {
     hora_nccl_config_t config = HORA_NCCL_CONFIG;
     double             timeout = parent->owner->timeout;

@@ -50,8 +50,8 @@ typedef struct hora_nccl_comm {
     _Atomic(hora_nccl_ending_t *) ending; /* NULL: none has begun. Then the handle is not used any more */
     hora_cuda_stream_t         stream;    /* of the latest operation */
     struct hora_nccl_block    *work;      /* device memory for copies of inputs, largest first */
-    struct hora_nccl_comm     *half;      /* what a split that failed was to make, or NULL: NCCL may still
-                                             write its handle, until this one has ended */
+    struct hora_nccl_comm     *half; /* what a split that failed was to make, or NULL: NCCL may
+                                        still write its handle, until this one has ended */
 } hora_nccl_comm_t;
 
 /* ---- comm.c: on the thread that uses the owner; the GPU's context is current ---- */

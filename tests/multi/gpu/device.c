@@ -11,7 +11,7 @@
 #include <time.h>
 
 #define LIMIT 20.0 /* seconds for all that is queued */
-#define BLOCK ((size_t)4 << 20) /* of device memory, of which buffers are parts, as torch's tensors are */
+#define BLOCK ((size_t)4 << 20) /* of device memory; buffers are parts of it, as torch's are */
 #define ALIGN ((size_t)512)
 
 typedef struct kept {

@@ -16,7 +16,7 @@
 
 #define MAGIC 0x6d656d6f72793031u
 #define PAGE  4096u
-#define SHARE ((size_t)2 << 20) /* small allocations of one process share such blocks, larger ones have theirs */
+#define SHARE ((size_t)2 << 20) /* small allocations share such blocks, larger ones have theirs */
 
 typedef enum kind { KIND_DEVICE, KIND_OPENED, KIND_PINNED, KIND_REGISTERED } kind_t;
 
@@ -310,8 +310,9 @@ static uint64_t block_of(uint64_t at) {
     return at / SHARE;
 }
 
-/* What is open here of the same process, and lay there in the same blocks: the same allocation, which is
- * opened once more, or another one, with which this one cannot be. The caller holds the lock. */
+/* What is open here of the same process, and lay there in the same blocks: the same allocation,
+ * which is opened once more, or another one, with which this one cannot be. The caller holds the
+ * lock. */
 static block_t *find_open(const memory_handle_t *from, int gpu) {
     block_t *b = blocks;
     while (b != NULL && (b->kind != KIND_OPENED || b->gpu != gpu || b->pid != from->pid ||
@@ -358,8 +359,9 @@ int cuIpcOpenMemHandle_v2(uint64_t *pointer_p, hora_cuda_bytes64_t handle, unsig
     block = calloc(1, sizeof(*block));
     if (block == NULL)
         return HORA_CUDA_OUT_OF_MEMORY;
-    *block = (block_t){.bytes = from.bytes, .kind = KIND_OPENED, .gpu = gpu, .pid = from.pid, .opens = 1,
-                       .there = from.at, .there_id = from.id, .fd = standin_take(from.pid, from.fd)};
+    *block = (block_t){.bytes = from.bytes, .kind = KIND_OPENED, .gpu = gpu, .pid = from.pid,
+                       .opens = 1, .there = from.at, .there_id = from.id,
+                       .fd = standin_take(from.pid, from.fd)};
     if (block->fd < 0 || fstat(block->fd, &file) != 0 || (uint64_t)file.st_size != from.bytes ||
         !map(block)) {
         if (block->fd >= 0)

@@ -14,7 +14,7 @@
  *
  * Environment, read at the first call:
  *   HORA_STANDIN_GPUS=2          GPUs of this machine, default 1; CUDA_VISIBLE_DEVICES (numbers) applies
- *   HORA_STANDIN_IPC_MOST=1000   no other process can open larger allocations, as they say themselves
+ *   HORA_STANDIN_IPC_MOST=1000   no other process can open larger allocations, so they say
  *   HORA_STANDIN_NO_PEERS=1      no GPU can open another one's memory
  *   HORA_STANDIN_VERSION=11080   what the driver says it is, default 12040
  *   HORA_STANDIN_DELAY_US=500    each piece of queued work waits up to this long first, at random

@@ -54,7 +54,7 @@ typedef struct comm {
     int         rank, size, fd; /* fd: of the rank that made the file, until all have opened it */
     bool        hangs, reports, no_memory, call_blocks, abort_blocks, never;
     int         answers; /* ncclInProgress that is still to be said */
-    hora_nccl_handle_t *wanted, made; /* of a split: where the new handle goes when all answers were given */
+    hora_nccl_handle_t *wanted, made; /* of a split: the handle, and where it goes at the end */
     bool        finalized;
     atomic_bool aborted, inside; /* inside: a thread is in a call that blocks */
     uint64_t    reported; /* ns: from then on an error is; 0: not yet */
@@ -297,7 +297,8 @@ static void meet(comm_t *comm) {
         usleep(100);
 }
 
-/* It says that it has succeeded, and gives the handle when the parent is ready again: as NCCL 2.18 to 2.32. */
+/* It says that it has succeeded, and gives the handle when the parent is ready again: as NCCL
+ * 2.18 to 2.32. */
 EXPORT int ncclCommSplit(hora_nccl_handle_t handle, int color, int key, hora_nccl_handle_t *comm_p,
                          hora_nccl_config_t *config);
 int ncclCommSplit(hora_nccl_handle_t handle, int color, int key, hora_nccl_handle_t *comm_p,

@@ -558,7 +558,8 @@ static void test_bad_settings(void **state) {
     assert_null(strstr(hora_last_error(), "ssss"));
     unsetenv("HORA_SECRET");
     static const char *const bad[][2] = {{"HORA_TIMEOUT", "0"}, {"HORA_START_TIMEOUT", "0"},
-                                         {"HORA_NUM_NCCL_STREAMS", "0"}, {"HORA_NUM_NCCL_STREAMS", "9"},
+                                         {"HORA_NUM_NCCL_STREAMS", "0"},
+                                         {"HORA_NUM_NCCL_STREAMS", "9"},
 #if defined(__x86_64__)
                                          {"HORA_KERNELS", "neon"}};
 #else
