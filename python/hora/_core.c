@@ -10,6 +10,7 @@
 
 #include <pthread.h>
 #include <string.h>
+#include <time.h>
 
 hora_engine_t *core_engine;
 hora_comm_t   *core_world;
@@ -162,6 +163,27 @@ static PyObject *begin(hora_comm_t *world, hora_engine_t *engine) {
     Py_RETURN_NONE;
 }
 
+static core_hold_t *holds;
+
+void core_hold_world(core_hold_t *hold) {
+    *hold = (core_hold_t){core_world, holds};
+    holds = hold;
+}
+
+void core_let_go(core_hold_t *hold) {
+    core_hold_t **at = &holds;
+    while (*at != hold)
+        at = &(*at)->next;
+    *at = hold->next;
+}
+
+static bool is_held(const hora_comm_t *world) {
+    const core_hold_t *hold = holds;
+    while (hold && hold->world != world)
+        hold = hold->next;
+    return hold != NULL;
+}
+
 /* Leaves the job. Other threads see at once that there is none. */
 static hora_status_t end(void) {
     hora_engine_t *engine = core_engine;
@@ -175,6 +197,12 @@ static hora_status_t end(void) {
     Py_END_ALLOW_THREADS
     core_sets_close();
     core_handle_sweep();
+    while (is_held(world)) {
+        Py_BEGIN_ALLOW_THREADS
+        nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+        Py_END_ALLOW_THREADS
+    }
+    core_interrupt_forget(world);
     Py_BEGIN_ALLOW_THREADS
     freed = hora_comm_free(world);
     Py_END_ALLOW_THREADS
@@ -234,11 +262,18 @@ static PyObject *core_narrow(PyObject *module, PyObject *const *args, Py_ssize_t
     hora_comm_t *part = NULL;
     hora_engine_t *engine = NULL;
     hora_status_t status, ended;
+    core_hold_t hold;
+    core_hold_world(&hold);
     Py_BEGIN_ALLOW_THREADS
-    status = hora_comm_split(core_world, color, key, &part);
+    status = hora_comm_split(hold.world, color, key, &part);
     Py_END_ALLOW_THREADS
+    core_let_go(&hold);
     if (status != HORA_OK)
         return core_raise(status);
+    if (core_world != hold.world) { /* another thread has left the job meanwhile */
+        hora_comm_free(part);
+        return core_raise_not_initialized();
+    }
     ended = end();
     if (ended != HORA_OK) {
         hora_comm_free(part);
@@ -276,10 +311,12 @@ static PyObject *core_abort(PyObject *module, PyObject *reason) {
         return NULL;
     }
     hora_status_t status;
-    hora_comm_t *world = core_world;
+    core_hold_t hold;
+    core_hold_world(&hold);
     Py_BEGIN_ALLOW_THREADS
-    status = hora_comm_abort(world, text);
+    status = hora_comm_abort(hold.world, text);
     Py_END_ALLOW_THREADS
+    core_let_go(&hold);
     Py_DECREF(bytes);
     if (status != HORA_OK)
         return core_raise(status);

@@ -106,6 +106,8 @@ bool core_handle_add_type(PyObject *module);
  * was due already. On other threads enter() does nothing. */
 bool core_interrupt_enter(hora_comm_t *comm);
 PyObject *core_finish(hora_status_t status, bool entered);
+/* comm is about to be freed, by whatever thread: SIGINT does not abort it any more. */
+void core_interrupt_forget(hora_comm_t *comm);
 /* Installs it. Python's own handler of SIGINT stays in place and runs first. Idempotent. */
 PyObject *core_interrupt_install(PyObject *module, PyObject *unused);
 
@@ -116,6 +118,15 @@ PyObject *core_stop_timeline(PyObject *module, PyObject *unused);
 /* The engine of all ranks and the communicator it was made from; NULL before init. */
 extern hora_engine_t *core_engine;
 extern hora_comm_t   *core_world;
+
+/* A call on core_world that releases the GIL. Another thread's shutdown() frees the world only when
+ * every such call has come back. Both with the GIL. */
+typedef struct core_hold {
+    hora_comm_t      *world; /* NULL: there is no job */
+    struct core_hold *next;
+} core_hold_t;
+void core_hold_world(core_hold_t *hold);
+void core_let_go(core_hold_t *hold);
 
 /* A process set. Set 0 is all ranks. */
 typedef struct core_set {

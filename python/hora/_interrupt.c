@@ -98,6 +98,13 @@ bool core_interrupt_enter(hora_comm_t *comm) {
     return false;
 }
 
+void core_interrupt_forget(hora_comm_t *comm) {
+    hora_comm_t *expected = comm;
+    pthread_mutex_lock(&aborting);
+    atomic_compare_exchange_strong(&target, &expected, NULL);
+    pthread_mutex_unlock(&aborting);
+}
+
 PyObject *core_finish(hora_status_t status, bool entered) {
     if (entered && concerns_this_thread() && !atomic_exchange(&target, NULL)) {
         pthread_mutex_lock(&aborting); /* until the watching thread has done with comm */

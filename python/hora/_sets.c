@@ -190,10 +190,10 @@ static bool enter_council(void) {
     return true;
 }
 
+/* core_finish may run a signal's handler, which may call shutdown(). */
 static PyObject *leave_council(hora_status_t status) {
-    PyObject *result = core_finish(status, true);
     in_council = false;
-    return result;
+    return core_finish(status, true);
 }
 
 typedef struct lists {
@@ -334,11 +334,16 @@ PyObject *core_set_add(PyObject *module, PyObject *ranks) {
         free(set.ranks);
         return NULL;
     }
+    const hora_comm_t *world = core_world;
     hora_status_t status;
     Py_BEGIN_ALLOW_THREADS
     status = make(&set, text);
     Py_END_ALLOW_THREADS
     PyObject *result = leave_council(HORA_OK);
+    if (result && core_world != world) { /* a signal's handler or another thread has left the job */
+        Py_CLEAR(result);
+        core_raise_not_initialized();
+    }
     if (result && status == HORA_OK) {
         Py_DECREF(result);
         sets[id] = set;

@@ -27,12 +27,14 @@ PyObject *core_start_timeline(PyObject *module, PyObject *const *args, Py_ssize_
     mark_cycles = PyObject_IsTrue(args[1]);
     if (mark_cycles < 0 || !PyUnicode_FSConverter(args[0], &path))
         return NULL;
-    hora_comm_t *world = core_world;
     const char *text = PyBytes_AsString(path);
     hora_status_t status;
+    core_hold_t hold;
+    core_hold_world(&hold);
     Py_BEGIN_ALLOW_THREADS
-    status = hora_timeline_start(world, text, mark_cycles);
+    status = hora_timeline_start(hold.world, text, mark_cycles);
     Py_END_ALLOW_THREADS
+    core_let_go(&hold);
     Py_DECREF(path);
     return finish(status);
 }
@@ -43,10 +45,12 @@ PyObject *core_stop_timeline(PyObject *module, PyObject *unused) {
         return NULL;
     if (!core_world)
         return core_raise_not_initialized();
-    hora_comm_t *world = core_world;
     hora_status_t status;
+    core_hold_t hold;
+    core_hold_world(&hold);
     Py_BEGIN_ALLOW_THREADS
-    status = hora_timeline_stop(world);
+    status = hora_timeline_stop(hold.world);
     Py_END_ALLOW_THREADS
+    core_let_go(&hold);
     return finish(status);
 }

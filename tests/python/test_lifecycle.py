@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from typing import Any
@@ -179,6 +180,52 @@ def test_init_200_times(size: int) -> None:
     for early, late in ranks.run(start_and_stop, size, 200):
         assert late[1:] == early[1:], (early, late)
         assert late[0] - early[0] < 1500, f"{early} {late}: KiB of resident memory"
+
+
+def test_shutdown_waits_for_other_threads_calls() -> None:
+    """Two calls that use the job's communicator without the GIL, and are made to last by a log that
+    nobody reads, while another thread leaves the job."""
+    program = """
+import os, sys, threading, time
+from hora import _core
+
+def blocked(level, call):
+    os.environ["HORA_LOG_LEVEL"] = level
+    _core.init(-1, -1, None, None, 0, 0, 0)
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    try:
+        while True:
+            os.write(writer, bytes(1))
+    except BlockingIOError:
+        os.set_blocking(writer, True)
+    before = os.dup(2)
+    os.dup2(writer, 2)
+    os.close(writer)
+    user, leaver = threading.Thread(target=call), threading.Thread(target=_core.shutdown)
+    user.start()
+    time.sleep(0.1)
+    assert user.is_alive()
+    leaver.start()
+    leaver.join(0.3)
+    waited = leaver.is_alive()
+    os.dup2(before, 2)
+    drain = threading.Thread(target=lambda: all(iter(lambda: os.read(reader, 65536), b"")))
+    drain.start()
+    user.join()
+    leaver.join()
+    drain.join()
+    assert waited and not _core.is_initialized()
+
+blocked("error", lambda: _core.abort("on purpose"))
+blocked("info", lambda: _core.start_timeline(sys.argv[1], False))
+"""
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run(
+            [sys.executable, "-c", program, f"{folder}/timeline.json"],
+            env=ranks.clean_environment(), capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+    assert done.returncode == 0, done.stderr
 
 
 def stop_with_operations_in_flight() -> str:
