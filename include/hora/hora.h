@@ -390,7 +390,8 @@ typedef struct hora_engine_options {
 } hora_engine_options_t;
 #define HORA_ENGINE_OPTIONS_INIT {sizeof(hora_engine_options_t), 0}
 
-/* Makes an engine on a private copy of comm. Collective over comm. options may be NULL. */
+/* Makes an engine on a private copy of comm. Collective over comm: where it fails on one rank, it
+ * fails on all, with that rank's name and reason. options may be NULL. */
 HORA_API hora_status_t hora_engine_create(hora_comm_t *comm, const hora_engine_options_t *options,
                                           hora_engine_t **engine_p);
 /* Ends tasks in flight with HORA_ERR_SHUT_DOWN, stops the background thread and frees the engine.

@@ -6,6 +6,7 @@
 #include "controller/message.h"
 #include "util/fork.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -17,10 +18,35 @@ static size_t threshold_of(const hora_comm_t *comm, const hora_engine_options_t 
     return options->fusion_threshold < 0 ? 0 : (size_t)options->fusion_threshold;
 }
 
+/* The others cannot use an engine that one rank could not make: all learn here which one, and
+ * why. st: what came of it on this rank. */
+static hora_status_t agree(hora_comm_t *comm, hora_status_t st) {
+    hora_call_options_t options = HORA_CALL_OPTIONS_INIT;
+    char                own[HORA_FAILURE_TEXT_MAX] = "", text[HORA_FAILURE_TEXT_MAX];
+    int32_t             culprit = st == HORA_OK ? comm->size : comm->rank;
+    hora_status_t       told;
+    if (st != HORA_OK)
+        snprintf(own, sizeof(own), "%s", hora_last_error());
+    memcpy(text, own, sizeof(text));
+    options.name = "engine_create";
+    told = hora_allreduce(comm, &culprit, &culprit, 1, HORA_INT32, HORA_MIN, &options);
+    if (told == HORA_OK && culprit == comm->size)
+        return HORA_OK;
+    if (told == HORA_OK)
+        told = hora_broadcast(comm, text, text, sizeof(text), HORA_UINT8, culprit, &options);
+    if (st != HORA_OK)
+        return hora_fail_again(st, own);
+    if (told != HORA_OK)
+        return told;
+    return hora_fail(HORA_ERR_PEER_FAILED, "engine_create: rank %d on host %s: %.*s", culprit,
+                     hora_comm_peer(comm, culprit)->host, (int)sizeof(text) - 1, text);
+}
+
 hora_status_t hora_engine_create(hora_comm_t *comm, const hora_engine_options_t *options,
                                  hora_engine_t **engine_p) {
-    hora_comm_t  *own;
-    hora_status_t st = hora_check_comm(comm, "engine_create");
+    hora_engine_t *engine;
+    hora_comm_t   *own;
+    hora_status_t  st = hora_check_comm(comm, "engine_create"), agreed;
     if (st != HORA_OK)
         return st;
     if (engine_p == NULL)
@@ -31,10 +57,16 @@ hora_status_t hora_engine_create(hora_comm_t *comm, const hora_engine_options_t 
     st = hora_comm_split(comm, 0, comm->rank, &own);
     if (st != HORA_OK)
         return st;
-    st = hora_background_create(own, threshold_of(comm, options), engine_p);
-    if (st != HORA_OK)
-        hora_comm_free(own);
-    return st;
+    st = hora_background_create(own, threshold_of(comm, options), &engine);
+    agreed = agree(comm, st);
+    if (agreed == HORA_OK) {
+        *engine_p = engine;
+        return HORA_OK;
+    }
+    if (st == HORA_OK)
+        hora_background_free(engine);
+    hora_comm_free(own);
+    return agreed;
 }
 
 hora_status_t hora_engine_free(hora_engine_t *engine) {

@@ -2,6 +2,7 @@
  * The engine when ranks disagree, dawdle, leave or die: each rank gets an error that names both
  * sides, soon, and the next operation works. `test_engine_faults shm 4`.
  */
+#include <pthread.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -228,6 +229,45 @@ static void stalls_end(void **state) {
     unsetenv("HORA_LOG_LEVEL");
 }
 
+/* ---- Creation ------------------------------------------------------------------------------- */
+
+/* A stack that no machine has room for, for threads that say nothing of theirs: the engine's. */
+static void set_stacks(size_t bytes) {
+    pthread_attr_t attr;
+    pthread_attr_init(&attr);
+    harness_check(pthread_attr_setstacksize(&attr, bytes) == 0 &&
+                      pthread_setattr_default_np(&attr) == 0,
+                  "a default stack of %zu bytes", bytes);
+    pthread_attr_destroy(&attr);
+}
+
+/* Rank `culprit` cannot start its engine's thread. */
+static void create_main(hora_comm_t *comm, int rank, int size, void *arg) {
+    hora_engine_t *engine;
+    (void)arg;
+    for (int culprit = 0; culprit < size; culprit++) {
+        char   who[32];
+        double begin = harness_now();
+        snprintf(who, sizeof(who), "rank %d ", culprit);
+        if (rank == culprit)
+            set_stacks((size_t)1 << 50);
+        harness_expect(hora_engine_create(comm, NULL, &engine),
+                       rank == culprit ? HORA_ERR_SYSTEM : HORA_ERR_PEER_FAILED);
+        expect_text("thread", rank == culprit ? "" : who);
+        harness_check(harness_now() - begin < 1.0, "it took %.1f s", harness_now() - begin);
+        if (rank == culprit)
+            set_stacks((size_t)1 << 20);
+    }
+    engine = engine_of(comm);
+    engine_must_work(engine, comm, "after", 5);
+    harness_ok(hora_engine_free(engine));
+}
+
+static void creation_fails_on_all(void **state) {
+    (void)state;
+    run(create_main);
+}
+
 /* ---- Leaving and dying --------------------------------------------------------------------- */
 
 /* Rank *arg frees its engine in order while the others want something of it. */
@@ -345,6 +385,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(groups_differ),
         cmocka_unit_test(duplicate_names),
         cmocka_unit_test(stalls_end),
+        cmocka_unit_test(creation_fails_on_all),
         cmocka_unit_test(a_rank_leaves),
         cmocka_unit_test(freed_with_tasks_in_flight),
         cmocka_unit_test(a_rank_dies),
