@@ -6,12 +6,14 @@ under .venv-mpi (tools/mpi-envs makes them); Debian's MPI is what mpicc on PATH 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import json
 import os
 import shlex
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -235,6 +237,23 @@ def find(name: str, build: Path, where: Where, variants: list[Variant]) -> Peer:
     return mpi_peer(name, None if name == "openmpi-debian" else ENVS / name, build, where)
 
 
+def kill_tree(process: subprocess.Popen[bytes]) -> None:
+    """Kills the leader of a group, its group, and its descendants in whatever sessions they are."""
+    children: dict[int, list[int]] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            fields = path.read_text(errors="replace").rpartition(")")[2].split()
+            children.setdefault(int(fields[1]), []).append(int(path.parent.name))
+    found = [process.pid]
+    for one in found:
+        found += children.get(one, [])
+    os.killpg(process.pid, signal.SIGKILL)
+    for one in found[1:]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(one, signal.SIGKILL)
+    process.wait()
+
+
 class Job:
     """The running workers of a peer. Asleep but while they measure."""
 
@@ -304,5 +323,4 @@ class Job:
         try:
             self.process.wait(5)
         except subprocess.TimeoutExpired:
-            os.killpg(self.process.pid, 9)
-            self.process.wait()
+            kill_tree(self.process)
