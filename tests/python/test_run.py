@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -22,6 +23,14 @@ def test_environment_of_each_rank() -> None:
     assert done.returncode == 0
     assert sorted(done.stdout.splitlines()) == [
         f"[{r}]<stdout>:{r} 3 {r} 3 0 1 64 unix:hora {cores}" for r in range(3)]
+
+
+def test_ranks_of_one_host_know_its_name() -> None:
+    """As hora perf --calibrate does, which files its times by it."""
+    program = "from hora import _core, Communicator; c = Communicator(); print(c.host(0))"
+    done = hora_run("-np", "2", sys.executable, "-c", program)
+    assert sorted(done.stdout.splitlines()) == [
+        f"[{rank}]<stdout>:{socket.gethostname()}" for rank in range(2)], done.stderr
 
 
 def test_secret_is_nowhere_on_a_command_line() -> None:
@@ -194,7 +203,7 @@ def test_hosts_behind_ssh(fake_ssh: str, tmp_path: Path) -> None:
     done = hora_run("--hostfile", str(hosts), "--ssh", fake_ssh, *shell(script))
     assert done.returncode == 0, done.stderr
     assert sorted(done.stdout.splitlines()) == [
-        f"[0]<stdout>:0 0/1 0/2 localhost tcp:127.0.0.1 64 {os.getcwd()}",
+        f"[0]<stdout>:0 0/1 0/2 {socket.gethostname()} tcp:127.0.0.1 64 {os.getcwd()}",
         f"[1]<stdout>:1 0/2 1/2 127.0.0.2 tcp:127.0.0.1 64 {os.getcwd()}",
         f"[2]<stdout>:2 1/2 0/1 127.0.0.2 tcp:127.0.0.1 64 {os.getcwd()}",
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -100,10 +101,11 @@ def fail(how: str) -> Any:
     ("exit", "SystemExit: 0", SystemExit),
     ("gone", "rank 1 of 2 ended without a result", type(None)),
     ("class", "odd", type(None)),
-    ("kill", "rank 1 of 2 on host localhost was ended by SIGKILL", type(None)),
+    ("kill", "rank 1 of 2 on host {host} was ended by SIGKILL", type(None)),
 ])
 def test_errors_name_the_rank(how: str, text: str, cause: type) -> None:
     mark = f"hora-test-{os.getpid()}-{how}"
+    text = text.format(host=re.escape(socket.gethostname()))  # not "localhost"
     with pytest.raises(RankError, match=text) as caught:
         hora.run(fail, (how,), num_proc=2, env={"TEST_MARK": mark})
     assert caught.value.rank == 1 and isinstance(caught.value.__cause__, cause)
@@ -431,7 +433,8 @@ def test_interface_address() -> None:
 
 def test_horovods_variables_are_there() -> None:
     done = hora_run("-np", "2", "-q", *shell("env | grep ^HOROVOD_ | sort | tr '\\n' ' '"))
-    expected = ("HOROVOD_CROSS_RANK=0 HOROVOD_CROSS_SIZE=1 HOROVOD_HOSTNAME=localhost "
+    expected = ("HOROVOD_CROSS_RANK=0 HOROVOD_CROSS_SIZE=1 "
+                f"HOROVOD_HOSTNAME={socket.gethostname()} "
                 "HOROVOD_LOCAL_RANK={0} HOROVOD_LOCAL_SIZE=2 HOROVOD_RANK={0} HOROVOD_SIZE=2 ")
     assert done.stdout in (expected.format(0) + expected.format(1), expected.format(1) + expected.format(0))
 

@@ -29,6 +29,7 @@ LAUNCHERS = (
     "TORCHELASTIC_",
 )  # fmt: skip
 
+LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 SIOCGIFADDR = 0x8915  # Linux: the IPv4 address of an interface
 
 
@@ -46,16 +47,26 @@ class Host:
     def is_local(self) -> bool:
         return is_local(self.name)
 
+    @property
+    def shown(self) -> str:
+        return shown_name(self.name)
+
 
 @functools.lru_cache(maxsize=1)
 def own_names() -> frozenset[str]:
     """Of this machine. Kept, because asking may take as long as a name server does."""
     own = socket.gethostname()
-    return frozenset({"localhost", "127.0.0.1", "::1", own, own.split(".")[0], socket.getfqdn()})
+    return LOOPBACK | {own, own.split(".")[0], socket.getfqdn()}
 
 
 def is_local(name: str) -> bool:
     return name in own_names()
+
+
+def shown_name(name: str) -> str:
+    """A host's name in messages and for its ranks, by which times and traces are filed too: that of
+    this machine, where the user has written no more than that it is this one."""
+    return socket.gethostname() or name if name in LOOPBACK else name
 
 
 def split_host(text: str) -> tuple[str, int | None]:
@@ -197,7 +208,7 @@ def rank_environments(hosts: list[Host], secret: str,
             env = {
                 **{f"HORA_{name}": value for name, value in place.items()},
                 **{f"HOROVOD_{name}": value for name, value in place.items()},
-                "HOROVOD_HOSTNAME": host.name,
+                "HOROVOD_HOSTNAME": host.shown,
                 "HORA_RENDEZVOUS": rendezvous,
                 "HORA_SECRET": secret,
                 "RANK": rank,
@@ -209,7 +220,7 @@ def rank_environments(hosts: list[Host], secret: str,
                 "PYTHONUNBUFFERED": 1,
             }
             if len(hosts) > 1:
-                env["HORA_HOSTNAME"] = host.name
+                env["HORA_HOSTNAME"] = host.shown
             environments[rank] = {name: str(value) for name, value in env.items()}
     return environments
 

@@ -193,8 +193,8 @@ class Launcher:
         if code == 0:
             return
         if self.code is None and self.job.title is None:
-            self.failed_rank, self.failed_host = rank, agent.host.name
-        where = self.job.title or f"rank {rank} of {self.job.size} on host {agent.host.name}"
+            self.failed_rank, self.failed_host = rank, agent.host.shown
+        where = self.job.title or f"rank {rank} of {self.job.size} on host {agent.host.shown}"
         if code < 0:
             self.fail(128 - code, f"{where} was ended by {signal_name(-code)}", self.job.grace)
         else:
@@ -215,7 +215,7 @@ class Launcher:
             if not agent.host.is_local:
                 remedy = f"; does `ssh -o BatchMode=yes {agent.host.name} {self.job.remote_python} " \
                     "--version` work without a password?"
-            self.fail(255, f"lost host {agent.host.name} with rank {ranks} (exit code {code}){remedy}",
+            self.fail(255, f"lost host {agent.host.shown} with rank {ranks} (exit code {code}){remedy}",
                       self.job.grace)
             agent.left.clear()
 
@@ -242,10 +242,10 @@ class Launcher:
             self.rank_ended(agent, event["rank"], event["exit"])
         elif "error" in event:
             agent.left.clear()
-            self.fail(127, f"rank {event['rank']} on host {agent.host.name} could not be started: "
+            self.fail(127, f"rank {event['rank']} on host {agent.host.shown} could not be started: "
                       f"{event['error']}", 0.0)
         elif "info" in event:
-            self.job.info(f"host {agent.host.name}: {event['info']}")
+            self.job.info(f"host {agent.host.shown}: {event['info']}")
 
     def check_start(self) -> None:
         """A host that does not come up in time, for instance because ssh hangs."""
@@ -253,7 +253,7 @@ class Launcher:
             return
         self.start_deadline = None
         late = [agent for agent in self.agents if not agent.started]
-        self.fail(255, f"no rank was started on {', '.join(agent.host.name for agent in late)} within "
+        self.fail(255, f"no rank was started on {', '.join(agent.host.shown for agent in late)} within "
                   f"{self.job.start_timeout:g} s (--start-timeout)", 0.0)
         for agent in late:
             agent.process.kill()  # should it have begun after all: without us it ends its ranks

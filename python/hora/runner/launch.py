@@ -126,7 +126,7 @@ def make_job(args: argparse.Namespace) -> Job:
         return mpi.job(args, job)
     job.rank_env = rank_environments(job.hosts, secrets.token_hex(32), args.network_interfaces)
     for host in job.hosts:
-        job.info(f"host {host.name}: ranks {', '.join(map(str, host.ranks))}")
+        job.info(f"host {host.shown}: ranks {', '.join(map(str, host.ranks))}")
     return job
 
 

@@ -32,7 +32,7 @@ from hora.runner.elastic.discovery import Blacklist, Discovery
 from hora.runner.elastic.registration import Desk
 from hora.runner.elastic.rendezvous import Worker, choose, environments, order
 from hora.runner.elastic.settings import ElasticSettings, read_settings
-from hora.runner.hosts import Host, HostError, address_towards
+from hora.runner.hosts import Host, HostError, address_towards, shown_name
 from hora.runner.job import AgentLink, Job, Launcher, signal_name
 from hora.runner.output import Output
 
@@ -125,8 +125,8 @@ class Driver(Launcher):
 
     def name(self, worker: Worker) -> str:
         if worker.rank is None:
-            return f"worker {worker.number} on host {worker.host}"
-        return f"rank {worker.rank} (worker {worker.number}) on host {worker.host}"
+            return f"worker {worker.number} on host {shown_name(worker.host)}"
+        return f"rank {worker.rank} (worker {worker.number}) on host {shown_name(worker.host)}"
 
     def alive(self) -> list[Worker]:
         return [worker for worker in self.workers.values() if worker.alive]
@@ -246,7 +246,7 @@ class Driver(Launcher):
         super().agent_gone(agent)
         for number in lost:
             worker = self.workers[number]
-            worker.error = worker.error or f"host {worker.host} was lost"
+            worker.error = worker.error or f"host {shown_name(worker.host)} was lost"
             self.rank_ended(agent, number, 255)
         self.agents = [each for each in self.agents if not each.gone]
 

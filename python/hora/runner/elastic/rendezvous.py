@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import secrets
 
-from hora.runner.hosts import address_towards, free_port, is_local
+from hora.runner.hosts import address_towards, free_port, is_local, shown_name
 
 
 @dataclasses.dataclass
@@ -128,6 +128,6 @@ def environments(members: list[Worker]) -> list[dict[str, str]]:
         env |= {"RANK": rank, "WORLD_SIZE": len(members), "LOCAL_RANK": local_rank,
                 "LOCAL_WORLD_SIZE": len(own), "MASTER_ADDR": address, "MASTER_PORT": port,
                 "HORA_RENDEZVOUS": rendezvous, "HOROVOD_HOSTNAME": worker.host,
-                "HORA_HOSTNAME": worker.machine if len(machines) > 1 else ""}
+                "HORA_HOSTNAME": shown_name(worker.machine) if len(machines) > 1 else ""}
         result.append({name: str(value) for name, value in env.items()})
     return result
