@@ -221,7 +221,7 @@ HORA_API const char *hora_comm_costs(const hora_comm_t *comm);
  * seconds, and has rank 0 write the times to a file; the next jobs with as many ranks on these hosts
  * choose by it. Collective over a communicator of all ranks, two or more. The file is what
  * HORA_ALGO_TIMES says; rank 0 gets its path in path_p, which has `room` bytes (NULL: not wanted).
- * HORA_ERR_SYSTEM on rank 0: it cannot be written. */
+ * HORA_ERR_SYSTEM on rank 0: it cannot be written, which is found before anything is measured. */
 HORA_API hora_status_t hora_comm_calibrate(hora_comm_t *comm, char *path_p, size_t room);
 
 /* ---- Collectives ---------------------------------------------------------------------------- */

@@ -213,7 +213,8 @@ static hora_status_t agree(hora_comm_t *comm, hora_status_t mine) {
     hora_status_t st = hora_allreduce(comm, &failed, &failed, 1, HORA_UINT8, HORA_MAX, NULL);
     if (mine != HORA_OK || st != HORA_OK)
         return mine != HORA_OK ? mine : st;
-    return failed ? hora_fail(HORA_ERR_NO_MEMORY, "comm_calibrate: another rank has no memory for it")
+    return failed ? hora_fail(HORA_ERR_ABORTED, "comm_calibrate: another rank cannot take part in it, "
+                              "and has said why")
                   : HORA_OK;
 }
 
@@ -243,7 +244,7 @@ static hora_status_t measure(hora_comm_t *comm, hora_costs_t *costs) {
 
 hora_status_t hora_comm_calibrate(hora_comm_t *comm, char *path_p, size_t room) {
     char          path[512];
-    hora_costs_t *costs;
+    hora_costs_t *costs = NULL;
     hora_status_t st = hora_check_comm(comm, "comm_calibrate");
     if (st != HORA_OK)
         return st;
@@ -253,14 +254,15 @@ hora_status_t hora_comm_calibrate(hora_comm_t *comm, char *path_p, size_t room) 
     if (comm->world->settings.deterministic)
         return hora_fail(HORA_ERR_INVALID_ARGUMENT, "comm_calibrate: HORA_DETERMINISTIC leaves nothing "
                          "to choose");
-    costs = calloc(1, sizeof(*costs));
-    if (costs == NULL)
-        return hora_fail(HORA_ERR_NO_MEMORY, "comm_calibrate");
-    st = measure(comm, costs);
+    if (comm->rank == 0)
+        st = hora_costs_prepare(comm->world, path, sizeof(path));
+    if (st == HORA_OK && (costs = calloc(1, sizeof(*costs))) == NULL)
+        st = hora_fail(HORA_ERR_NO_MEMORY, "comm_calibrate");
+    st = agree(comm, st);
+    if (st == HORA_OK)
+        st = measure(comm, costs);
     if (st == HORA_OK && comm->rank == 0) {
-        st = hora_costs_path(comm->world, path, sizeof(path));
-        if (st == HORA_OK)
-            st = hora_costs_save(comm->world, costs, path);
+        st = hora_costs_save(comm->world, costs, path);
         if (st == HORA_OK && path_p != NULL)
             snprintf(path_p, room, "%s", path);
     }

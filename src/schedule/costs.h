@@ -49,6 +49,9 @@ hora_status_t hora_costs_decode(hora_world_t *world, const void *bytes, size_t l
 void hora_costs_load(hora_world_t *world);
 /* Where the file lies by the settings: path_p has `room` bytes. HORA_ERR_INVALID_ARGUMENT. */
 hora_status_t hora_costs_path(const hora_world_t *world, char *path_p, size_t room);
+/* The same, makes its folder, and looks whether a file can be written there, before anybody has
+ * measured for seconds. HORA_ERR_SYSTEM: it cannot. */
+hora_status_t hora_costs_prepare(const hora_world_t *world, char *path_p, size_t room);
 /* Writes it, and makes its folder. */
 hora_status_t hora_costs_save(const hora_world_t *world, const hora_costs_t *costs,
                               const char *path);

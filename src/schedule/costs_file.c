@@ -209,6 +209,23 @@ static void make_folders(const char *path) {
     }
 }
 
+static hora_status_t fail_to_write(const char *path, int error) {
+    return hora_fail_errno(HORA_ERR_SYSTEM, error, "%s cannot be written; make its folder "
+                           "writable, or name another file in HORA_ALGO_TIMES", path);
+}
+
+hora_status_t hora_costs_prepare(const hora_world_t *world, char *path_p, size_t room) {
+    char          path[512];
+    hora_status_t st = hora_costs_path(world, path, sizeof(path));
+    if (st != HORA_OK)
+        return st;
+    make_folders(path);
+    if (!hora_record_writable(path))
+        return fail_to_write(path, errno);
+    snprintf(path_p, room, "%s", path);
+    return HORA_OK;
+}
+
 /* What is written. */
 typedef struct written {
     const hora_world_t *world;
@@ -257,6 +274,5 @@ hora_status_t hora_costs_save(const hora_world_t *world, const hora_costs_t *cos
     make_folders(path);
     if (hora_record_write(path, print_file, &written))
         return HORA_OK;
-    return hora_fail_errno(HORA_ERR_SYSTEM, errno, "%s cannot be written (HORA_ALGO_TIMES "
-                           "names another file)", path);
+    return fail_to_write(path, errno);
 }

@@ -117,16 +117,37 @@ hora_record_result_t hora_record_read(const char *path, hora_record_field_t *fie
 
 /* ---- Writing ----------------------------------------------------------------------------------- */
 
-bool hora_record_write(const char *path, bool (*print)(FILE *file, const void *arg),
-                       const void *arg) {
-    char  temp[512];
-    FILE *file = NULL;
-    bool  good = (size_t)snprintf(temp, sizeof(temp), "%s.%d", path, (int)getpid()) < sizeof(temp);
-    if (!good) {
+#define TEMP_MAX 512
+
+/* A new file beside the one that is meant; NULL with errno. */
+static FILE *open_beside(const char *path, char temp_p[TEMP_MAX]) {
+    if ((size_t)snprintf(temp_p, TEMP_MAX, "%s.%d", path, (int)getpid()) >= TEMP_MAX) {
         errno = ENAMETOOLONG;
+        return NULL;
+    }
+    return fopen(temp_p, "wxe");
+}
+
+bool hora_record_writable(const char *path) {
+    char        temp[TEMP_MAX];
+    struct stat st;
+    FILE       *file;
+    if (stat(path, &st) == 0 && S_ISDIR(st.st_mode)) {
+        errno = EISDIR;
         return false;
     }
-    file = fopen(temp, "wxe");
+    file = open_beside(path, temp);
+    if (file == NULL)
+        return false;
+    fclose(file);
+    return unlink(temp) == 0;
+}
+
+bool hora_record_write(const char *path, bool (*print)(FILE *file, const void *arg),
+                       const void *arg) {
+    char  temp[TEMP_MAX];
+    FILE *file = open_beside(path, temp);
+    bool  good;
     if (file == NULL)
         return false;
     good = print(file, arg) && fflush(file) == 0 && !ferror(file);

@@ -35,5 +35,7 @@ hora_record_result_t hora_record_read(const char *path, hora_record_field_t *fie
  * False with errno. */
 bool hora_record_write(const char *path, bool (*print)(FILE *file, const void *arg),
                        const void *arg);
+/* Could hora_record_write write it? Leaves nothing behind. False with errno. */
+bool hora_record_writable(const char *path);
 
 #endif

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -126,6 +127,19 @@ def test_info_calibrate(tmp_path: Path) -> None:
     done = hora("info", "--algorithms", HORA_ALGO_TIMES=str(tmp_path / "typo"))
     assert "typo does not exist" in done.stderr and "formulas" in done.stdout.splitlines()[0]
     assert hora("info", "--algorithms", XDG_CACHE_HOME=str(tmp_path / "none")).stderr == ""
+
+
+def test_info_calibrate_measures_nothing_in_vain(tmp_path: Path) -> None:
+    """Where the times cannot be written it says so at once, and not after seconds of measuring."""
+    (tmp_path / "file").touch()
+    begin = time.monotonic()
+    done = hora("info", "--calibrate", "-np", "2", XDG_CACHE_HOME=str(tmp_path / "file"))
+    assert time.monotonic() - begin < 5
+    assert done.returncode == 1 and "Not a directory" in done.stderr
+    assert f"{tmp_path}/file/hora/times-" in done.stderr and "HORA_ALGO_TIMES" in done.stderr
+    done = hora("info", "--calibrate", "-np", "2", HORA_ALGO_TIMES=str(tmp_path))
+    assert done.returncode == 1 and "Is a directory" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 @pytest.mark.parametrize("args, text", [

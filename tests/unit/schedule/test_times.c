@@ -191,7 +191,15 @@ static void file__is_read_where_it_was_made(void **state) {
     strcpy(world.settings.algo_times, "none");
     hora_costs_load(&world);
     assert_null(world.costs);
+}
+
+static void file__that_cannot_be_written_is_an_error(void **state) {
+    char unwritten[64] = "";
+    (void)state;
     assert_int_equal(hora_costs_save(&world, &costs, "/proc/no/such/file"), HORA_ERR_SYSTEM);
+    strcpy(world.settings.algo_times, "/proc/no/such/file");
+    assert_int_equal(hora_costs_prepare(&world, unwritten, sizeof(unwritten)), HORA_ERR_SYSTEM);
+    assert_string_equal(unwritten, "");
 }
 
 static void write_text(const char *text, size_t len) {
@@ -257,6 +265,7 @@ int main(void) {
         cmocka_unit_test_setup(path__differs_where_ranks_lie_otherwise, fresh),
         cmocka_unit_test_setup(file__is_read_where_it_was_made, fresh),
         cmocka_unit_test_setup(file__that_is_damaged_is_not_used, fresh),
+        cmocka_unit_test_setup(file__that_cannot_be_written_is_an_error, fresh),
     };
     return cmocka_run_group_tests(tests, make_file, remove_file);
 }
