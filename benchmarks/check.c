@@ -69,6 +69,15 @@ static double now(void) {
 
 /* ---- Options ------------------------------------------------------------------------------- */
 
+static bool parse_ranks(const char *text, int *ranks_p) {
+    char *end;
+    long  ranks = strtol(text, &end, 10);
+    if (end == text || *end != '\0' || ranks < 1 || ranks > 256)
+        return false;
+    *ranks_p = (int)ranks;
+    return true;
+}
+
 static bool read_options(int argc, char **argv, check_options_t *o, int *code_p) {
     static const struct option long_options[] = {
         {"np", required_argument, NULL, 'n'},   {"transport", required_argument, NULL, 't'},
@@ -77,15 +86,16 @@ static bool read_options(int argc, char **argv, check_options_t *o, int *code_p)
         {"verbose", no_argument, NULL, 'v'},    {"help", no_argument, NULL, 'h'},
         {NULL, 0, NULL, 0},
     };
-    char *end = NULL;
     int option;
     *code_p = 2;
     while ((option = getopt_long_only(argc, argv, "vh", long_options, NULL)) != -1) {
         if (option == 'h')
             return fputs(help, stdout), *code_p = 0, false;
+        if (option == 'n' && !parse_ranks(optarg, &o->nranks))
+            return fprintf(stderr, "hora-check: -np %s; 1 to 256 are possible\n", optarg), false;
         if (option == 'n')
-            o->nranks = (int)strtol(optarg, &end, 10);
-        else if (option == 't')
+            continue;
+        if (option == 't')
             o->transport = optarg;
         else if (option == 'a')
             o->algo = optarg;
@@ -99,8 +109,6 @@ static bool read_options(int argc, char **argv, check_options_t *o, int *code_p)
             return fprintf(stderr, "hora-check: --device %s; cpu or cuda\n", optarg), false;
         else
             return false;
-        if (option == 'n' && (*end != '\0' || o->nranks < 1 || o->nranks > 256))
-            return fprintf(stderr, "hora-check: -np %s; 1 to 256 are possible\n", optarg), false;
     }
     if (optind < argc)
         return fprintf(stderr, "hora-check: what is '%s'? See --help\n", argv[optind]), false;

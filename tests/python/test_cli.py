@@ -147,6 +147,7 @@ def test_info_calibrate_measures_nothing_in_vain(tmp_path: Path) -> None:
     (["perf", "--coll", "x"], "bad value 'x' of --coll"),
     (["perf", "-np", "0"], "bad value '0' of --np"),
     (["check", "-np", "2x"], "-np 2x; 1 to 256"),
+    (["check", "-np", "4294967298"], "-np 4294967298; 1 to 256"),
     (["info", "--algorithms", "--np", "0"], "bad value '0'"),
 ])
 def test_wrong_option_is_named(args: list[str], text: str) -> None:

@@ -26,6 +26,12 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#if defined(__x86_64__)
+#define FOREIGN_KERNELS "neon"
+#else
+#define FOREIGN_KERNELS "avx2"
+#endif
+
 /* ---- that it works --------------------------------------------------------------------------- */
 
 static void check_world(hora_world_t *w, int rank, int size) {
@@ -557,14 +563,11 @@ static void test_bad_settings(void **state) {
     assert_int_equal(hora_bootstrap_join(&options, &world), HORA_ERR_INVALID_ARGUMENT);
     assert_null(strstr(hora_last_error(), "ssss"));
     unsetenv("HORA_SECRET");
-    static const char *const bad[][2] = {{"HORA_TIMEOUT", "0"}, {"HORA_START_TIMEOUT", "0"},
+    static const char *const bad[][2] = {{"HORA_TIMEOUT", "0"},
+                                         {"HORA_START_TIMEOUT", "0"},
                                          {"HORA_NUM_NCCL_STREAMS", "0"},
                                          {"HORA_NUM_NCCL_STREAMS", "9"},
-#if defined(__x86_64__)
-                                         {"HORA_KERNELS", "neon"}};
-#else
-                                         {"HORA_KERNELS", "avx2"}};
-#endif
+                                         {"HORA_KERNELS", FOREIGN_KERNELS}};
     for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
         setenv(bad[i][0], bad[i][1], 1);
         assert_int_equal(hora_bootstrap_join(&options, &world), HORA_ERR_INVALID_ARGUMENT);
