@@ -55,6 +55,10 @@ static const DLPackExchangeAPI *find_api(PyTypeObject *type) {
     return api;
 }
 
+bool core_array_has_functions(PyTypeObject *type) {
+    return find_api(type) != NULL;
+}
+
 static int dtype_from_dl(DLDataType type) {
     static const signed char ints[9] = {-1, HORA_INT8, HORA_INT16, -1, HORA_INT32,
                                         -1, -1,        -1,         HORA_INT64};

@@ -62,6 +62,9 @@ PyObject *core_array_new(const core_memory_t *memory, hora_dtype_t dtype, int nd
 PyObject *core_array_export(const core_memory_t *memory, hora_dtype_t dtype, int ndim,
                             const int64_t *shape, const DLPackExchangeAPI *api);
 
+/* Has this array type DLPack's C functions, of the version that hora knows? Raises nothing. */
+bool core_array_has_functions(PyTypeObject *type);
+
 /* A str from hora's text; None for NULL. Text may hold parts of UTF-8 characters, because hora cuts
  * long texts by bytes and takes them from other programs: those become U+FFFD. */
 PyObject *core_text(const char *text);

@@ -11,7 +11,8 @@
 
 static PyObject *tensor_type, *all_ranks, *operations, *next_number, *is_neg;
 
-/* tensors(Tensor, global_process_set, operations, next_number): what reduce_tensor is to know. */
+/* tensors(Tensor, global_process_set, operations, next_number): what reduce_tensor is to know. ImportError:
+ * results could not be made tensors of this torch. */
 PyObject *core_tensors(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
     PyObject **const known[] = {&tensor_type, &all_ranks, &operations, &next_number};
     (void)module;
@@ -21,6 +22,11 @@ PyObject *core_tensors(PyObject *module, PyObject *const *args, Py_ssize_t nargs
         PyErr_SetString(PyExc_TypeError, "tensors() takes a type, a set, a dict and a function");
         return NULL;
     }
+    if (!core_array_has_functions((PyTypeObject *)args[0]))
+        return PyErr_Format(PyExc_ImportError,
+                            "hora.torch needs torch 2.11 or later, whose tensors have DLPack's C "
+                            "functions of major version %d; those of this torch have not",
+                            HORA_DLPACK_MAJOR);
     if (!is_neg && !(is_neg = PyUnicode_InternFromString("is_neg")))
         return NULL;
     for (int i = 0; i < 4; i++) {

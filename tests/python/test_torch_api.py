@@ -176,3 +176,11 @@ def test_a_temporary_is_kept_for_the_stream_that_reads_it() -> None:
         assert copy_back(target, source) is target
     source.record_stream.assert_called_once_with("here")
     target.copy_.assert_called_once_with(source)
+
+
+def test_a_torch_that_is_too_old_is_refused() -> None:
+    """Before 2.10, torch.Tensor had none of DLPack's C functions."""
+    from hora import _core
+
+    with pytest.raises(ImportError, match="needs torch 2.11 or later"):
+        _core.tensors(type("Tensor", (), {}), None, {}, None)
