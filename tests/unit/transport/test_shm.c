@@ -96,7 +96,7 @@ static void mailbox__stream_keeps_order_around_the_ring(void **state) {
     while (got < 200000) {
         uint8_t piece[1200];
         size_t  n = (size_t)rand() % 700, room = hora_mailbox_room(&out);
-        assert_in_range(room, 0, 1000);
+        assert_true(room <= 1000);
         n = n < room ? n : room;
         for (size_t i = 0; i < n; i++)
             piece[i] = (uint8_t)((sent + i) * 31);
@@ -104,7 +104,7 @@ static void mailbox__stream_keeps_order_around_the_ring(void **state) {
         hora_mailbox_publish(&out);
         sent += n;
         n = hora_mailbox_ready(&in);
-        assert_in_range(n, 0, 1000);
+        assert_true(n <= 1000);
         n = n > 3 ? n - (size_t)rand() % 3 : n;
         hora_mailbox_take(&in, piece, n);
         hora_mailbox_release(&in);
