@@ -11,8 +11,8 @@
 
 static PyObject *tensor_type, *all_ranks, *operations, *next_number, *is_neg;
 
-/* tensors(Tensor, global_process_set, operations, next_number): what reduce_tensor is to know. ImportError:
- * results could not be made tensors of this torch. */
+/* tensors(Tensor, global_process_set, operations, next_number): what reduce_tensor is to know.
+ * ImportError: results could not be made tensors of this torch. */
 PyObject *core_tensors(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
     PyObject **const known[] = {&tensor_type, &all_ranks, &operations, &next_number};
     (void)module;

@@ -238,8 +238,8 @@ def case_torch(comm: Comm) -> None:
 
 
 def case_float8_of_torch(comm: Comm) -> None:
-    """Every pair of values; torch adds them in float32 and casts once, as hora does. What is too large
-    for e4m3, older torches make NaN; hora, as newer ones, makes it the largest value."""
+    """Every pair of values; torch adds them in float32 and casts once, as hora does. What is too
+    large for e4m3, older torches make NaN; hora, as newer ones, makes it the largest value."""
     for dtype in (torch.float8_e4m3fn, torch.float8_e5m2):
         whole = torch.arange(256, dtype=torch.uint8).view(dtype)
         across = whole.view(torch.uint8).repeat_interleave(256).view(dtype)
