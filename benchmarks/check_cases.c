@@ -20,7 +20,8 @@ typedef struct round {
     unsigned       salt;
     unsigned char *in_memory, *out_memory;
     gpu_mirror_t  *mirror; /* NULL: calls are on host memory */
-    bool           forced; /* a path that need not do everything here */
+    bool           forced; /* a path that need not be possible here */
+    bool           refused; /* and is not, as its first call has said */
     check_round_t *round;
 } round_t;
 
@@ -72,6 +73,7 @@ static bool run_call(round_t *r, coll_t *c) {
     const char *text = r->mirror != NULL ? gpu_text(r->mirror->gpu) : hora_last_error();
     if (st == HORA_ERR_UNSUPPORTED && r->forced) { /* on all ranks */
         snprintf(r->round->why, sizeof(r->round->why), "%.199s", text);
+        r->refused = true;
         return true;
     }
     r->result->calls++;
@@ -89,7 +91,8 @@ static bool run_case(round_t *r, coll_kind_t kind, hora_dtype_t dtype, hora_op_t
     int rank = hora_comm_rank(r->comm), size = hora_comm_size(r->comm);
     coll_t c;
     bool good = coll_init(&c, kind, dtype, op, count);
-    for (int place = 0; place < (coll_can_be_in_place(kind) ? 2 : 1) && good; place++) {
+    int  places = r->refused ? 0 : coll_can_be_in_place(kind) ? 2 : 1;
+    for (int place = 0; place < places && good; place++) {
         int root = (int)(++r->salt % (unsigned)size);
         good = coll_place(&c, rank, size, root, place == 1, r->salt) && run_call(r, &c);
     }

@@ -35,7 +35,7 @@ void gpu_get(const gpu_test_t *t, void *dst, uint64_t src, size_t bytes);
 double gpu_seconds(void);
 
 /* In measure.c: prints the rates of the kernels beside the device's copy, as a table and, if json is
- * not NULL, into that file. */
-void gpu_measure(const gpu_test_t *t, const char *json);
+ * not NULL, into that file. most: bytes of the longest tensor; below 1 GB once each only. */
+void gpu_measure(const gpu_test_t *t, size_t most, const char *json);
 
 #endif

@@ -1,7 +1,10 @@
 /*
  * The CUDA kernels on a GPU, beside the CPU kernels, bit for bit; then their rates.
  *
- *     hora-gpu-kernels [--check] [--measure] [--json FILE]     both without an option
+ *     hora-gpu-kernels [--check [--few]] [--measure [--most MB] [--json FILE]]
+ *
+ * Both without an option. --few: every 16th case, for where each takes long; --most: the longest
+ * tensor that is measured, 1024.
  *
  * Ends with 77 and the reason where there is no GPU. One thread.
  */
@@ -24,7 +27,7 @@ typedef struct check {
     unsigned char    *host[INPUTS];
     unsigned char    *expected, *got;
     uint64_t          seed;
-    long              cases;
+    long              cases, turn, step; /* every step-th turn is a case */
 } check_t;
 
 static uint64_t random_u64(check_t *c) {
@@ -70,6 +73,8 @@ static void check_reduce(check_t *c, const hora_reduce_t *cpu, int nsrc, size_t 
     hora_cuda_reduce_t args;
     unsigned           blocks;
     const char        *kernel;
+    if (c->turn++ % c->step != 0)
+        return;
     for (int s = 0; s < nsrc; s++) {
         src[s] = c->host[s] + off;
         from[s] = c->dev[s] + off;
@@ -157,8 +162,9 @@ static void check_packs(check_t *c) {
     gpu_free(c->t, table);
 }
 
-static void check_all(const gpu_test_t *t) {
-    check_t c = {.t = t, .seed = 5, .expected = malloc(BYTES), .got = malloc(BYTES)};
+static void check_all(const gpu_test_t *t, bool few) {
+    check_t c = {.t = t, .seed = 5, .expected = malloc(BYTES), .got = malloc(BYTES),
+                 .step = few ? 16 : 1};
     for (int i = 0; i < INPUTS + 2; i++)
         c.dev[i] = gpu_alloc(t, BYTES);
     for (int i = 0; i < INPUTS; i++)
@@ -177,26 +183,31 @@ static void check_all(const gpu_test_t *t) {
 
 int main(int argc, char **argv) {
     gpu_test_t  t;
-    bool        check = true, measure = true;
+    bool        check = true, measure = true, few = false;
     const char *json = NULL;
+    size_t      most = 1024;
     for (int i = 1; i < argc; i++) {
         if (strcmp(argv[i], "--check") == 0)
             measure = false;
         else if (strcmp(argv[i], "--measure") == 0)
             check = false;
+        else if (strcmp(argv[i], "--few") == 0)
+            few = true;
         else if (strcmp(argv[i], "--json") == 0 && i + 1 < argc)
             json = argv[++i];
+        else if (strcmp(argv[i], "--most") == 0 && i + 1 < argc && atoi(argv[i + 1]) > 0)
+            most = (size_t)atoi(argv[++i]);
         else {
-            printf("usage: hora-gpu-kernels [--check] [--measure] [--json FILE]\n");
+            printf("usage: hora-gpu-kernels [--check [--few]] [--measure [--most MB] [--json FILE]]\n");
             return strcmp(argv[i], "--help") == 0 ? 0 : 2;
         }
     }
     gpu_begin(&t);
     printf("# %s, driver of CUDA %d.%d\n", t.gpu.name, t.cuda->version / 1000, t.cuda->version % 1000 / 10);
     if (check)
-        check_all(&t);
+        check_all(&t, few);
     if (measure)
-        gpu_measure(&t, json);
+        gpu_measure(&t, most << 20, json);
     gpu_end(&t);
     return 0;
 }

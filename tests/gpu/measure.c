@@ -10,6 +10,8 @@
 #define ROUNDS     9
 #define RESNET_MAX 200
 #define CASES_MAX  8
+#define GB         ((size_t)1 << 30)
+#define RESNET     ((size_t)112 << 20) /* bytes of ResNet-50's gradients, and more */
 
 typedef struct measured {
     const char        *name;
@@ -98,7 +100,7 @@ static void call(const bench_t *b, const measured_t *m) {
 static void run_round(bench_t *b, int round) {
     for (int i = 0; i < b->ncases; i++) {
         measured_t *m = &b->cases[i];
-        int         calls = m->bytes > 1e9 ? 10 : 50;
+        int         calls = b->bytes < GB ? 1 : m->bytes > 1e9 ? 10 : 50;
         double      begin;
         call(b, m);
         gpu_wait(b->t);
@@ -143,13 +145,15 @@ static void report(bench_t *b, const char *json) {
     }
 }
 
-void gpu_measure(const gpu_test_t *t, const char *json) {
-    bench_t b = {.t = t, .bytes = (size_t)1 << 30};
+void gpu_measure(const gpu_test_t *t, size_t most, const char *json) {
+    bench_t b = {.t = t, .bytes = most < GB ? most : GB};
+    size_t  room;
     while (b.bytes * 4 > t->memory)
         b.bytes /= 2;
-    b.a = gpu_alloc(t, b.bytes);
-    b.b = gpu_alloc(t, b.bytes);
-    b.c = gpu_alloc(t, b.bytes);
+    room = b.bytes > RESNET ? b.bytes : RESNET;
+    b.a = gpu_alloc(t, room);
+    b.b = gpu_alloc(t, room);
+    b.c = gpu_alloc(t, room);
     add(&b, "device to device copy, 1 tensor", 2.0 * (double)b.bytes, NULL, 0, NULL);
     add_sum(&b, "sum of 2 float32, 1 tensor", &b.sum2, 1);
     add_sum(&b, "average of 2 float32, 1 tensor", &b.average2, 2);

@@ -61,7 +61,8 @@ def environment(path: str, rank: int, meeting: str) -> dict[str, str]:
         "HORA_RENDEZVOUS": f"unix:{meeting}", "HORA_TIMEOUT": "60", "HORA_GPU_PATH": path,
         "OMP_NUM_THREADS": "1",
         "NCCL_HOSTID": f"rank{rank}", "NCCL_SOCKET_IFNAME": "lo", "NCCL_NET": "Socket",
-        "NCCL_MNNVL_ENABLE": "0", "NCCL_NVLS_ENABLE": "0",
+        "NCCL_MNNVL_ENABLE": "0", "NCCL_NVLS_ENABLE": "0", "NCCL_CUMEM_HOST_ENABLE": "0",
+        "NCCL_RAS_ENABLE": "0",
     }  # fmt: skip
 
 
@@ -122,8 +123,10 @@ def run_killed(path: str) -> str:
 
 
 def run(path: str) -> dict[str, str]:
-    """Everything, by one path."""
+    """Everything, by one path. With more streams, only the cases."""
     results = run_cases(path)
+    if ":" in path:
+        return results
     results["killed"] = run_killed(path)
     if not ON_CPU:
         results["out_of_memory"] = run_out_of_memory(path)
