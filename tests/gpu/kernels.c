@@ -198,7 +198,8 @@ int main(int argc, char **argv) {
         else if (strcmp(argv[i], "--most") == 0 && i + 1 < argc && atoi(argv[i + 1]) > 0)
             most = (size_t)atoi(argv[++i]);
         else {
-            printf("usage: hora-gpu-kernels [--check [--few]] [--measure [--most MB] [--json FILE]]\n");
+            printf("usage: hora-gpu-kernels [--check [--few]] [--measure [--most MB] "
+                   "[--json FILE]]\n");
             return strcmp(argv[i], "--help") == 0 ? 0 : 2;
         }
     }

@@ -142,6 +142,26 @@ void device_get(const device_buffer_t *b, void *stream) {
     device_get_from(b->at, b->host, b->bytes, stream);
 }
 
+void *device_alloc(size_t bytes) {
+    uint64_t at;
+    harness_ok(hora_gpu_enter(gpu));
+    must(gpu->cuda->alloc(&at, bytes), "device memory");
+    hora_gpu_leave(gpu);
+    return (void *)(uintptr_t)at;
+}
+
+void device_free(void *at) {
+    harness_ok(hora_gpu_enter(gpu));
+    must(gpu->cuda->free((uint64_t)(uintptr_t)at), "freeing device memory");
+    hora_gpu_leave(gpu);
+}
+
+void device_put_to(void *at, const void *pinned, size_t bytes, void *stream) {
+    harness_ok(hora_gpu_enter(gpu));
+    must(gpu->cuda->copy_in((uint64_t)(uintptr_t)at, pinned, bytes, stream), "a copy in");
+    hora_gpu_leave(gpu);
+}
+
 bool device_is_idle(void *stream) {
     int result;
     harness_ok(hora_gpu_enter(gpu));

@@ -30,6 +30,11 @@ void device_put(const device_buffer_t *b, void *stream);
 void device_get(const device_buffer_t *b, void *stream);
 /* The same for memory that somebody else allocated. */
 void device_get_from(const void *at, void *pinned, size_t bytes, void *stream);
+/* An allocation of its own, and its end. */
+void *device_alloc(size_t bytes);
+void  device_free(void *at);
+/* Queues `bytes` of pinned memory for any memory on the GPU. */
+void  device_put_to(void *at, const void *pinned, size_t bytes, void *stream);
 /* Is all done that was queued on the stream? */
 bool  device_is_idle(void *stream);
 /* Blocks until all that was queued on the stream is done. */

@@ -456,6 +456,47 @@ static void early_main(hora_comm_t *comm, int rank, int size, void *arg) {
     device_destroy(&b);
 }
 
+/* A sum of ones at the end of the memory. */
+static void sum_at(hora_comm_t *comm, char *at, size_t bytes, device_buffer_t *pinned) {
+    hora_call_options_t options = HORA_CALL_OPTIONS_INIT;
+    int32_t             one = 1, *got = (int32_t *)(void *)pinned->host;
+    int                 size = hora_comm_size(comm);
+    static void        *stream;
+    at += bytes - sizeof(one);
+    options.device = 0;
+    options.stream = stream = stream != NULL ? stream : device_stream();
+    memcpy(got, &one, sizeof(one));
+    device_put_to(at, got, sizeof(one), stream);
+    harness_ok(hora_allreduce(comm, at, at, 1, HORA_INT32, HORA_SUM, &options));
+    device_get_from(at, got, sizeof(one), stream);
+    device_finish(stream);
+    harness_check(*got == size, "%d where %d was expected", *got, size);
+}
+
+/* Memory that others have open, in two communicators, is freed, and lies in other allocations. */
+static void freed_main(hora_comm_t *comm, int rank, int size, void *arg) {
+    static const size_t bytes[] = {4u << 20, 8u << 20, 2u << 20, 6u << 20};
+    device_buffer_t     pinned;
+    hora_comm_t        *comms[2] = {comm, NULL};
+    (void)size, (void)arg;
+    start(rank);
+    device_make(&pinned, sizeof(int32_t));
+    harness_ok(hora_comm_split(comm, 0, rank, &comms[1]));
+    for (size_t turn = 0; turn < 2 * sizeof(bytes) / sizeof(bytes[0]); turn++) {
+        size_t each = bytes[turn % 4];
+        char  *a = device_alloc(each), *b = device_alloc(each);
+        for (int c = 0; c < 2; c++) {
+            sum_at(comms[(size_t)c ^ (turn & 1)], a, each, &pinned);
+            sum_at(comms[c], b, each, &pinned);
+        }
+        harness_ok(hora_barrier(comm, NULL));
+        device_free(b);
+        device_free(a);
+    }
+    device_destroy(&pinned);
+    harness_ok(hora_comm_free(comms[1]));
+}
+
 /* ---- Tests --------------------------------------------------------------------------------- */
 
 static void run(harness_main_t rank_main, void *arg) {
@@ -566,6 +607,11 @@ static void a_leader_that_dies(void **state) {
         assert_int_equal(ends[r].code, r == 0 ? 9 : 0);
 }
 
+static void memory_that_is_freed(void **state) {
+    (void)state;
+    run(freed_main, NULL);
+}
+
 /* Memory that only its own process can use is staged. */
 static void private_memory(void **state) {
     (void)state;
@@ -589,7 +635,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(a_gpu_that_does_not_come),
     };
     const struct CMUnitTest ipc[] = {
-        cmocka_unit_test(private_memory),
+        cmocka_unit_test(private_memory), cmocka_unit_test(memory_that_is_freed),
         cmocka_unit_test(streams_that_change),
         cmocka_unit_test(a_leader_that_frees_early),
         cmocka_unit_test(a_driver_that_fails_by_ipc),

@@ -47,6 +47,12 @@ static void expect(hora_status_t st, const fault_case_t *c) {
 static hora_status_t until_it_fails(hora_comm_t *comm, device_buffer_t *b, void *stream) {
     double        start = harness_now();
     hora_status_t st = HORA_OK;
+    const char   *words = getenv("HORA_STANDIN_NCCL");
+    hora_comm_t  *part;
+    if (words != NULL && strstr(words, "split") != NULL) {
+        nccl_sum_is_right(comm, b, stream);
+        return hora_comm_split(comm, 0, 0, &part);
+    }
     while (st == HORA_OK && harness_now() - start < 10) {
         st = nccl_queue_sum(comm, b, stream);
         usleep(20000);
@@ -215,6 +221,7 @@ static void faults(void **state) {
         {"hangs", HORA_ERR_TIMEOUT, "allreduce 'grad' by NCCL: on the GPU since", 1, NULL},
         {"reports", HORA_ERR_PEER_FAILED, "remote process exited", 1, NULL},
         {"call-blocks", HORA_ERR_TIMEOUT, "NCCL", 1, NULL},
+        {"split-never", HORA_ERR_TIMEOUT, "splitting by NCCL: waited", 2, NULL},
         {"hangs abort-blocks", HORA_ERR_TIMEOUT, "allreduce 'grad' by NCCL", -1, NULL},
         {"", HORA_ERR_SYSTEM, "allreduce 'grad'", 1, "cuEventQuery:2:700:lost"},
     };

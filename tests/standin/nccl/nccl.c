@@ -332,7 +332,7 @@ int ncclCommSplit(hora_nccl_handle_t handle, int color, int key, hora_nccl_handl
     comm->made = color >= 0 ? comm_new(ballots[leader].pid, ballots[leader].fd, rank, size) : NULL;
     meet(comm);
     comm->wanted = comm_p;
-    comm->answers = 1;
+    comm->answers = fault("split-never", comm->rank) ? 1000000 : 1;
     return HORA_NCCL_SUCCESS;
 }
 #endif

@@ -8,6 +8,7 @@
  * HORA_STANDIN_NCCL_RANK, or on all:
  *   init-error    the communicator cannot be made
  *   init-never    ... is never ready
+ *   split-never   a split never ends
  *   no-memory     a collective fails: no memory on the GPU
  *   hangs         what is queued never ends
  *   reports       ... and an error is reported
