@@ -171,9 +171,11 @@ static void hear(gate_t *gate, visitor_t *v) {
         answer_hello(gate, v, &frame);
 }
 
-/* A rank that was admitted says nothing until all are there: an event is its end. */
+/* A rank that was admitted says nothing until all are there, unless why it leaves: an
+ * event is its end. */
 static void hear_admitted(gate_t *gate, int rank) {
-    char          text[512];
+    char          text[TEXT_MAX];
+    uint32_t      flags;
     hora_frame_t  frame;
     hora_conn_t  *conn = &gate->star->conns[rank];
     hora_read_t   got = hora_conn_read(conn, &frame);
@@ -182,6 +184,8 @@ static void hear_admitted(gate_t *gate, int rank) {
         return;
     snprintf(text, sizeof(text), "rank %d on host %s died while the job was starting", rank,
              gate->star->hosts[rank]);
+    if (got == HORA_READ_FRAME && frame.type == HORA_FRAME_FAIL)
+        hora_fail_decode(&frame, &status, &flags, text, sizeof(text));
     hora_conn_close(conn);
     end_job(gate, status, text);
 }

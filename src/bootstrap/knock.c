@@ -119,6 +119,19 @@ static outcome_t shake_hands(knock_t *k, hora_conn_t *conn) {
     return await_welcome(k, conn);
 }
 
+/* Rank 0 counts on a rank that it has let in; that one must not seem to have died. */
+static void say_cancelled(const knock_t *k, hora_conn_t *conn) {
+    const hora_ticket_t *ticket = &k->meeting->ticket;
+    uint8_t              bytes[HORA_FAIL_MAX];
+    char                 text[HORA_HOST_MAX + 64];
+    size_t               len;
+    snprintf(text, sizeof(text), "the joining of rank %d on host %s was cancelled", ticket->rank,
+             ticket->host);
+    len = hora_fail_encode(HORA_ERR_ABORTED, 0, text, bytes);
+    if (hora_conn_queue(conn, HORA_FRAME_FAIL, bytes, len))
+        hora_conn_flush(conn);
+}
+
 static outcome_t try_socket(knock_t *k, int fd) {
     hora_conn_t *conn = &k->star->conns[0];
     outcome_t    outcome;
@@ -130,6 +143,8 @@ static outcome_t try_socket(knock_t *k, int fd) {
         hora_net_keep(fd);
     hora_conn_init(conn, fd, 0, HORA_FAIL_MAX);
     outcome = shake_hands(k, conn);
+    if (outcome == OUT && hora_poll_cancelled())
+        say_cancelled(k, conn);
     if (outcome != IN)
         hora_conn_close(conn);
     return outcome;

@@ -476,6 +476,26 @@ static void test_cancel(void **state) {
     }
 }
 
+static void join_or_be_cancelled(int rank, int size, report_t *report) {
+    if (rank == 1)
+        join_cancelled(rank, size, report);
+    else
+        rank_check(ranks_join(rank, size, report) == NULL);
+}
+
+/* Rank 1's joining is cancelled while it waits with rank 0, who takes nobody for dead. */
+static void test_cancel_is_told(void **state) {
+    int pids[2];
+    (void)state;
+    ranks_prepare(false);
+    for (int r = 0; r < 2; r++)
+        pids[r] = ranks_start(r, 3, join_or_be_cancelled);
+    ranks_wait(pids, 2, -1);
+    expect(0, HORA_ERR_ABORTED, "the joining of rank 1 on host ");
+    expect(0, HORA_ERR_ABORTED, "was cancelled");
+    expect(1, HORA_ERR_ABORTED, "rank 1 of 3 was cancelled");
+}
+
 /* A listener whose queue is full: the kernel answers nobody, as a host that drops packets. */
 static int full_listener(int queued[8]) {
     struct sockaddr_in at = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
@@ -597,6 +617,7 @@ int main(void) {
         cmocka_unit_test(test_other_transport),
         cmocka_unit_test(test_shm_between_hosts),
         cmocka_unit_test(test_cancel),
+        cmocka_unit_test(test_cancel_is_told),
         cmocka_unit_test(test_cancel_of_a_connect),
         cmocka_unit_test(test_cancel_keeps_the_reason),
         cmocka_unit_test(test_bad_settings),
