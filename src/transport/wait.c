@@ -7,7 +7,7 @@
  *
  * Where ranks take turns on the cores, a rank yields at once to one that it waits for and that shares
  * its core. For one on another core it spins as long as ranks take to change there, and then yields.
- * Time in which a rank of its core worked is not lost: the ranks say how long they have (bell->ran).
+ * Time in which a rank of its core worked is not lost: the ranks, or the kernel, say how long they have.
  *
  * A kernel that shares out the cores by session (sched_autogroup) or by container hands a yielded core on
  * only within that share. Between ranks of different ones, a yield often changes nothing; where others
@@ -181,7 +181,7 @@ static void say_worked(hora_world_t *world, uint64_t now) {
         atomic_fetch_add_explicit(&world->bell->ran, now - running_since, memory_order_relaxed);
 }
 
-/* Yields. Returns the nanoseconds since `now` in which no rank worked, as far as they have said. */
+/* Yields. Returns the nanoseconds since `now` in which no rank worked, as far as is known. */
 static uint64_t yield(hora_waiter_t *w, uint64_t now) {
     hora_world_t *world = w->comm->world;
     uint64_t      begin, worked;

@@ -98,7 +98,8 @@ bool hora_apart_look(const hora_comm_t *comm, int awaited);
 /* Does a rank take turns with this one on a core, as far as is known? Then it is to be waited for first:
  * it cannot come before this one yields. Always false where each rank has a core. */
 bool hora_apart_takes_turns(const hora_comm_t *comm, int rank);
-/* Nanoseconds that the ranks who take turns with this one have worked (bell->ran). */
+/* Nanoseconds that the ranks who take turns with this one have worked, by what they say (bell->ran)
+ * or, where they share no memory with it, by the kernel. */
 uint64_t hora_apart_worked(const hora_comm_t *comm);
 
 /* Sets world->spin_turns and its like from the cores, the local ranks and HORA_SPIN_US. */

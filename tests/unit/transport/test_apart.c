@@ -230,6 +230,24 @@ static void look_in_crowd__stays_where_it_is_even(void **state) {
     assert_int_equal(sched_setaffinity(0, sizeof(before), &before), 0);
 }
 
+/* Of one that shares no memory the kernel knows it, if it shows the process. */
+static void worked__is_processor_time_without_a_bell(void **state) {
+    uint64_t before;
+    clock_t  start = clock();
+    (void)state;
+    hora_apart_note(world);
+    place(0, 0, 0);
+    world->peers[1].bell = NULL;
+    atomic_store(&world->peers[1].core, atomic_load(&world->bell->core));
+    assert_int_equal(hora_apart_worked(&comm), 0);
+    world->peers[1].pid = getpid();
+    before = hora_apart_worked(&comm);
+    assert_true(before > 0);
+    while (clock() - start < CLOCKS_PER_SEC / 200)
+        ;
+    assert_true(hora_apart_worked(&comm) - before >= 2000000);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(look__moves_away_from_the_awaited, make, unmake),
@@ -239,6 +257,8 @@ int main(void) {
         cmocka_unit_test_setup_teardown(look__takes_no_peer_on_another_host, make, unmake),
         cmocka_unit_test_setup_teardown(look_in_crowd__leaves_the_fuller_core, make_crowd, unmake_crowd),
         cmocka_unit_test_setup_teardown(look_in_crowd__stays_where_it_is_even, make_crowd, unmake_crowd),
+        cmocka_unit_test_setup_teardown(worked__is_processor_time_without_a_bell, make_crowd,
+                                        unmake_crowd),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
