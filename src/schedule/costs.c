@@ -26,6 +26,7 @@ static const rates_t defaults[] = {
     {"shm", 1.5e-6, 1.0 / 6.0e9, 1.0 / 12e9, 6},
     {"arena", 0.4e-6, 1.0 / 50e9, 1.0 / 50e9, 12},
 };
+#define TCP   0
 #define ARENA (sizeof(defaults) / sizeof(defaults[0]) - 1)
 
 static size_t wire_index(const char *name) {
@@ -54,6 +55,10 @@ static const rates_t *rates_of_links(hora_comm_t *comm) {
     if (comm->wire == 0)
         comm->wire = 1 + (int)slowest_wire(comm);
     return &defaults[comm->wire - 1];
+}
+
+bool hora_costs_over_tcp(hora_comm_t *comm) {
+    return rates_of_links(comm) == &defaults[TCP];
 }
 
 #define UNEVEN_BYTES ((size_t)65536)

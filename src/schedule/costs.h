@@ -30,6 +30,9 @@ typedef struct hora_costs {
  * rank; where the members' blocks may differ, some size that is the same on all. */
 size_t hora_costs_bytes(const hora_coll_t *coll);
 
+/* Is tcp the slowest link between any two members? The same on all members. */
+bool hora_costs_over_tcp(hora_comm_t *comm);
+
 /* Seconds that coll takes with algo; elem: bytes of an element on the wire. */
 double hora_costs_predict(hora_comm_t *comm, const hora_algo_t *algo, const hora_coll_t *coll,
                           size_t elem);

@@ -9,6 +9,7 @@
  */
 #include "schedule/run.h"
 
+#include "schedule/costs.h"
 #include "transport/p2p.h"
 #include "transport/shm/arena.h"
 #include "transport/shm/pads.h"
@@ -22,8 +23,11 @@ _Static_assert(HORA_PLAN_LEAD + 2 <= HORA_PADS_DEPTH, "signatures are read while
 
 /* ---- preparing ---- */
 
-static size_t chunk_elements(const hora_comm_t *comm, size_t elem) {
+/* Over tcp, where a message costs more, twice what is set: see "TCP" in docs/performance.md. */
+static size_t chunk_elements(hora_comm_t *comm, size_t elem) {
     size_t chunk = comm->world->settings.chunk_size / elem;
+    if (comm->pads == NULL && hora_costs_over_tcp(comm))
+        chunk *= 2;
     return chunk > 0 ? chunk : 1;
 }
 
