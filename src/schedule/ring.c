@@ -17,7 +17,7 @@
  * Cost: 2(p-1)a + 2(p-1)/p nb + (p-1)/p ng. Each block is summed along one chain, once, so every
  * rank receives the same bits, but in an order that depends on the block.
  * Broadcast is the same neighbour stream, from root round to the rank before it:
- * (p-1)a + nb + (p-2) chunk b.
+ * (p-1)a + nb + (p-2) chunk b. Of two ranks nobody passes anything on, so that it is one chunk.
  *
  * Source: P. Patarasuk, X. Yuan, Bandwidth optimal all-reduce algorithms for clusters of
  * workstations, JPDC 69(2), 2009; the ring of MPICH and of Baidu's and Horovod's allreduce.
@@ -234,7 +234,9 @@ static void plan_broadcast(ring_t *ring) {
 
 static void plan_ring(const hora_coll_t *coll, const hora_plan_hint_t *hint, hora_plan_t *plan) {
     size_t longest = coll->kind == HORA_COLL_BROADCAST ? coll->count : hora_block_longest(coll);
-    ring_t ring = {.coll = coll, .plan = plan, .chunk = hora_chunk_fit(hint->chunk, longest)};
+    bool   passes_on = coll->kind != HORA_COLL_BROADCAST || coll->size > 2;
+    size_t chunk = passes_on ? hint->chunk : longest;
+    ring_t ring = {.coll = coll, .plan = plan, .chunk = hora_chunk_fit(chunk, longest)};
     ring.left = (coll->rank + coll->size - 1) % coll->size;
     ring.right = (coll->rank + 1) % coll->size;
     if (coll->kind == HORA_COLL_BROADCAST)
