@@ -122,12 +122,13 @@ static void dispatch(hora_tcp_t *self, hora_tcp_source_t *source, uint32_t event
     }
 }
 
-/* A read costs no more than to ask epoll whether to read. Not while something waits to be written. Not
- * for long messages: a look takes the socket from whoever delivers to it. */
+/* A read costs no more than to ask epoll whether to read. Not while something waits to be written.
+ * Not for a long message that has not begun to come: a look takes the socket from who delivers. */
 static bool may_look(const hora_xfer_t *awaited) {
     const hora_tcp_link_t *link = (const hora_tcp_link_t *)awaited->link;
-    return awaited->len <= HORA_TCP_SHORT && link->latest != NULL && link->in_count <= 1 &&
-           link->stalled == 0 && link->sends == NULL;
+    bool                   soon = awaited->len <= HORA_TCP_SHORT || awaited->priv != NULL;
+    return soon && link->latest != NULL && link->in_count <= 1 && link->stalled == 0 &&
+           link->sends == NULL;
 }
 
 static unsigned tcp_progress(hora_transport_t *base, const hora_xfer_t *awaited) {
