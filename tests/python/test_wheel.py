@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import csv
+import hashlib
 import importlib.util
 import os
 import shutil
@@ -61,14 +64,29 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_contents(wheel: Path) -> None:
-    names = set(zipfile.ZipFile(wheel).namelist())
-    # The tag names the Python that built it; built with 3.10, it serves all from 3.10 on.
-    assert f"-cp3{sys.version_info.minor}-abi3-linux" in wheel.name
+    archive = zipfile.ZipFile(wheel)
+    names = set(archive.namelist())
+    assert "-cp310-abi3-linux" in wheel.name, "whatever Python built it"
+    (label,) = (name for name in names if name.endswith(".dist-info/WHEEL"))
+    assert "\nTag: cp310-abi3-linux" in archive.read(label).decode()
+    for name, digest, size in csv.reader(archive.read(label[:-5] + "RECORD").decode().splitlines()):
+        data = archive.read(name)
+        found = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
+        assert name.endswith("/RECORD") or (digest, int(size)) == (f"sha256={found}", len(data))
     for needed in ("_core.abi3.so", "libhora.so", "hora-perf", "hora-check", "cli.py", "runner/agent.py",
                    "torch/__init__.py", "common/basics.py", "include/hora/hora.h"):  # fmt: skip
         assert f"hora/{needed}" in names, f"{needed} not in {sorted(names)}"
     assert not any(".so." in name or name.startswith("tests/") for name in names), names
+    assert archive.getinfo("hora/hora-perf").external_attr >> 16 & 0o111, "programs can be executed"
     assert any(name.endswith("licenses/LICENSE") or name.endswith("/LICENSE") for name in names)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("version", ["3.10", f"3.{sys.version_info.minor + 1}"])
+def test_installs_on_other_pythons(wheel: Path, tmp_path: Path, version: str) -> None:
+    check([sys.executable, "-m", "pip", "install", "--no-index", "--no-deps", "--quiet",
+           "--only-binary=:all:", "--python-version", version, "--target", str(tmp_path),
+           str(wheel)])  # fmt: skip
 
 
 @pytest.mark.slow
