@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import faulthandler
 import json
 import os
 import signal
@@ -596,9 +597,11 @@ CASES = [name for name in list(globals()) if name.startswith("case_")]
 
 
 def cases(hvd: Any) -> dict[str, str | None]:
-    """All of them. The first failure ends it, and the rest is not run."""
+    """All of them. The first failure ends it, and the rest is not run. One that hangs is the
+    first that has no result."""
     results: dict[str, str | None] = {}
     for name in CASES:
+        write(results)
         try:
             globals()[name](hvd)
             hvd.barrier()
@@ -643,18 +646,24 @@ def _error(hvd: Any, call: Callable[[], Any]) -> str:
     return "no error"
 
 
+def write(results: dict[str, str | None]) -> None:
+    """What there is, or nothing: never a part."""
+    with open(sys.argv[2] + ".new", "w") as file:
+        json.dump(results, file)
+    os.rename(sys.argv[2] + ".new", sys.argv[2])
+
+
 def main() -> None:
     """cases_cuda.py PROGRAM FILE, on each rank: its results go to the file."""
     import hora.torch as hvd
 
+    faulthandler.dump_traceback_later(max(1.0, float(os.environ.get("HORA_TEST_LIMIT", "150")) - 5))
     hvd.init()
     results = globals()[sys.argv[1]](hvd)
-    with open(sys.argv[2], "w") as file:
-        json.dump(results, file)
+    write(results)
     complete = all(results.get(name) is None for name in CASES)
     if sys.argv[1] == "cases" and complete:
         hvd.shutdown()
-    file.close()
     os._exit(0)  # what still is queued on the GPU is not waited for: it may be what failed
 
 
