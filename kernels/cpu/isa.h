@@ -30,7 +30,7 @@ typedef void (*hora_sum_fn)(const hora_reduce_t *how, void *const *dst, int ndst
 
 /* The whole of hora_kernel_reduce_turn for how->op SUM of float32. */
 typedef void (*hora_turn_fn)(const hora_reduce_t *how, void *const *dst, const void *const *src,
-                             const hora_turn_t *turn, size_t count);
+                             int n, const hora_turn_t *turn, size_t count);
 
 /* dots[0..2] += a.a, a.b, b.b, in the order that dots.h describes. */
 typedef void (*hora_dots_fn)(const void *a, const void *b, size_t count, double *dots);

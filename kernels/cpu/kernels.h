@@ -34,18 +34,19 @@ typedef struct hora_reduce {
 void hora_kernel_reduce(const hora_reduce_t *how, void *const *dst, int ndst,
                         const void *const *src, int nsrc, size_t count);
 
-/* Two copies of as many elements as a reduction has, the second to where the first one comes from:
- * out[i] = slot[i], slot[i] = in[i]. */
+/* Copies that go along with a reduction: out[i] = slot[i], slot[i] = in[i], for i < count, but for
+ * `gap` elements from gap_at on. gap_at and gap are whole lines of 64 bytes, unless gap is 0. */
 typedef struct hora_turn {
     void       *out, *slot;
     const void *in;
+    size_t      count, gap_at, gap;
 } hora_turn_t;
 
-/* hora_kernel_reduce of two into two, and these copies meanwhile, line by line: while one of them waits for
- * a line of another core, the others go on. What they touch does not overlap, but for dst and src, which may be
- * equal. */
-void hora_kernel_reduce_turn(const hora_reduce_t *how, void *const dst[2], const void *const src[2],
-                             const hora_turn_t *turn, size_t count);
+/* hora_kernel_reduce of n into n, and these copies meanwhile, line by line: while one of them waits
+ * for a line of another core, the others go on. n >= 2. What they touch does not overlap, but for
+ * dst and src, which may be equal. */
+void hora_kernel_reduce_turn(const hora_reduce_t *how, void *const *dst, const void *const *src,
+                             int n, const hora_turn_t *turn, size_t count);
 
 /* dst[i] = (dst_dtype)(src[i] * scale), i < count; scale 1.0: none. Among the float types (float8,
  * float16, bfloat16, float32, float64) in any pair, or equal types. The product is taken in float64 if

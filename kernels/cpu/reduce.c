@@ -10,6 +10,7 @@
 
 #include "isa.h"
 #include "kernels.h"
+#include "turn.h"
 
 #define BLOCK_BYTES 4096 /* of one source, in the type that accumulates */
 #define FEW         32   /* elements; sum would pad them to a chunk of 64, in memory */
@@ -200,20 +201,13 @@ void hora_kernel_reduce(const hora_reduce_t *how, void *const *dst, int ndst,
     }
 }
 
-void hora_kernel_reduce_turn(const hora_reduce_t *how, void *const dst[2], const void *const src[2],
-                             const hora_turn_t *turn, size_t count)
+void hora_kernel_reduce_turn(const hora_reduce_t *how, void *const *dst, const void *const *src,
+                             int n, const hora_turn_t *turn, size_t count)
 {
-    size_t size = hora_element_size(how->dtype), block = BLOCK_BYTES / size;
     if (how->op == HORA_SUM && how->dtype == HORA_FLOAT32) {
-        hora_isa_current()->turn_f32(how, dst, src, turn, count);
+        hora_isa_current()->turn_f32(how, dst, src, n, turn, count);
         return;
     }
-    for (size_t begin = 0; begin < count; begin += block) {
-        size_t      at = begin * size, length = smaller(block, count - begin);
-        const void *in[2] = {(const char *)src[0] + at, (const char *)src[1] + at};
-        void       *out[2] = {(char *)dst[0] + at, (char *)dst[1] + at};
-        memcpy((char *)turn->out + at, (const char *)turn->slot + at, length * size);
-        memcpy((char *)turn->slot + at, (const char *)turn->in + at, length * size);
-        hora_kernel_reduce(how, out, 2, in, 2, length);
-    }
+    turn_rest(turn, 0, hora_element_size(how->dtype));
+    hora_kernel_reduce(how, dst, n, src, n, count);
 }

@@ -19,6 +19,7 @@
 
 #include "half.h"
 #include "isa.h"
+#include "turn.h"
 
 #include <string.h>
 
@@ -75,9 +76,9 @@ ALWAYS_INLINE void chunk_finish(vector_t *v, size_t vectors, const hora_reduce_t
     }
 }
 
-/* The push of two ranks, a and b into x and y, and a turn (or NULL), as far as whole vectors go; returns how
- * far. A vector at a time: a line that another core has changed is then stored to as soon as it is here, which
- * was up to 25 % faster than a chunk at a time. */
+/* The push of two ranks, a and b into x and y, and copies that go along (or NULL), as far as whole
+ * vectors go; returns how far. A vector at a time: a line that another core has changed is then
+ * stored to as soon as it is here, which was up to 25 % faster than a chunk at a time. */
 ALWAYS_INLINE size_t sum_two_f32(const hora_reduce_t *how, float *x, float *y, const float *a,
                                  const float *b, size_t count, bool scaled,
                                  const hora_turn_t *turn)
@@ -107,6 +108,59 @@ ALWAYS_INLINE size_t sum_two_f32(const hora_reduce_t *how, float *x, float *y, c
         *(loose_vector_t *)(x + i) = v;
         *(loose_vector_t *)(y + i) = v;
     }
+    return whole;
+}
+
+/* Element i of n vectors, and of as many as fit into a vector_t, summed into all of dst. */
+ALWAYS_INLINE void sum_vector_f32(const hora_reduce_t *how, void *const *dst,
+                                  const void *const *src, int n, size_t i, bool scaled)
+{
+    float    prescale = (float)how->prescale;
+    vector_t v = *(const loose_vector_t *)((const float *)src[0] + i);
+    if (scaled) {
+        v = v * prescale;
+    }
+    for (int s = 1; s < n; s++) {
+        vector_t w = *(const loose_vector_t *)((const float *)src[s] + i);
+        if (scaled) {
+            w = w * prescale;
+        }
+        v = v + w;
+    }
+    if (scaled) {
+        chunk_finish(&v, 1, how);
+    }
+    v = vector_canonical(v);
+    for (int d = 0; d < n; d++) {
+        *(loose_vector_t *)((float *)dst[d] + i) = v;
+    }
+}
+
+/* For each vector of the sum n - 1 of the turn: of n equal parts, one is summed here and the others
+ * are copied. As far as whole vectors of both go; returns how far in the sum, and *at_p in the
+ * turn. */
+ALWAYS_INLINE size_t sum_and_turn_f32(const hora_reduce_t *how, void *const *dst,
+                                      const void *const *src, int n, const hora_turn_t *turn,
+                                      size_t count, bool scaled, size_t *at_p)
+{
+    const size_t step = sizeof(vector_t) / sizeof(float);
+    size_t       copies = (turn->count - turn->gap) / step / (size_t)(n - 1);
+    size_t       whole = (copies < count / step ? copies : count / step) * step;
+    size_t       gap_at = turn->gap > 0 ? turn->gap_at : turn->count, gap = turn->gap, at = 0;
+    float       *out = turn->out, *slot = turn->slot;
+    const float *in = turn->in;
+    for (size_t i = 0; i < whole; i += step) {
+        for (int k = 1; k < n; k++, at += step) {
+            vector_t s, t;
+            at += at == gap_at ? gap : 0;
+            s = *(const loose_vector_t *)(slot + at);
+            t = *(const loose_vector_t *)(in + at);
+            *(loose_vector_t *)(out + at) = s;
+            *(loose_vector_t *)(slot + at) = t;
+        }
+        sum_vector_f32(how, dst, src, n, i, scaled);
+    }
+    *at_p = at;
     return whole;
 }
 
@@ -198,6 +252,16 @@ DEFINE_SUM(f16, uint16_t)
 DEFINE_SUM(bf16, uint16_t)
 DEFINE_SUM(f32, float)
 
+/* Of n vectors into as many, from element `begin` on. */
+static void sum_rest_f32(const hora_reduce_t *how, void *const *dst, const void *const *src, int n,
+                         size_t begin, size_t count)
+{
+    for (; begin < count; begin += CHUNK) {
+        size_t length = count - begin < CHUNK ? count - begin : CHUNK;
+        sum_chunk_f32(how, dst, n, src, n, begin, length, !is_plain(how));
+    }
+}
+
 /* Two sources and two destinations go the quick way, and what is left of them the general one. */
 static void reduce_f32(const hora_reduce_t *how, void *const *dst, int ndst, const void *const *src,
                     int nsrc, size_t count)
@@ -209,27 +273,42 @@ static void reduce_f32(const hora_reduce_t *how, void *const *dst, int ndst, con
     }
     done = is_plain(how) ? sum_two_f32(how, dst[0], dst[1], src[0], src[1], count, false, NULL)
                          : sum_two_f32(how, dst[0], dst[1], src[0], src[1], count, true, NULL);
-    if (done < count) {
-        const void *in[2] = {(const float *)src[0] + done, (const float *)src[1] + done};
-        void       *out[2] = {(float *)dst[0] + done, (float *)dst[1] + done};
-        reduce_sum_f32(how, out, 2, in, 2, count - done);
-    }
+    sum_rest_f32(how, dst, src, 2, done, count);
 }
 
-static void turn_f32(const hora_reduce_t *how, void *const *dst, const void *const *src,
+/* Two ranks' parts are the halves of a chunk: the copies have a gap before or behind them. */
+static void turn_two_f32(const hora_reduce_t *how, void *const *dst, const void *const *src,
+                         const hora_turn_t *turn, size_t count)
+{
+    size_t      skip = turn->gap_at == 0 ? turn->gap : 0, copies = turn->count - turn->gap;
+    size_t      both = count < copies ? count : copies, done;
+    hora_turn_t one = {.out = (float *)turn->out + skip, .slot = (float *)turn->slot + skip,
+                       .in = (const float *)turn->in + skip, .count = copies, .gap_at = copies};
+    done = is_plain(how) ? sum_two_f32(how, dst[0], dst[1], src[0], src[1], both, false, &one)
+                         : sum_two_f32(how, dst[0], dst[1], src[0], src[1], both, true, &one);
+    turn_rest(&one, done, sizeof(float));
+    sum_rest_f32(how, dst, src, 2, done, count);
+}
+
+/* n is constant for the number of ranks that is most frequent where they share cores. */
+static void turn_f32(const hora_reduce_t *how, void *const *dst, const void *const *src, int n,
                      const hora_turn_t *turn, size_t count)
 {
-    size_t done, left;
-    done = is_plain(how) ? sum_two_f32(how, dst[0], dst[1], src[0], src[1], count, false, turn)
-                         : sum_two_f32(how, dst[0], dst[1], src[0], src[1], count, true, turn);
-    left = (count - done) * sizeof(float);
-    if (left > 0) {
-        const void *in[2] = {(const float *)src[0] + done, (const float *)src[1] + done};
-        void       *out[2] = {(float *)dst[0] + done, (float *)dst[1] + done};
-        reduce_sum_f32(how, out, 2, in, 2, count - done);
-        memcpy((float *)turn->out + done, (const float *)turn->slot + done, left);
-        memcpy((float *)turn->slot + done, (const float *)turn->in + done, left);
+    bool   plain = is_plain(how);
+    size_t done, at;
+    if (n == 2 && (turn->gap_at == 0 || turn->gap_at + turn->gap == turn->count)) {
+        turn_two_f32(how, dst, src, turn, count);
+        return;
     }
+    if (n == 4) {
+        done = plain ? sum_and_turn_f32(how, dst, src, 4, turn, count, false, &at)
+                     : sum_and_turn_f32(how, dst, src, 4, turn, count, true, &at);
+    } else {
+        done = plain ? sum_and_turn_f32(how, dst, src, n, turn, count, false, &at)
+                     : sum_and_turn_f32(how, dst, src, n, turn, count, true, &at);
+    }
+    turn_rest(turn, at, sizeof(float));
+    sum_rest_f32(how, dst, src, n, done, count);
 }
 
 #endif

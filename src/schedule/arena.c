@@ -15,20 +15,11 @@
  * wrote its end last, and who uses the result begins at its beginning: both are then in the cache.
  *
  * Private buffers pass through slots, chunk by chunk: copy in what others own, push, copy out what
- * others own; one's own part is read and written where it lies. Moves (6 - 4/n) N bytes per rank.
- * Three regions of a slot are in turn, so that a rank copies chunk k + 1 in and chunk k - 1 out while
- * the others still work on chunk k:
- *
- *     region 0   in 0 | reduce 0 | out 0 | in 3 | ...
- *     region 1          in 1 | reduce 1 | out 1 | in 4 | ...
- *     region 2                 in 2 | reduce 2 | out 2 | ...
- *
- * Region (k + 1) % 3 is free when chunk k + 1 is copied in: it held chunk k - 2, which every rank had
- * reduced (awaited) before this rank copied it out.
- *
- * Two ranks do all three in one round and tell each other once; a round begins when both have finished the one
- * before. Chunk k goes line by line to where chunk k - 2 comes out, and meanwhile k - 1 is reduced: one waits for
- * lines of the other core, one for those of a larger cache, so that together they take less time.
+ * others own; one's own part is read and written where it lies. Moves (6 - 4/n) N bytes per rank. A
+ * rank does all three in one round and tells the others once; a round begins when all have finished
+ * the one before. Chunk k goes line by line to where chunk k - 2 comes out, and meanwhile k - 1 is
+ * reduced: some of it waits for lines of other cores, some for those of a larger cache, so that
+ * together they take less time.
  *
  *     round          0        1        2        3        4
  *     copies out                       chunk 0  chunk 1  chunk 2
@@ -42,11 +33,10 @@
 
 #include <stdlib.h>
 
-#define REGIONS    3
-/* Of two ranks: of a long vector, so many chunks at least, of half the longest at least, because who copies the
- * first one in or the last one out has nothing else to do meanwhile. */
-#define CHUNKS_MIN  8
-#define REGIONS_TWO 2
+#define REGIONS 2 /* of a slot, in turn */
+/* Of a long vector, so many chunks, because who copies the first one in or the last one out has
+ * nothing else to do meanwhile; as far as they are neither too short nor too long (chunk_of). */
+#define CHUNKS     8
 #define LINE_BYTES 64
 /* A rank's part of a piece of a shared vector, in chunks: many pages, because the prefetchers run
  * past its end into lines that another core works on. */
@@ -59,7 +49,6 @@ typedef struct push {
     hora_ref_t        *src, *dst; /* [size] scratch */
     size_t             line;      /* elements per cache line */
     size_t             chunk, chunks;
-    size_t             regions; /* of a slot, in turn */
 } push_t;
 
 /* Parts are whole cache lines, so that no line is written by two cores. */
@@ -112,7 +101,7 @@ static void plan_shared(push_t *push) {
 /* Copies the parts of chunk k that other ranks own, in or out. */
 static void emit_copies(push_t *push, size_t k, bool in) {
     size_t count = chunk_count(push, k), at = chunk_at(push, k);
-    size_t slot = k % push->regions * push->chunk;
+    size_t slot = k % REGIONS * push->chunk;
     size_t begin = part_begin(push, count, push->coll->rank);
     size_t end = part_begin(push, count, push->coll->rank + 1);
     size_t from[2] = {0, end}, to[2] = {begin, count};
@@ -126,7 +115,7 @@ static void emit_copies(push_t *push, size_t k, bool in) {
 
 static void emit_push(push_t *push, size_t k) {
     const hora_coll_t *coll = push->coll;
-    size_t count = chunk_count(push, k), slot = k % push->regions * push->chunk;
+    size_t count = chunk_count(push, k), slot = k % REGIONS * push->chunk;
     size_t begin = part_begin(push, count, coll->rank);
     size_t end = part_begin(push, count, coll->rank + 1);
     for (int r = 0; r < coll->size; r++)
@@ -136,40 +125,40 @@ static void emit_push(push_t *push, size_t k) {
     emit_reduce(push, end - begin);
 }
 
-/* Cuts the vector, and a slot. */
-static void use_regions(push_t *push, size_t chunk, size_t regions) {
-    cut(push, chunk);
-    push->regions = regions;
-    push->plan->slot = (push->chunks < regions ? push->chunks : regions) * chunk;
-}
-
-/* ---- two ranks ---- */
-
-static size_t chunk_of_two(const push_t *push) {
-    size_t half = push->chunk / 2 / push->line * push->line;
-    size_t share = push->coll->count / CHUNKS_MIN / push->line * push->line;
-    if (push->coll->count <= push->chunk || share >= push->chunk || half == 0)
+/* Two ranks begin the sooner the shorter the chunks are. More of them take turns on the cores, or
+ * wait for more ranks, with each chunk: theirs are as long as a slot has room for. */
+static size_t chunk_of(const push_t *push, size_t slot) {
+    bool   two = push->coll->size == 2;
+    size_t least = (two ? push->chunk / 2 : push->chunk) / push->line * push->line;
+    size_t most = two ? push->chunk : slot / REGIONS / push->line * push->line;
+    size_t share = push->coll->count / CHUNKS / push->line * push->line;
+    if (push->coll->count <= (two ? push->chunk : slot))
+        return push->coll->count;
+    if (least == 0 || most < least)
         return push->chunk;
-    return share > half ? share : half;
+    return share < least ? least : share > most ? most : share;
 }
 
 /* Chunk k - 2 out, chunk k in, chunk k - 1 reduced; those that there are. */
 static void emit_round(push_t *push, size_t k) {
     hora_plan_t *plan = push->plan;
-    size_t       first = plan->nsteps, chunks = push->chunks;
+    size_t       first = plan->nsteps, chunks = push->chunks, parts;
     if (k >= 2)
         emit_copies(push, k - 2, false);
+    parts = plan->nsteps - first;
     if (k < chunks)
         emit_copies(push, k, true);
     if (k >= 1 && k <= chunks)
         emit_push(push, k - 1);
-    if (plan->status == HORA_OK && k >= 2 && k < chunks && plan->nsteps - first == 3 &&
-        chunk_count(push, k - 2) == chunk_count(push, k)) /* then the parts lie alike in their region */
-        plan->steps[first].turn = true;
+    if (plan->status == HORA_OK && k >= 2 && k < chunks && plan->nsteps - first == 2 * parts + 1 &&
+        chunk_count(push, k - 2) == push->chunk) /* all are whole then, and lie alike in a region */
+        plan->steps[first].turn = (uint8_t)parts;
 }
 
-static void plan_two(push_t *push) {
-    use_regions(push, chunk_of_two(push), REGIONS_TWO);
+static void plan_private(push_t *push, size_t slot) {
+    cut(push, chunk_of(push, slot));
+    push->plan->slot = (push->chunks < REGIONS ? push->chunks : REGIONS) * push->chunk;
+    push->plan->stays = true;
     hora_plan_await(push->plan, 0);
     for (size_t k = 0; k < push->chunks + 2; k++) {
         if (k > 0)
@@ -178,36 +167,6 @@ static void plan_two(push_t *push) {
         if (k <= push->chunks)
             hora_plan_signal(push->plan, (uint32_t)k + 1);
     }
-}
-
-/* ---- more ---- */
-
-static void plan_private(push_t *push) {
-    uint32_t phase = 1, copied_in = 1, reduced = 0; /* phases to await for chunk k */
-    size_t   chunks;
-    use_regions(push, push->chunk, REGIONS);
-    chunks = push->chunks;
-    hora_plan_await(push->plan, 0);
-    emit_copies(push, 0, true);
-    hora_plan_signal(push->plan, phase);
-    for (size_t k = 0; k < chunks; k++) {
-        uint32_t next_in = 0;
-        if (k + 1 < chunks) {
-            emit_copies(push, k + 1, true);
-            hora_plan_signal(push->plan, next_in = ++phase);
-        }
-        hora_plan_await(push->plan, copied_in);
-        emit_push(push, k);
-        hora_plan_signal(push->plan, ++phase);
-        if (k > 0) {
-            hora_plan_await(push->plan, reduced);
-            emit_copies(push, k - 1, false);
-        }
-        copied_in = next_in;
-        reduced = phase;
-    }
-    hora_plan_await(push->plan, reduced);
-    emit_copies(push, chunks - 1, false);
 }
 
 static bool arena_applies(const hora_coll_t *coll) {
@@ -230,10 +189,8 @@ static void arena_plan(const hora_coll_t *coll, const hora_plan_hint_t *hint, ho
         plan->status = HORA_ERR_NO_MEMORY;
     else if (hint->shared_in_out)
         plan_shared(&push);
-    else if (coll->count > 0 && coll->size == 2)
-        plan_two(&push);
     else if (coll->count > 0)
-        plan_private(&push);
+        plan_private(&push, hint->slot);
     free(push.src);
 }
 

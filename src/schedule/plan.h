@@ -85,8 +85,10 @@ typedef struct hora_step {
     bool       finish;    /* REDUCE, COPY, BLEND: apply divisor and postscale here (last touch) */
     bool       stream;    /* COPY: part of one that is larger than the caches */
     bool       take;      /* COPY: from a slot, nobody else reads what is read there (hora_kernel_take) */
-    bool       turn;      /* COPY out of a slot, followed by a COPY of as many elements to the same place
-                             and a REDUCE of two into two: line by line (hora_kernel_reduce_turn) */
+    uint8_t    turn;      /* so many COPYs out of a slot, this one the first, are followed by as
+                             many to the same places and a REDUCE of all ranks' into all ranks':
+                             line by line (hora_kernel_reduce_turn). 1, or 2 with a gap between;
+                             the gap, and what is before it, are whole lines */
     bool       begin;     /* REDUCE, COPY: apply prescale to the sources here (first touch) */
     int32_t    nsrc;      /* as many as there are ranks, where one sums all */
     int32_t    peer;      /* AWAIT: HORA_ALL_RANKS for every member */
@@ -111,6 +113,7 @@ typedef struct hora_plan {
     size_t       tmp;     /* elements of HORA_BUF_TMP */
     size_t       slot;    /* elements of HORA_BUF_SLOT */
     bool         turns;   /* two members: what was this slot is the other's the next time */
+    bool         stays;   /* the next call uses the same half of the slots (pads.h) */
     hora_status_t status; /* HORA_ERR_NO_MEMORY once an emit failed; checked once, at the end */
 } hora_plan_t;
 

@@ -482,29 +482,20 @@ static void run_scaled_copy(hora_exec_t *exec, const hora_step_t *step) {
     hora_kernel_reduce(&how, &dst, 1, &src, 1, step->count);
 }
 
-static const uint8_t *behind(const void *ptr, size_t bytes) {
-    return (const uint8_t *)ptr + bytes;
-}
-
-/* A COPY out of a slot, the COPY into it and the REDUCE that follow, as far as all of them go; then what is
- * left of each. */
+/* COPYs out of a slot, the COPYs into it and the REDUCE that follow, all in one. */
 static void run_turn(hora_exec_t *exec, const hora_step_t *step) {
-    const hora_step_t *in = step + 1, *sum = step + 2;
-    size_t             elem = exec->key.elem_size, both, left;
-    hora_turn_t        turn = {place_of(exec, &step->dst), place_of(exec, &step->src),
-                               place_of(exec, &in->src)};
+    const hora_step_t *in = step + step->turn, *sum = in + step->turn, *last = in - 1;
     hora_reduce_t      how = how_of(exec, sum);
-    void             **ptrs = places_of(exec, exec->plan.refs + sum->first, 4);
-    both = step->count < sum->count ? step->count : sum->count;
-    hora_kernel_reduce_turn(&how, ptrs + 2, (const void *const *)ptrs, &turn, both);
-    left = (step->count - both) * elem;
-    hora_kernel_copy((uint8_t *)turn.out + both * elem, behind(turn.slot, both * elem), left);
-    hora_kernel_copy((uint8_t *)turn.slot + both * elem, behind(turn.in, both * elem), left);
-    for (int i = 0; i < 4; i++)
-        ptrs[i] = (uint8_t *)ptrs[i] + both * elem;
-    if (sum->count > both)
-        hora_kernel_reduce(&how, ptrs + 2, 2, (const void *const *)ptrs, 2, sum->count - both);
-    exec->pc += 2;
+    void             **ptrs = places_of(exec, exec->plan.refs + sum->first, sum->nsrc + sum->ndst);
+    hora_turn_t        turn = {.out = place_of(exec, &step->dst),
+                               .slot = place_of(exec, &step->src),
+                               .in = place_of(exec, &in->src),
+                               .count = last->src.off + last->count - step->src.off,
+                               .gap_at = step->count};
+    turn.gap = last > step ? last->src.off - step->src.off - step->count : 0;
+    hora_kernel_reduce_turn(&how, ptrs + sum->nsrc, (const void *const *)ptrs, sum->nsrc, &turn,
+                            sum->count);
+    exec->pc += 2 * (size_t)step->turn;
 }
 
 /* ---- Adasum ---- */
@@ -552,7 +543,7 @@ static hora_status_t run_step(hora_exec_t *exec, const hora_step_t *step) {
     case HORA_STEP_WAIT:
         return wait_xfer(exec, step->xfer);
     case HORA_STEP_COPY:
-        if (step->turn)
+        if (step->turn > 0)
             run_turn(exec, step);
         else if (step->begin || step->finish)
             run_scaled_copy(exec, step);
@@ -593,7 +584,7 @@ static hora_status_t advance_steps(hora_exec_t *exec) {
         exec->pads->last_sig = exec->sig;
         hora_pads_remember(exec->pads, exec->sig);
         exec->pads->turns[exec->pads->calls & 1] ^= exec->plan.turns;
-        exec->pads->calls += uses_pads(exec->algo);
+        exec->pads->calls += uses_pads(exec->algo) && !exec->plan.stays;
     }
     exec->state = HORA_EXEC_DONE;
     return HORA_OK;

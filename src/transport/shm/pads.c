@@ -21,7 +21,7 @@ typedef struct offer {
 
 static size_t slot_bytes_for(const hora_settings_t *settings, size_t bytes) {
     if (bytes < 3 * settings->chunk_size)
-        bytes = 3 * settings->chunk_size; /* regions of the push (schedule/arena.c) */
+        bytes = 3 * settings->chunk_size; /* the push's two regions (schedule/arena.c) */
     if (bytes < settings->oneshot_limit)
         bytes = settings->oneshot_limit;
     if (bytes < 65536)

@@ -29,6 +29,9 @@
  * Slots. Collective number k (pads->calls) uses slot half k % 2. It is free again: before a member writes
  * to a slot in k + 2, it has awaited the last phase of k + 1 from all, and they signalled that after
  * they had finished k. Two members may change halves as they change boards, if the plan says so.
+ * A plan that `stays` is not counted, so that the next call finds its half in the caches: after its
+ * last wait nobody touches another member's slot. In the next call each may write to its own at
+ * once, and to another's when that member has signalled in it; no plan does so sooner.
  */
 #ifndef HORA_TRANSPORT_SHM_PADS_H
 #define HORA_TRANSPORT_SHM_PADS_H

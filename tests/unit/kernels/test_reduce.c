@@ -226,44 +226,73 @@ static void test_cut(void **state)
     }
 }
 
-/* Two into two, in place, while a vector comes out of a slot and another one goes in. */
-static void check_turn(const hora_reduce_t *how, size_t count)
+/* Are [from, to) of the out and the slot as a turn leaves them, or untouched? */
+static void check_turned(size_t from, size_t to, bool turned)
 {
-    size_t      bytes = count * element_sizes[how->dtype];
-    const void *src[2] = {source[0], source[1]};
-    void *const dst[2] = {source[1], source[0]};
-    hora_turn_t turn = {.out = target[0], .slot = source[2], .in = source[3]};
-    for (int s = 0; s < 4; s++) {
-        memcpy(source[s], pristine[s], bytes);
-        memset(source[s] + bytes, FILL, GUARD);
+    unsigned char untouched[64];
+    memset(untouched, FILL, sizeof(untouched));
+    assert_memory_equal(target[1] + from, (turned ? pristine[1] : pristine[2]) + from, to - from);
+    for (size_t at = from; at < to; at += sizeof(untouched)) {
+        size_t some = to - at < sizeof(untouched) ? to - at : sizeof(untouched);
+        assert_memory_equal(target[0] + at, turned ? pristine[2] + at : untouched, some);
+    }
+}
+
+/* n into n, in place, while a vector but for a gap comes out of a slot and another one goes in. */
+static void check_turn(const hora_reduce_t *how, int n, size_t count, size_t gap_at, size_t gap)
+{
+    size_t      size = element_sizes[how->dtype], bytes = count * size;
+    size_t      sums = count / (size_t)n; /* one more or less than the gap, or none is copied */
+    const void *src[NSRC_MAX] = {NULL};
+    void       *dst[NSRC_MAX] = {NULL};
+    hora_turn_t turn = {.out = target[0], .slot = target[1], .in = pristine[1], .count = count,
+                        .gap_at = gap_at, .gap = gap};
+    for (int s = 0; s < n; s++) {
+        memcpy(source[s], pristine[s], bytes + GUARD);
+        src[s] = source[s];
+        dst[s] = source[(s + 1) % n];
     }
     memset(target[0], FILL, bytes + GUARD);
-    hora_kernel_reduce_turn(how, dst, src, &turn, count);
-    assert_memory_equal(source[0], expected, bytes);
-    assert_memory_equal(source[1], expected, bytes);
-    assert_memory_equal(target[0], pristine[2], bytes);
-    assert_memory_equal(source[2], pristine[3], bytes);
-    assert_memory_equal(source[3], pristine[3], bytes);
-    memset(expected + bytes, FILL, GUARD);
-    assert_memory_equal(target[0] + bytes, expected + bytes, GUARD);
-    for (int s = 0; s < 4; s++) {
-        assert_memory_equal(source[s] + bytes, expected + bytes, GUARD);
+    memcpy(target[1], pristine[2], bytes + GUARD);
+    hora_kernel_reduce_turn(how, dst, src, n, &turn, sums);
+    for (int s = 0; s < n; s++) {
+        assert_memory_equal(source[s], expected, sums * size);
+        assert_memory_equal(source[s] + sums * size, pristine[s] + sums * size,
+                            bytes - sums * size + GUARD);
+    }
+    check_turned(0, gap_at * size, true);
+    check_turned(gap_at * size, (gap_at + gap) * size, false);
+    check_turned((gap_at + gap) * size, bytes, true);
+    check_turned(bytes, bytes + GUARD, false);
+}
+
+/* Without a gap, and with one at the beginning, within, and at the end. */
+static void check_turns(const hora_reduce_t *how, int n, size_t count)
+{
+    size_t line = 64 / element_sizes[how->dtype], lines = count / line;
+    size_t gap = lines / (size_t)n * line;
+    check_turn(how, n, count, count, 0);
+    if (gap > 0) {
+        check_turn(how, n, count, 0, gap);
+        check_turn(how, n, count, gap, gap);
+        check_turn(how, n, count, lines * line - gap, gap);
     }
 }
 
 static void test_turn(void **state)
 {
+    static const int ranks[] = {2, 3, 4, 8};
     (void)state;
     for (hora_dtype_t dtype = 0; dtype < HORA_DTYPE_COUNT; dtype++) {
         make_sources(dtype);
-        for (size_t i = 0; i < 2 * sizeof(counts) / sizeof(counts[0]); i++) {
+        for (size_t i = 0; i < 8 * sizeof(counts) / sizeof(counts[0]); i++) {
             hora_reduce_t how = scalings[i % 2 == 0 || dtype == HORA_BOOL ? 0 : 2];
             how.dtype = dtype;
             how.op = HORA_SUM;
-            make_expected(&how, 2);
+            make_expected(&how, ranks[i / 2 % 4]);
             for (size_t k = 0; k < ISA_COUNT; k++) {
                 if (hora_kernel_force_isa(isa_names[k])) {
-                    check_turn(&how, counts[i / 2]);
+                    check_turns(&how, ranks[i / 2 % 4], counts[i / 8]);
                 }
             }
         }

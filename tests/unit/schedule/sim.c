@@ -46,6 +46,7 @@ typedef struct rank_state {
     uint32_t     first_open;  /* xfers before it have been waited for */
     uint32_t     clock[64];   /* vector clock */
     uint64_t     phase, base; /* signalled last; used by calls before */
+    int          half;        /* of the slots, in this call */
     int          turns[2];    /* of a slot's halves */
     shadow_t     shadow[4];
     size_t       messages, elements, between;
@@ -156,7 +157,7 @@ static void check_open(sim_t *sim, int rank, const uint8_t *at, size_t bytes, bo
 /* The place of ref, after all checks; NULL after a fault. */
 static uint8_t *touch(sim_t *sim, int rank, hora_ref_t ref, size_t count, bool writes) {
     int           owner = ref.rank < 0 ? rank : ref.rank;
-    int           half = sim->ranks[rank].call % 2;
+    int           half = sim->ranks[rank].half;
     rank_state_t *o;
     size_t        at = ref.off;
     uint8_t      *place;
@@ -488,7 +489,8 @@ static bool end_call(sim_t *sim, int rank) {
     me->base += sim->what->shared + me->plan.phases;
     if (me->plan.turns && sim->what->size != 2)
         fault(sim, rank, "only two ranks can change slots");
-    me->turns[me->call % 2] ^= me->plan.turns;
+    me->turns[me->half] ^= me->plan.turns;
+    me->half ^= !me->plan.stays;
     me->call++;
     return true;
 }
