@@ -151,10 +151,10 @@ static outcome_t try_socket(knock_t *k, int fd) {
 }
 
 static outcome_t failed_connect(knock_t *k) {
-    char text[256], reason[128];
+    char text[256];
     if (errno == ECONNREFUSED || errno == ENOENT)
         return again(k, HORA_ERR_TIMEOUT, "nobody listens there");
-    snprintf(text, sizeof(text), "cannot connect: %s", strerror_r(errno, reason, sizeof(reason)));
+    snprintf(text, sizeof(text), "cannot connect: %s", strerror(errno));
     return again(k, HORA_ERR_SYSTEM, text);
 }
 

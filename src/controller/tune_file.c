@@ -142,22 +142,20 @@ static bool print_cache(FILE *file, const void *arg) {
 bool hora_tune_save(const char *path, const hora_tune_place_t *place, const hora_tuning_t *tuning,
                     double gain) {
     result_t result = {place, tuning, gain};
-    char     reason[128];
     if (hora_record_write(path, print_cache, &result))
         return true;
     hora_log(HORA_LOG_WARNING, "autotune: the result could not be written to %s: %s", path,
-             strerror_r(errno, reason, sizeof(reason)));
+             strerror(errno));
     return false;
 }
 
 /* ---- The log --------------------------------------------------------------------------------- */
 
 FILE *hora_tune_log_open(const char *path) {
-    char  reason[128];
     FILE *file = fopen(path, "we");
     if (file == NULL) {
         hora_log(HORA_LOG_WARNING, "autotune: %s cannot be written: %s", path,
-                 strerror_r(errno, reason, sizeof(reason)));
+                 strerror(errno));
         return NULL;
     }
     fprintf(file, "sample,phase,setting,fusion_threshold_mb,pack,alone,oneshot_limit,algorithm,bytes,"

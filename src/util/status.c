@@ -109,12 +109,11 @@ hora_status_t hora_fail(hora_status_t status, const char *format, ...) {
 
 hora_status_t hora_fail_errno(hora_status_t status, int err, const char *format, ...) {
     char    text[TEXT_MAX - 128];
-    char    reason[128];
     va_list args;
     va_start(args, format);
     vsnprintf(text, sizeof(text), format, args);
     va_end(args);
-    return hora_fail(status, "%s: %s", text, strerror_r(err, reason, sizeof(reason)));
+    return hora_fail(status, "%s: %s", text, strerror(err));
 }
 
 hora_status_t hora_fail_again(hora_status_t status, const char *text) {

@@ -34,13 +34,11 @@ hora_tcp_link_t *hora_tcp_link_get(hora_tcp_t *self, int peer) {
 
 void hora_tcp_link_lost_text(const hora_tcp_link_t *link, int err, char *text, size_t size) {
     hora_peer_t *peer = &link->base.transport->world->peers[link->base.peer];
-    char         reason[128];
     if (err == 0 && atomic_load(&peer->gone))
         snprintf(text, size, "rank %d on host %s has left", link->base.peer, peer->host);
     else
         snprintf(text, size, "connection to rank %d on host %s was lost (%s)", link->base.peer,
-                 peer->host, err == 0 ? "closed by the other side"
-                                      : strerror_r(err, reason, sizeof(reason)));
+                 peer->host, err == 0 ? "closed by the other side" : strerror(err));
 }
 
 static bool receives_pending(const hora_match_t *match) {

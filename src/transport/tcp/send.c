@@ -190,7 +190,7 @@ static bool set_blocked(hora_tcp_out_t *out, bool blocked) {
 void hora_tcp_out_failed(hora_tcp_out_t *out, int err) {
     hora_tcp_link_t *link = out->link;
     hora_tcp_t      *self = hora_tcp_of(link);
-    char             text[sizeof(link->text)], address[HORA_TCP_TEXT_MAX], reason[128];
+    char             text[sizeof(link->text)], address[HORA_TCP_TEXT_MAX];
     int              port;
     hora_tcp_link_lost_text(link, err, text, sizeof(text));
     if (out->connecting && err != 0) {
@@ -200,7 +200,7 @@ void hora_tcp_out_failed(hora_tcp_out_t *out, int err) {
                  "is alive, open its ports in the firewall or choose another network with "
                  "HORA_INTERFACE",
                  link->base.peer, self->base.world->peers[link->base.peer].host, address, port,
-                 self->interface.name, strerror_r(err, reason, sizeof(reason)));
+                 self->interface.name, strerror(err));
     }
     hora_tcp_link_fail_sends(link, HORA_ERR_PEER_FAILED, text);
 }
@@ -311,12 +311,12 @@ void hora_tcp_out_event(hora_tcp_out_t *out, uint32_t events) {
 /* This rank cannot make a connection. */
 static void out_impossible(hora_tcp_link_t *link, hora_status_t status, int err) {
     hora_tcp_t *self = hora_tcp_of(link);
-    char        text[sizeof(link->text)], reason[128];
+    char        text[sizeof(link->text)];
     snprintf(text, sizeof(text),
              "cannot make a connection from %s of interface %s to rank %d on host %s (%s)",
              self->interface.text, self->interface.name, link->base.peer,
              self->base.world->peers[link->base.peer].host,
-             strerror_r(err, reason, sizeof(reason)));
+             strerror(err));
     hora_tcp_link_fail_sends(link, status, text);
 }
 
