@@ -116,6 +116,7 @@ def engine_on_numpy() -> None:
     handle.wait()
     assert (x == _core.size()).all()
     rows = np.full((_core.rank() + 1, 2), _core.rank(), dtype=np.uint8)
+    before = sys.getrefcount(rows)
     handle = _core.enqueue(_core.ALLGATHER, "g", rows, None, _core.SUM, 1.0, 1.0, 0, None, 0)
     handle.wait()
     references = sys.getrefcount(rows)
@@ -125,7 +126,7 @@ def engine_on_numpy() -> None:
     assert (np.from_dlpack(array) == wanted).all()
     refused(ValueError, lambda: handle.output(0))
     refused(IndexError, lambda: handle.output(1))
-    assert references == 2, "a finished handle holds no array"
+    assert references == before, "a finished handle holds no array"
     refused(ValueError, lambda: _core.init(-1, -1, None, None, 0.0, 0.0, 0), "already")
     _core.shutdown()
 

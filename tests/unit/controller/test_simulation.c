@@ -143,7 +143,7 @@ static void check_round(world_t *w, const operation_t *ops, int nops) {
 static void simulate(int size, size_t threshold, size_t capacity, bool mistakes, int rounds) {
     world_t     *w = world_new(size, threshold, capacity);
     operation_t *ops = calloc(TENSORS, sizeof(*ops));
-    int          nops;
+    int          nops = 0;
     for (int round = 0; round < rounds; round++) {
         if (round % 3 == 0 || mistakes) /* else the same again, by ids */
             plan(ops, &nops, round, mistakes, size);
