@@ -40,7 +40,8 @@ typedef struct gate {
     visitor_t             visitors[PENDING_MAX];
     uint8_t              *here; /* [size]: 1: this rank has come */
     int                   missing;
-    struct pollfd        *fds; /* [1 + PENDING_MAX + size] */
+    struct pollfd        *fds; /* [1 + PENDING_MAX + size], the first are in use */
+    int                  *places; /* [size]: where a rank's connection is among them; 0: nowhere */
     int                   refused;
     char                  last_refusal[512];
     hora_status_t         status; /* not HORA_OK: the job cannot start */
@@ -215,6 +216,24 @@ static void expire(gate_t *gate, uint64_t now) {
     }
 }
 
+static void end_by_system(gate_t *gate, int error, const char *what) {
+    char text[512], reason[128];
+    snprintf(text, sizeof(text), "rank 0 on host %s cannot %s: %s",
+             gate->meeting->ticket.host, what,
+             strerror_r(error, reason, sizeof(reason)));
+    end_job(gate, HORA_ERR_SYSTEM, text);
+}
+
+/* Out of descriptors? Visitors leave in time; where there are none, it will not get better. */
+static void check_descriptors(gate_t *gate, int error) {
+    if (error != EMFILE && error != ENFILE)
+        return; /* nobody is there, or not any more */
+    for (int i = 0; i < PENDING_MAX; i++)
+        if (gate->visitors[i].conn.fd >= 0)
+            return;
+    end_by_system(gate, error, "let another rank in (ulimit -n)");
+}
+
 static void accept_some(gate_t *gate) {
     for (int i = 0; i < PENDING_MAX; i++) {
         uint64_t   now = hora_clock_ns();
@@ -223,8 +242,10 @@ static void accept_some(gate_t *gate) {
         if (v == NULL)
             return;
         fd = accept4(gate->listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
-        if (fd < 0)
-            return; /* nobody, or out of descriptors: the deadline ends it */
+        if (fd < 0) {
+            check_descriptors(gate, errno);
+            return;
+        }
         memset(v, 0, sizeof(*v));
         hora_conn_init(&v->conn, fd, -1, STRANGER_MAX);
         v->since = now;
@@ -241,34 +262,44 @@ static bool crowded(const gate_t *gate) {
     return true;
 }
 
+/* Appends a descriptor, should it be one: poll takes no more entries than `ulimit -n` says. Returns
+ * its place, 0 if it has none. */
+static int poll_too(gate_t *gate, int *n, int fd) {
+    if (fd < 0)
+        return 0;
+    gate->fds[*n] = (struct pollfd){fd, POLLIN, 0};
+    return (*n)++;
+}
+
 /* One round of waiting and answering. */
 static void attend(gate_t *gate, uint64_t deadline) {
     struct pollfd *fds = gate->fds;
     const int      size = gate->star->size;
-    uint64_t       now = hora_clock_ns(), until = deadline;
+    uint64_t       until = deadline;
     bool           full = crowded(gate);
-    int            n;
+    int            n = 1, visitors[PENDING_MAX];
     fds[0] = (struct pollfd){full ? -1 : gate->listener, POLLIN, 0};
     for (int i = 0; i < PENDING_MAX; i++) {
         const visitor_t *v = &gate->visitors[i];
-        fds[1 + i] = (struct pollfd){v->conn.fd, POLLIN, 0};
-        uint64_t end = v->since + (full ? EVICT_NS : PENDING_NS);
+        uint64_t         end = v->since + (full ? EVICT_NS : PENDING_NS);
+        visitors[i] = poll_too(gate, &n, v->conn.fd);
         if (v->conn.fd >= 0 && end < until)
             until = end;
     }
     for (int r = 0; r < size; r++)
-        fds[1 + PENDING_MAX + r] = (struct pollfd){gate->star->conns[r].fd, POLLIN, 0};
-    n = poll(fds, (nfds_t)(1 + PENDING_MAX + size), hora_poll_timeout(until));
-    if (n < 0)
+        gate->places[r] = poll_too(gate, &n, gate->star->conns[r].fd);
+    if (poll(fds, (nfds_t)n, hora_poll_timeout(until)) < 0) {
+        if (errno != EINTR)
+            end_by_system(gate, errno, "poll for the other ranks");
         return;
+    }
     for (int i = 0; i < PENDING_MAX; i++)
-        if (fds[1 + i].fd >= 0 && fds[1 + i].revents)
+        if (visitors[i] > 0 && fds[visitors[i]].revents)
             hear(gate, &gate->visitors[i]);
     for (int r = 0; r < size; r++)
-        if (fds[1 + PENDING_MAX + r].fd >= 0 && fds[1 + PENDING_MAX + r].revents)
+        if (gate->places[r] > 0 && fds[gate->places[r]].revents)
             hear_admitted(gate, r);
-    now = hora_clock_ns();
-    expire(gate, now);
+    expire(gate, hora_clock_ns());
     if (full || fds[0].revents)
         accept_some(gate);
 }
@@ -316,7 +347,8 @@ static hora_status_t open_gate(gate_t *gate, hora_meeting_t *meeting, hora_star_
         gate->visitors[i].conn.fd = -1;
     gate->here = calloc((size_t)star->size, 1);
     gate->fds = calloc((size_t)(1 + PENDING_MAX + star->size), sizeof(*gate->fds));
-    if (gate->here == NULL || gate->fds == NULL)
+    gate->places = calloc((size_t)star->size, sizeof(*gate->places));
+    if (gate->here == NULL || gate->fds == NULL || gate->places == NULL)
         return hora_fail(HORA_ERR_NO_MEMORY, "a rendezvous of %d ranks", star->size);
     gate->here[0] = 1;
     gate->missing = star->size - 1;
@@ -341,6 +373,7 @@ static void close_gate(gate_t *gate) {
         close(gate->listener);
     free(gate->here);
     free(gate->fds);
+    free(gate->places);
     free(gate);
 }
 

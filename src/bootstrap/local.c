@@ -267,18 +267,21 @@ static hora_status_t meet(table_t *t, const hora_card_t *cards, double patience)
         if (t->seats[i].rank < t->world->rank)
             st = call(t, &t->seats[i], cards[t->seats[i].rank].socket, deadline);
     while (st == HORA_OK && offers_missing(t) > 0) {
-        t->fds[t->nseats] = (struct pollfd){t->local->listener, POLLIN, 0};
-        for (int i = 0; i < t->nseats; i++)
-            t->fds[i] = (struct pollfd){t->seats[i].received ? -1 : t->seats[i].fd, POLLIN, 0};
-        int n = poll(t->fds, (nfds_t)t->nseats + 1, hora_poll_timeout(deadline));
+        int used = 0; /* poll takes no more entries than `ulimit -n` says */
+        t->fds[0] = (struct pollfd){t->local->listener, POLLIN, 0};
+        for (int i = 0; i < t->nseats; i++) {
+            t->fds[1 + i] = (struct pollfd){t->seats[i].received ? -1 : t->seats[i].fd, POLLIN, 0};
+            used = t->fds[1 + i].fd >= 0 ? i + 1 : used;
+        }
+        int n = poll(t->fds, (nfds_t)used + 1, hora_poll_timeout(deadline));
         if (n < 0 && errno != EINTR)
             return hora_fail_errno(HORA_ERR_SYSTEM, errno, "poll while linking up");
         if (n == 0 && hora_poll_late(deadline))
             return too_late(t, patience);
-        for (int i = 0; i < t->nseats && n > 0 && st == HORA_OK; i++)
-            if (t->fds[i].fd >= 0 && t->fds[i].revents)
+        for (int i = 0; i < used && n > 0 && st == HORA_OK; i++)
+            if (t->fds[1 + i].fd >= 0 && t->fds[1 + i].revents)
                 st = hear(t, &t->seats[i]);
-        if (n > 0 && t->fds[t->nseats].revents)
+        if (n > 0 && t->fds[0].revents)
             answer_door(t);
     }
     return st;

@@ -224,9 +224,21 @@ static void join_with_few_descriptors(int rank, int size, report_t *report) {
     hora_bootstrap_leave(w);
 }
 
+/* Less than what rank 0 could have to poll at worst. */
+static void join_with_fewer_descriptors(int rank, int size, report_t *report) {
+    struct rlimit few = {32, 32};
+    hora_world_t *w;
+    rank_check(setrlimit(RLIMIT_NOFILE, &few) == 0);
+    w = ranks_join(rank, size, report);
+    rank_check(w != NULL);
+    ranks_meet(1, size);
+    hora_bootstrap_leave(w);
+}
+
 static void test_few_descriptors(void **state) {
     (void)state;
     ranks_run(2, false, join_with_few_descriptors);
+    ranks_run(2, false, join_with_fewer_descriptors);
 }
 
 static void join_with_secret(int rank, int size, report_t *report) {
