@@ -14,9 +14,20 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "isa.h"
 #include "kernels.h"
 
-#define LINE 64
+#define LINE HORA_LINE
+
+void hora_kernel_fetch(void *dst, const void *src, size_t bytes)
+{
+    hora_isa_current()->copy(dst, src, bytes, true);
+}
+
+void hora_kernel_put(void *dst, const void *src, size_t bytes)
+{
+    hora_isa_current()->copy(dst, src, bytes, false);
+}
 
 /* Of one line. */
 static void take_some(uint8_t *to, uint8_t *from, size_t bytes)

@@ -24,13 +24,16 @@ typedef void (*hora_divide_fn)(void *out, const void *in, size_t count, uint32_t
  * which only appends zero bits). */
 typedef void (*hora_cast_fn)(void *out, const void *in, size_t count);
 
-/* The whole of hora_kernel_reduce for how->op SUM, in one pass. */
+/* The whole of hora_kernel_reduce_far for how->op SUM, in one pass; far: that source, or NULL. */
 typedef void (*hora_sum_fn)(const hora_reduce_t *how, void *const *dst, int ndst,
-                            const void *const *src, int nsrc, size_t count);
+                            const void *const *src, int nsrc, size_t count, const void *far);
 
 /* The whole of hora_kernel_reduce_turn for how->op SUM of float32. */
 typedef void (*hora_turn_fn)(const hora_reduce_t *how, void *const *dst, const void *const *src,
                              int n, const hora_turn_t *turn, size_t count);
+
+/* memcpy; far: of what another core has written. */
+typedef void (*hora_copy_fn)(void *dst, const void *src, size_t bytes, bool far);
 
 /* dots[0..2] += a.a, a.b, b.b, in the order that dots.h describes. */
 typedef void (*hora_dots_fn)(const void *a, const void *b, size_t count, double *dots);
@@ -42,6 +45,7 @@ typedef struct hora_isa {
     const char     *name;
     hora_sum_fn     sum[HORA_DTYPE_COUNT]; /* float32 and the half types; NULL: use combine */
     hora_turn_fn    turn_f32;
+    hora_copy_fn    copy;
     /* NULL: no such operation, or a half or float8 type, which is widened and combined as float32. */
     hora_combine_fn combine[HORA_DTYPE_COUNT][HORA_OP_COUNT];
     hora_scale_fn   scale[HORA_DTYPE_COUNT];  /* NULL: bool, half and float8 types */
@@ -67,6 +71,26 @@ extern const hora_isa_t hora_isa_neon;
 
 /* The table in use; chosen on the first call. Any thread. */
 const hora_isa_t *hora_isa_current(void);
+
+#define HORA_LINE 64
+/* How far ahead lines of another core are fetched: 96 of them. More gain nothing, and 32 gain less
+ * where such a line takes 100 ns (docs/performance.md). */
+#define HORA_AHEAD ((size_t)96 * HORA_LINE)
+
+/* Asks for lines into the cache of level 2: of those a core waits for more at a time than of those
+ * into level 1. */
+static inline void hora_fetch(const void *from, size_t bytes)
+{
+    for (size_t i = 0; i < bytes; i += HORA_LINE) {
+        __builtin_prefetch((const char *)from + i, 0, 2);
+    }
+}
+
+/* The same for the first lines of `bytes`; the others are fetched on the way. */
+static inline void hora_fetch_first(const void *from, size_t bytes)
+{
+    hora_fetch(from, bytes < HORA_AHEAD ? bytes : HORA_AHEAD);
+}
 
 /* Bytes of one element. hora_dtype_size lives in libhora, which these files do not need. */
 static inline size_t hora_element_size(hora_dtype_t dtype)

@@ -34,6 +34,11 @@ typedef struct hora_reduce {
 void hora_kernel_reduce(const hora_reduce_t *how, void *const *dst, int ndst,
                         const void *const *src, int nsrc, size_t count);
 
+/* The same, where another core has written src[far] (-1: none): its lines are asked for before they
+ * are needed, more at a time than a core does by itself. The bits do not depend on it. */
+void hora_kernel_reduce_far(const hora_reduce_t *how, void *const *dst, int ndst,
+                            const void *const *src, int nsrc, size_t count, int far);
+
 /* Copies that go along with a reduction: out[i] = slot[i], slot[i] = in[i], for i < count, but for
  * `gap` elements from gap_at on. gap_at and gap are whole lines of 64 bytes, unless gap is 0. */
 typedef struct hora_turn {
@@ -78,6 +83,12 @@ void hora_kernel_copy(void *dst, const void *src, size_t bytes);
 /* The same with streaming stores, where there are any, whatever `bytes` is: one part of a copy that is
  * so large as a whole. */
 void hora_kernel_copy_part(void *dst, const void *src, size_t bytes);
+
+/* memcpy, a line at a time in registers: some KB, for another core to read. No overlap. */
+void hora_kernel_put(void *dst, const void *src, size_t bytes);
+/* The same of what another core has written, whose lines are asked for as by
+ * hora_kernel_reduce_far. */
+void hora_kernel_fetch(void *dst, const void *src, size_t bytes);
 
 /* memcpy that also takes src's lines over from the core that wrote them, by writing to each what it holds. That
  * core is quick to write to them again then; nobody else may use src meanwhile. No overlap. */

@@ -248,6 +248,7 @@ const hora_isa_t LOOPS_TABLE = {
             [HORA_BFLOAT16] = reduce_sum_bf16,
             [HORA_FLOAT32] = reduce_f32},
     .turn_f32 = turn_f32,
+    .copy = copy_lines,
     .widen = {[HORA_FLOAT16] = cast_f16_to_f32,
               [HORA_BFLOAT16] = cast_bf16_to_f32,
               [HORA_FLOAT8_E4M3] = cast_e4m3_to_f32,

@@ -30,6 +30,7 @@ typedef struct reduce_job {
     int                  ndst;
     int                  nsrc;
     size_t               size; /* bytes of an element in memory */
+    const void          *far;  /* the source that another core has written; NULL: none */
 } reduce_job_t;
 
 /* Where a block's inputs and sum stay. */
@@ -52,6 +53,15 @@ static void spread(const reduce_job_t *job, size_t offset, size_t bytes)
     }
 }
 
+/* Fetches the block of the far source that begins with element `begin`, if there is one. */
+static void fetch_block(const reduce_job_t *job, size_t begin, size_t block, size_t count)
+{
+    if (job->far != NULL && begin < count) {
+        hora_fetch((const char *)job->far + begin * job->size,
+                   smaller(block, count - begin) * job->size);
+    }
+}
+
 /* One source and nothing to compute. */
 static void reduce_copy(const reduce_job_t *job, size_t count)
 {
@@ -65,11 +75,14 @@ static void reduce_copy(const reduce_job_t *job, size_t count)
 /* No steps but combine, and few enough sources for one pass: straight from memory to memory. */
 static void reduce_direct(const reduce_job_t *job, size_t count)
 {
-    size_t      block = job->ndst == 1 ? count : BLOCK_BYTES / job->size;
+    bool        whole = job->ndst == 1 && job->far == NULL;
+    size_t      block = whole ? count : BLOCK_BYTES / job->size;
     const void *in[HORA_COMBINE_MAX];
+    fetch_block(job, 0, block, count);
     for (size_t begin = 0; begin < count; begin += block) {
         size_t length = smaller(block, count - begin);
         size_t offset = begin * job->size;
+        fetch_block(job, begin + block, block, count);
         for (int s = 0; s < job->nsrc; s++) {
             in[s] = (const char *)job->src[s] + offset;
         }
@@ -137,10 +150,13 @@ static void reduce_blocks(const reduce_job_t *job, size_t element, size_t count)
 {
     workspace_t work;
     size_t      block = BLOCK_BYTES / element;
+    fetch_block(job, 0, block, count);
     for (size_t begin = 0; begin < count; begin += block) {
         size_t      length = smaller(block, count - begin);
         size_t      offset = begin * job->size;
-        const void *sum = block_combine(job, offset, length, &work);
+        const void *sum;
+        fetch_block(job, begin + block, block, count);
+        sum = block_combine(job, offset, length, &work);
         block_finish(job, offset, length, sum, &work);
         spread(job, offset, length * job->size);
     }
@@ -162,7 +178,8 @@ static bool reduce_few(const hora_isa_t *isa, const hora_reduce_t *how, void *co
 /* Not inlined: its room on the stack is not for the few. */
 static __attribute__((noinline)) void reduce_many(const hora_isa_t *isa, const hora_reduce_t *how,
                                                   void *const *dst, int ndst,
-                                                  const void *const *src, int nsrc, size_t count)
+                                                  const void *const *src, int nsrc, size_t count,
+                                                  const void *far)
 {
     bool              half = isa->widen[how->dtype] != NULL;
     hora_dtype_t      type = half ? HORA_FLOAT32 : how->dtype; /* that accumulates */
@@ -179,12 +196,13 @@ static __attribute__((noinline)) void reduce_many(const hora_isa_t *isa, const h
         .ndst = ndst,
         .nsrc = nsrc,
         .size = hora_element_size(how->dtype),
+        .far = far,
     };
     bool plain = job.prescale == NULL && job.divide == NULL && job.postscale == NULL;
     if (plain && nsrc == 1) {
         reduce_copy(&job, count);
     } else if (how->op == HORA_SUM && isa->sum[how->dtype] != NULL) {
-        isa->sum[how->dtype](how, dst, ndst, src, nsrc, count);
+        isa->sum[how->dtype](how, dst, ndst, src, nsrc, count, far);
     } else if (plain && nsrc <= HORA_COMBINE_MAX && !half) {
         reduce_direct(&job, count);
     } else {
@@ -192,13 +210,19 @@ static __attribute__((noinline)) void reduce_many(const hora_isa_t *isa, const h
     }
 }
 
-void hora_kernel_reduce(const hora_reduce_t *how, void *const *dst, int ndst,
-                        const void *const *src, int nsrc, size_t count)
+void hora_kernel_reduce_far(const hora_reduce_t *how, void *const *dst, int ndst,
+                            const void *const *src, int nsrc, size_t count, int far)
 {
     const hora_isa_t *isa = hora_isa_current();
     if (!reduce_few(isa, how, dst, ndst, src, nsrc, count)) {
-        reduce_many(isa, how, dst, ndst, src, nsrc, count);
+        reduce_many(isa, how, dst, ndst, src, nsrc, count, far >= 0 ? src[far] : NULL);
     }
+}
+
+void hora_kernel_reduce(const hora_reduce_t *how, void *const *dst, int ndst,
+                        const void *const *src, int nsrc, size_t count)
+{
+    hora_kernel_reduce_far(how, dst, ndst, src, nsrc, count, -1);
 }
 
 void hora_kernel_reduce_turn(const hora_reduce_t *how, void *const *dst, const void *const *src,

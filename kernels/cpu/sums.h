@@ -60,6 +60,28 @@ ALWAYS_INLINE void copy_chunk(void *to, const void *from, size_t bytes)
     }
 }
 
+/* memcpy line by line; far: what another core has written, fetched ahead. */
+static void copy_lines(void *dst, const void *src, size_t bytes, bool far)
+{
+    char       *to = dst;
+    const char *from = src;
+    size_t      whole = bytes - bytes % HORA_LINE, fetching = 0, i = 0;
+    if (far) {
+        fetching = bytes > HORA_AHEAD ? (bytes - HORA_AHEAD) / HORA_LINE * HORA_LINE : 0;
+        hora_fetch_first(from, bytes);
+    }
+    for (; i < fetching; i += HORA_LINE) {
+        hora_fetch(from + i + HORA_AHEAD, 1);
+        copy_chunk(to + i, from + i, HORA_LINE);
+    }
+    for (; i < whole; i += HORA_LINE) {
+        copy_chunk(to + i, from + i, HORA_LINE);
+    }
+    if (i < bytes) {
+        memcpy(to + i, from + i, bytes - i);
+    }
+}
+
 /* By a power of two, a multiplication gives the same bits sooner. */
 ALWAYS_INLINE void chunk_finish(vector_t *v, size_t vectors, const hora_reduce_t *how)
 {
@@ -76,39 +98,80 @@ ALWAYS_INLINE void chunk_finish(vector_t *v, size_t vectors, const hora_reduce_t
     }
 }
 
-/* The push of two ranks, a and b into x and y, and copies that go along (or NULL), as far as whole
- * vectors go; returns how far. A vector at a time: a line that another core has changed is then
- * stored to as soon as it is here, which was up to 25 % faster than a chunk at a time. */
-ALWAYS_INLINE size_t sum_two_f32(const hora_reduce_t *how, float *x, float *y, const float *a,
-                                 const float *b, size_t count, bool scaled,
-                                 const hora_turn_t *turn)
+/* The push of two ranks, a and b into x and y (or NULL), and copies that go along, where there is a
+ * slot: out[i] = slot[i], slot[i] = in[i]. */
+typedef struct two_f32 {
+    const float *a, *b;
+    float       *x, *y;
+    const float *far; /* a or b, or NULL */
+    float       *out, *slot;
+    const float *in;
+} two_f32_t;
+
+/* A vector, from i on. A vector at a time: a line that another core has changed is then stored to as
+ * soon as it is here, which was up to 25 % faster than a chunk at a time. */
+ALWAYS_INLINE void sum_two_vector(const hora_reduce_t *how, const two_f32_t *two, size_t i,
+                                  bool scaled)
 {
-    float  prescale = (float)how->prescale;
-    float *out = turn != NULL ? turn->out : NULL, *slot = turn != NULL ? turn->slot : NULL;
-    const float *in = turn != NULL ? turn->in : NULL;
-    size_t whole = count - count % (sizeof(vector_t) / sizeof(float));
-    for (size_t i = 0; i < whole; i += sizeof(vector_t) / sizeof(float)) {
-        vector_t v = *(const loose_vector_t *)(a + i);
-        vector_t w = *(const loose_vector_t *)(b + i);
-        if (turn != NULL) {
-            vector_t s = *(const loose_vector_t *)(slot + i);
-            vector_t t = *(const loose_vector_t *)(in + i);
-            *(loose_vector_t *)(out + i) = s;
-            *(loose_vector_t *)(slot + i) = t;
-        }
-        if (scaled) {
-            v = v * prescale;
-            w = w * prescale;
-        }
-        v = v + w;
-        if (scaled) {
-            chunk_finish(&v, 1, how);
-        }
-        v = vector_canonical(v);
-        *(loose_vector_t *)(x + i) = v;
-        *(loose_vector_t *)(y + i) = v;
+    float    prescale = (float)how->prescale;
+    vector_t v = *(const loose_vector_t *)(two->a + i);
+    vector_t w = *(const loose_vector_t *)(two->b + i);
+    if (two->slot != NULL) {
+        vector_t s = *(const loose_vector_t *)(two->slot + i);
+        vector_t t = *(const loose_vector_t *)(two->in + i);
+        *(loose_vector_t *)(two->out + i) = s;
+        *(loose_vector_t *)(two->slot + i) = t;
     }
+    if (scaled) {
+        v = v * prescale;
+        w = w * prescale;
+    }
+    v = v + w;
+    if (scaled) {
+        chunk_finish(&v, 1, how);
+    }
+    v = vector_canonical(v);
+    *(loose_vector_t *)(two->x + i) = v;
+    if (two->y != NULL) {
+        *(loose_vector_t *)(two->y + i) = v;
+    }
+}
+
+/* Lines from begin to end, where `ahead`, fetching others. */
+ALWAYS_INLINE void sum_two_lines(const hora_reduce_t *how, const two_f32_t *two, size_t begin,
+                                 size_t end, bool scaled, bool ahead)
+{
+    const size_t line = HORA_LINE / sizeof(float), vector = sizeof(vector_t) / sizeof(float);
+    for (size_t i = begin; i < end; i += line) {
+        if (ahead) {
+            hora_fetch((const char *)(two->far + i) + HORA_AHEAD, 1);
+        }
+        for (size_t k = 0; k < line; k += vector) {
+            sum_two_vector(how, two, i + k, scaled);
+        }
+    }
+}
+
+/* As far as whole lines go; returns how far. */
+ALWAYS_INLINE size_t sum_two_f32(const hora_reduce_t *how, const two_f32_t *two, size_t count,
+                                 bool scaled)
+{
+    const size_t line = HORA_LINE / sizeof(float), ahead = HORA_AHEAD / sizeof(float);
+    size_t       whole = count - count % line, fetching = 0;
+    if (two->far != NULL) {
+        fetching = whole > ahead ? whole - ahead : 0;
+        hora_fetch_first(two->far, count * sizeof(float));
+        sum_two_lines(how, two, 0, fetching, scaled, true);
+    }
+    sum_two_lines(how, two, fetching, whole, scaled, false);
     return whole;
+}
+
+ALWAYS_INLINE size_t sum_two_all(const hora_reduce_t *how, const two_f32_t *two, size_t count)
+{
+    const hora_reduce_t kept = *how; /* that no store here can change */
+    return is_plain(how) ? sum_two_f32(&kept, two, count, false)
+                         : sum_two_f32(&kept, two, count, true);
 }
 
 /* Element i of n vectors, and of as many as fit into a vector_t, summed into all of dst. */
@@ -228,10 +291,18 @@ ALWAYS_INLINE size_t sum_and_turn_f32(const hora_reduce_t *how, void *const *dst
         }                                                                                         \
     }                                                                                             \
     ALWAYS_INLINE void sum_all_##S(const hora_reduce_t *how, void *const *dst, int ndst,          \
-                                   const void *const *src, int nsrc, size_t count, bool scaled)   \
+                                   const void *const *src, int nsrc, size_t count, bool scaled,   \
+                                   const T *far)                                                  \
     {                                                                                             \
-        size_t whole = count - count % CHUNK;                                                     \
+        const size_t ahead = HORA_AHEAD / sizeof(T);                                              \
+        size_t       whole = count - count % CHUNK;                                               \
+        if (far != NULL) {                                                                        \
+            hora_fetch_first(far, count * sizeof(T));                                             \
+        }                                                                                         \
         for (size_t begin = 0; begin < whole; begin += CHUNK) {                                   \
+            if (far != NULL && begin + ahead < count) {                                           \
+                hora_fetch(far + begin + ahead, CHUNK * sizeof(T));                               \
+            }                                                                                     \
             sum_chunk_##S(how, dst, ndst, src, nsrc, begin, CHUNK, scaled);                       \
         }                                                                                         \
         if (whole < count) {                                                                      \
@@ -239,12 +310,13 @@ ALWAYS_INLINE size_t sum_and_turn_f32(const hora_reduce_t *how, void *const *dst
         }                                                                                         \
     }                                                                                             \
     static void reduce_sum_##S(const hora_reduce_t *how, void *const *dst, int ndst,              \
-                               const void *const *src, int nsrc, size_t count)                    \
+                               const void *const *src, int nsrc, size_t count,                    \
+                               const void *far)                                                   \
     {                                                                                             \
         if (is_plain(how)) {                                                                      \
-            sum_all_##S(how, dst, ndst, src, nsrc, count, false);                                 \
+            sum_all_##S(how, dst, ndst, src, nsrc, count, false, far);                            \
         } else {                                                                                  \
-            sum_all_##S(how, dst, ndst, src, nsrc, count, true);                                  \
+            sum_all_##S(how, dst, ndst, src, nsrc, count, true, far);                             \
         }                                                                                         \
     }
 
@@ -252,28 +324,34 @@ DEFINE_SUM(f16, uint16_t)
 DEFINE_SUM(bf16, uint16_t)
 DEFINE_SUM(f32, float)
 
-/* Of n vectors into as many, from element `begin` on. */
-static void sum_rest_f32(const hora_reduce_t *how, void *const *dst, const void *const *src, int n,
-                         size_t begin, size_t count)
+/* Of some vectors into others, from element `begin` on. */
+static void sum_rest_f32(const hora_reduce_t *how, void *const *dst, int ndst,
+                         const void *const *src, int nsrc, size_t begin, size_t count)
 {
     for (; begin < count; begin += CHUNK) {
         size_t length = count - begin < CHUNK ? count - begin : CHUNK;
-        sum_chunk_f32(how, dst, n, src, n, begin, length, !is_plain(how));
+        sum_chunk_f32(how, dst, ndst, src, nsrc, begin, length, !is_plain(how));
     }
 }
 
-/* Two sources and two destinations go the quick way, and what is left of them the general one. */
+/* Two sources into one or two destinations go the quick way, and what is left of them the general
+ * one. */
 static void reduce_f32(const hora_reduce_t *how, void *const *dst, int ndst, const void *const *src,
-                    int nsrc, size_t count)
+                       int nsrc, size_t count, const void *far)
 {
     size_t done;
-    if (nsrc != 2 || ndst != 2) {
-        reduce_sum_f32(how, dst, ndst, src, nsrc, count);
+    if (nsrc != 2 || ndst > 2) {
+        reduce_sum_f32(how, dst, ndst, src, nsrc, count, far);
         return;
     }
-    done = is_plain(how) ? sum_two_f32(how, dst[0], dst[1], src[0], src[1], count, false, NULL)
-                         : sum_two_f32(how, dst[0], dst[1], src[0], src[1], count, true, NULL);
-    sum_rest_f32(how, dst, src, 2, done, count);
+    if (ndst == 2) {
+        two_f32_t two = {.a = src[0], .b = src[1], .x = dst[0], .y = dst[1], .far = far};
+        done = sum_two_all(how, &two, count);
+    } else {
+        two_f32_t two = {.a = src[0], .b = src[1], .x = dst[0], .far = far};
+        done = sum_two_all(how, &two, count);
+    }
+    sum_rest_f32(how, dst, ndst, src, 2, done, count);
 }
 
 /* Two ranks' parts are the halves of a chunk: the copies have a gap before or behind them. */
@@ -284,10 +362,11 @@ static void turn_two_f32(const hora_reduce_t *how, void *const *dst, const void 
     size_t      both = count < copies ? count : copies, done;
     hora_turn_t one = {.out = (float *)turn->out + skip, .slot = (float *)turn->slot + skip,
                        .in = (const float *)turn->in + skip, .count = copies, .gap_at = copies};
-    done = is_plain(how) ? sum_two_f32(how, dst[0], dst[1], src[0], src[1], both, false, &one)
-                         : sum_two_f32(how, dst[0], dst[1], src[0], src[1], both, true, &one);
+    two_f32_t   two = {.a = src[0], .b = src[1], .x = dst[0], .y = dst[1],
+                       .out = one.out, .slot = one.slot, .in = one.in};
+    done = sum_two_all(how, &two, both);
     turn_rest(&one, done, sizeof(float));
-    sum_rest_f32(how, dst, src, 2, done, count);
+    sum_rest_f32(how, dst, 2, src, 2, done, count);
 }
 
 /* n is constant for the number of ranks that is most frequent where they share cores. */
@@ -308,7 +387,7 @@ static void turn_f32(const hora_reduce_t *how, void *const *dst, const void *con
                      : sum_and_turn_f32(how, dst, src, n, turn, count, true, &at);
     }
     turn_rest(turn, at, sizeof(float));
-    sum_rest_f32(how, dst, src, n, done, count);
+    sum_rest_f32(how, dst, n, src, n, done, count);
 }
 
 #endif

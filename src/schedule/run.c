@@ -440,6 +440,14 @@ static hora_status_t wait_xfer(hora_exec_t *exec, uint32_t number) {
     return st == HORA_OK ? HORA_OK : xfer_failed(exec, x, st);
 }
 
+/* Is it worth asking for these lines ahead? Where two members sum in slots: what is read in one the
+ * other has written last, whosever it is. Not in other kinds, nor in buffers that members share:
+ * it makes those slower (docs/performance.md). */
+static bool is_far(const hora_exec_t *exec, const hora_ref_t *ref) {
+    return ref->buf == HORA_BUF_SLOT && exec->comm->size == HORA_PADS_PAIR &&
+           exec->coll.kind == HORA_COLL_ALLREDUCE;
+}
+
 static void run_copy(hora_exec_t *exec, const hora_step_t *step) {
     void *src = place_of(exec, &step->src), *dst = place_of(exec, &step->dst);
     size_t bytes = step->count * exec->key.elem_size;
@@ -447,6 +455,8 @@ static void run_copy(hora_exec_t *exec, const hora_step_t *step) {
         return;
     if (step->take)
         hora_kernel_take(dst, src, bytes);
+    else if (is_far(exec, &step->src) && !step->stream)
+        hora_kernel_fetch(dst, src, bytes);
     else
         (step->stream ? hora_kernel_copy_part : hora_kernel_copy)(dst, src, bytes);
 }
@@ -471,8 +481,11 @@ static void **places_of(const hora_exec_t *exec, const hora_ref_t *refs, int n) 
 static void run_reduce(hora_exec_t *exec, const hora_step_t *step, const hora_ref_t *refs) {
     hora_reduce_t how = how_of(exec, step);
     void        **ptrs = places_of(exec, refs, step->nsrc + step->ndst);
-    hora_kernel_reduce(&how, ptrs + step->nsrc, step->ndst, (const void *const *)ptrs, step->nsrc,
-                       step->count);
+    int           far = step->nsrc - 1;
+    while (far >= 0 && !is_far(exec, &refs[far]))
+        far--;
+    hora_kernel_reduce_far(&how, ptrs + step->nsrc, step->ndst, (const void *const *)ptrs,
+                           step->nsrc, step->count, far);
 }
 
 static void run_scaled_copy(hora_exec_t *exec, const hora_step_t *step) {

@@ -306,6 +306,32 @@ static void test_copy(void **state)
     free(from);
 }
 
+/* Lengths on both sides of what is fetched ahead, from memory of exactly that length. */
+static void test_fetch(void **state)
+{
+    (void)state;
+    const size_t  sizes[] = {1, 63, 64, 65, 6143, 6144, 6145, 6300, 20000};
+    unsigned char to[20003];
+    for (size_t k = 0; k < 8 * sizeof(sizes) / sizeof(sizes[0]); k++) {
+        const char    *isas[] = {"portable", "avx2", "avx512", "neon"};
+        size_t         bytes = sizes[k / 8];
+        unsigned char *from = malloc(bytes);
+        assert_non_null(from);
+        for (size_t i = 0; i < bytes; i++) {
+            from[i] = (unsigned char)(i * 7 + i / 64 + k);
+        }
+        memset(to, 0xa5, sizeof(to));
+        hora_kernel_force_isa(isas[k % 4]);
+        (k % 8 < 4 ? hora_kernel_fetch : hora_kernel_put)(to + 1, from, bytes);
+        assert_memory_equal(to + 1, from, bytes);
+        assert_int_equal(to[0], 0xa5);
+        assert_int_equal(to[bytes + 1], 0xa5);
+        free(from);
+    }
+    hora_kernel_fetch(NULL, NULL, 0);
+    assert_true(hora_kernel_force_isa("auto"));
+}
+
 /* From memory of exactly that length, at every place in a line: what lies beside it may be another's. */
 static void test_take(void **state)
 {
@@ -347,6 +373,7 @@ int main(void)
         cmocka_unit_test(test_random),     cmocka_unit_test(test_other_half),
         cmocka_unit_test(test_scale),      cmocka_unit_test(test_tails),
         cmocka_unit_test(test_equal_types), cmocka_unit_test(test_copy),
+        cmocka_unit_test(test_fetch),
         cmocka_unit_test(test_take),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
