@@ -162,14 +162,16 @@ static uint64_t processor_time(const hora_peer_t *peer) {
     return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
-uint64_t hora_apart_worked(const hora_comm_t *comm) {
+uint64_t hora_apart_worked(const hora_comm_t *comm, bool ask) {
     uint64_t ns = 0;
     for (int r = 0; r < comm->size; r++) {
         const hora_peer_t *peer = hora_comm_peer(comm, r);
         if (!hora_apart_takes_turns(comm, r))
             continue;
-        ns += peer->bell != NULL ? atomic_load_explicit(&peer->bell->ran, memory_order_relaxed)
-                                 : processor_time(peer);
+        if (peer->bell != NULL)
+            ns += atomic_load_explicit(&peer->bell->ran, memory_order_relaxed);
+        else if (ask)
+            ns += processor_time(peer);
     }
     return ns;
 }

@@ -35,6 +35,8 @@
 #define YIELD_NS          200000  /* how long a wait yields in vain before it sleeps */
 #define YIELD_MOST_NS     100000000 /* whatever the ranks beside it say */
 #define SLOW_YIELD_NS     200000  /* a yield that took so long gave the core to a compute thread */
+#define DOUBT_NS          20000   /* where memory is not shared: lost until the kernel is asked */
+#define DOUBT_WAITS       1000    /* and waits that ask it after a slow yield */
 #define SLEEP_MODE_WAITS  16      /* waits that then go to sleep at once */
 #define WARY_WAITS        10000   /* and waits that then go to sleep after a yield in vain */
 #define VAIN_NS           1000    /* to another process and back takes longer */
@@ -50,6 +52,7 @@
 
 static _Thread_local int      sleep_mode; /* waits left that skip the yields */
 static _Thread_local int      wary;       /* waits left that yield in vain only once */
+static _Thread_local int      doubts;     /* waits left that ask the kernel who has worked */
 static _Thread_local int      losses;
 static _Thread_local uint64_t lost_at;    /* ns: the last slow yield */
 static _Thread_local bool     patient;    /* spins hardly and never yields */
@@ -181,11 +184,13 @@ static void say_worked(hora_world_t *world, uint64_t now) {
         atomic_fetch_add_explicit(&world->bell->ran, now - running_since, memory_order_relaxed);
 }
 
-/* Yields. Returns the nanoseconds since `now` in which no rank worked, as far as is known. */
+/* Yields. Returns the nanoseconds since `now` in which no rank worked, as far as is known. Where
+ * ranks share no memory, a slow yield only makes it ask the kernel from then on. */
 static uint64_t yield(hora_waiter_t *w, uint64_t now) {
     hora_world_t *world = w->comm->world;
-    uint64_t      begin, worked;
+    uint64_t      begin, worked, lost;
     bool          fresh = w->yields++ == 0; /* then `now` is */
+    bool          asks = world->arena != NULL || doubts > 0 || w->lost > DOUBT_NS;
     if (world->crowd_cores == 0) {
         sched_yield();
         w->last = hora_clock_ns();
@@ -193,13 +198,17 @@ static uint64_t yield(hora_waiter_t *w, uint64_t now) {
     }
     begin = fresh ? now : hora_clock_ns();
     say_worked(world, begin);
-    worked = hora_apart_worked(w->comm);
+    worked = hora_apart_worked(w->comm, asks);
     sched_yield();
     w->last = running_since = hora_clock_ns();
     w->vain = w->last - begin < VAIN_NS;
     w->turns = w->quick = 0; /* look again who is where, and spin for who is elsewhere */
-    worked = hora_apart_worked(w->comm) - worked;
-    return worked < w->last - now ? w->last - now - worked : 0;
+    worked = hora_apart_worked(w->comm, asks) - worked;
+    lost = worked < w->last - now ? w->last - now - worked : 0;
+    if (asks || lost <= SLOW_YIELD_NS)
+        return lost;
+    doubts = DOUBT_WAITS;
+    return 0;
 }
 
 static void note_loss(uint64_t now) {
@@ -215,6 +224,8 @@ static void yield_or_announce(hora_waiter_t *w, uint64_t now) {
     bool     enough = (w->vain && wary > 0) || w->lost > YIELD_NS || now - w->start > YIELD_MOST_NS;
     if (w->yields == 0 && wary > 0)
         wary--;
+    if (w->yields == 0 && doubts > 0)
+        doubts--;
     if (patient || sleep_mode > 0 || enough) {
         if (sleep_mode > 0)
             sleep_mode--;

@@ -99,8 +99,8 @@ bool hora_apart_look(const hora_comm_t *comm, int awaited);
  * it cannot come before this one yields. Always false where each rank has a core. */
 bool hora_apart_takes_turns(const hora_comm_t *comm, int rank);
 /* Nanoseconds that the ranks who take turns with this one have worked, by what they say (bell->ran)
- * or, where they share no memory with it, by the kernel. */
-uint64_t hora_apart_worked(const hora_comm_t *comm);
+ * or, where they share no memory with it and `ask`, by the kernel: some system calls. */
+uint64_t hora_apart_worked(const hora_comm_t *comm, bool ask);
 
 /* Sets world->spin_turns and its like from the cores, the local ranks and HORA_SPIN_US. */
 void hora_wait_setup(hora_world_t *world);
