@@ -249,6 +249,8 @@ def test_ranks_find_each_other() -> None:
 def test_ranks_on_two_hosts_find_each_other(fake_ssh: str) -> None:
     done = hora_run("-H", "127.0.0.2:2,localhost:1", "--ssh", fake_ssh, "--remote-python", sys.executable,
                     *CHECK)
+    if "built without libsodium" in done.stdout:
+        pytest.skip("hora run gives ranks on several hosts a secret, which needs libsodium")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "PASS" in done.stdout and "auto, tcp" in done.stdout
 
