@@ -217,10 +217,9 @@ static void expire(gate_t *gate, uint64_t now) {
 }
 
 static void end_by_system(gate_t *gate, int error, const char *what) {
-    char text[512], reason[128];
-    snprintf(text, sizeof(text), "rank 0 on host %s cannot %s: %s",
-             gate->meeting->ticket.host, what,
-             strerror_r(error, reason, sizeof(reason)));
+    char text[512];
+    snprintf(text, sizeof(text), "rank 0 on host %s cannot %s: %s", gate->meeting->ticket.host,
+             what, strerror(error));
     end_job(gate, HORA_ERR_SYSTEM, text);
 }
 
