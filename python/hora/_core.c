@@ -12,6 +12,8 @@
 #include <string.h>
 #include <time.h>
 
+#define HOLD_POLLS 1000 /* of a millisecond each: how long end() waits before it aborts */
+
 hora_engine_t *core_engine;
 hora_comm_t   *core_world;
 bool           core_forked;
@@ -166,7 +168,7 @@ static PyObject *begin(hora_comm_t *world, hora_engine_t *engine) {
 static core_hold_t *holds;
 
 void core_hold_world(core_hold_t *hold) {
-    *hold = (core_hold_t){core_world, holds};
+    *hold = (core_hold_t){core_world, holds, false};
     holds = hold;
 }
 
@@ -177,11 +179,23 @@ void core_let_go(core_hold_t *hold) {
     *at = hold->next;
 }
 
-static bool is_held(const hora_comm_t *world) {
+static bool is_held(const hora_comm_t *world, bool collective) {
     const core_hold_t *hold = holds;
-    while (hold && hold->world != world)
+    while (hold && (hold->world != world || (collective && !hold->collective)))
         hold = hold->next;
     return hold != NULL;
+}
+
+/* A collective call of another thread has a moment to end well, and then gets an error. */
+static void wait_for_holds(hora_comm_t *world) {
+    for (int i = 0; is_held(world, false); i++) {
+        bool aborts = i == HOLD_POLLS && is_held(world, true);
+        Py_BEGIN_ALLOW_THREADS
+        if (aborts)
+            hora_comm_abort(world, "hora has been shut down");
+        nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+        Py_END_ALLOW_THREADS
+    }
 }
 
 /* Leaves the job. Other threads see at once that there is none. */
@@ -197,16 +211,18 @@ static hora_status_t end(void) {
     Py_END_ALLOW_THREADS
     core_sets_close();
     core_handle_sweep();
-    while (is_held(world)) {
-        Py_BEGIN_ALLOW_THREADS
-        nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
-        Py_END_ALLOW_THREADS
-    }
+    wait_for_holds(world);
     core_interrupt_forget(world);
     Py_BEGIN_ALLOW_THREADS
     freed = hora_comm_free(world);
     Py_END_ALLOW_THREADS
     return status == HORA_OK ? freed : status;
+}
+
+static void free_part(hora_comm_t *part) {
+    Py_BEGIN_ALLOW_THREADS
+    hora_comm_free(part);
+    Py_END_ALLOW_THREADS
 }
 
 /* Set by another thread than the one that joins. */
@@ -264,19 +280,21 @@ static PyObject *core_narrow(PyObject *module, PyObject *const *args, Py_ssize_t
     hora_status_t status, ended;
     core_hold_t hold;
     core_hold_world(&hold);
+    hold.collective = true;
     Py_BEGIN_ALLOW_THREADS
     status = hora_comm_split(hold.world, color, key, &part);
     Py_END_ALLOW_THREADS
+    bool left = core_world != hold.world; /* by another thread, which waits for this one */
+    if (left)
+        free_part(part);
     core_let_go(&hold);
     if (status != HORA_OK)
         return core_raise(status);
-    if (core_world != hold.world) { /* another thread has left the job meanwhile */
-        hora_comm_free(part);
+    if (left)
         return core_raise_not_initialized();
-    }
     ended = end();
     if (ended != HORA_OK) {
-        hora_comm_free(part);
+        free_part(part);
         return core_raise(ended);
     }
     if (!part)

@@ -127,6 +127,7 @@ extern hora_comm_t   *core_world;
 typedef struct core_hold {
     hora_comm_t      *world; /* NULL: there is no job */
     struct core_hold *next;
+    bool              collective; /* waits for other ranks, which may never come; at first false */
 } core_hold_t;
 void core_hold_world(core_hold_t *hold);
 void core_let_go(core_hold_t *hold);

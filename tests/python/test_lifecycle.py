@@ -10,6 +10,7 @@ import sys
 import tempfile
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -226,6 +227,40 @@ blocked("info", lambda: _core.start_timeline(sys.argv[1], False))
             env=ranks.clean_environment(), capture_output=True, text=True, timeout=60,
         )  # fmt: skip
     assert done.returncode == 0, done.stderr
+
+
+def narrow_without_the_others() -> tuple[str, float]:
+    from hora import _core
+
+    errors: list[str] = []
+
+    def narrow() -> None:
+        try:
+            _core.narrow(0, 0)
+        except _core.HorovodInternalError as error:
+            errors.append(str(error))
+
+    _core.init(-1, -1, None, None, 0, 0, 0)
+    done = Path(os.environ["HORA_TEST_FOLDER"]) / "done"
+    began = time.monotonic()
+    if _core.rank() == 0:
+        thread = threading.Thread(target=narrow)
+        thread.start()
+        time.sleep(0.1)
+        assert thread.is_alive()
+        began = time.monotonic()
+        _core.shutdown()
+        thread.join()
+        ranks.signal_file(done.name)
+    while not done.exists() and time.monotonic() - began < 60:
+        time.sleep(0.01)
+    return "".join(errors), time.monotonic() - began
+
+
+def test_shutdown_ends_a_narrow_whose_others_never_come() -> None:
+    (error, seconds), _ = ranks.run(narrow_without_the_others, 2)
+    assert "rank 0" in error and "has been shut down" in error, error
+    assert seconds < PROMPT
 
 
 def stop_with_operations_in_flight() -> str:
