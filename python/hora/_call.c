@@ -293,9 +293,12 @@ static PyObject *new_request(PyObject *comm, const call_t *call, PyObject *in, P
 
 /* The Comm of a request that has not been waited for; NULL with an exception. */
 static hora_comm_t *enter_request(request_object_t *self) {
-    if (self->request)
-        return comm_enter(self->comm);
+    hora_comm_t *comm = self->request ? comm_enter(self->comm) : NULL;
+    if (self->request || PyErr_Occurred())
+        return comm;
     PyErr_SetString(PyExc_ValueError, "this request has been waited for");
+    if (comm) /* by a signal's handler that comm_enter ran */
+        comm_leave(self->comm, HORA_OK);
     return NULL;
 }
 
@@ -408,7 +411,8 @@ PyObject *comm_call(PyObject *self, PyObject *const *args, Py_ssize_t nargs) {
     hora_comm_t *comm = comm_get(self);
     if (!comm || !core_check_count(nargs, ARGUMENTS, "call"))
         return NULL;
-    if (read_call(args, &call) && fit(&call, args[COUNTS], args[OUT_COUNTS], comm))
+    if (read_call(args, &call) && (comm = comm_get(self)) && /* Python code of the arrays has run */
+        fit(&call, args[COUNTS], args[OUT_COUNTS], comm))
         result = args[START] == Py_True ? start(self, &call, args) : block(self, &call);
     drop_call(&call);
     return result;

@@ -85,16 +85,22 @@ hora_comm_t *comm_get(PyObject *object) {
     return self->box->comm;
 }
 
-hora_comm_t *comm_enter(PyObject *object) {
+static hora_comm_t *get_idle(PyObject *object) {
     hora_comm_t *comm = comm_get(object);
-    if (!comm)
+    if (!comm || !((comm_object_t *)object)->busy)
+        return comm;
+    PyErr_SetString(PyExc_RuntimeError, "another thread is using this communicator");
+    return NULL;
+}
+
+hora_comm_t *comm_enter(PyObject *object) {
+    hora_comm_t *comm = get_idle(object);
+    if (!comm || !core_interrupt_enter(comm))
         return NULL;
-    if (((comm_object_t *)object)->busy) {
-        PyErr_SetString(PyExc_RuntimeError, "another thread is using this communicator");
+    if (!get_idle(object)) { /* a signal's handler has closed it, or let another thread go first */
+        core_finish(HORA_OK, true);
         return NULL;
     }
-    if (!core_interrupt_enter(comm))
-        return NULL;
     ((comm_object_t *)object)->busy = true;
     return comm;
 }
@@ -204,18 +210,18 @@ static PyObject *comm_alloc(PyObject *self, PyObject *const *args, Py_ssize_t na
 /* The job of init(): memory of an earlier one is not given back, as there is nobody to take it. */
 static pthread_mutex_t job_lock = PTHREAD_MUTEX_INITIALIZER;
 static hora_comm_t    *job;
-static uintptr_t       job_number;
+uintptr_t               core_job_number;
 
 void core_memory_job(hora_comm_t *world) {
     pthread_mutex_lock(&job_lock);
     job = world;
-    job_number++;
+    core_job_number++;
     pthread_mutex_unlock(&job_lock);
 }
 
 static void release_of_job(void *owner, void *data) {
     pthread_mutex_lock(&job_lock);
-    if (job && (uintptr_t)owner == job_number)
+    if (job && (uintptr_t)owner == core_job_number)
         hora_free(job, data);
     pthread_mutex_unlock(&job_lock);
 }
@@ -226,7 +232,7 @@ static PyObject *core_alloc(PyObject *module, PyObject *const *args, Py_ssize_t 
     int ndim;
     size_t bytes;
     hora_dtype_t dtype;
-    core_memory_t memory = {NULL, (void *)job_number, release_of_job, -1};
+    core_memory_t memory = {NULL, (void *)core_job_number, release_of_job, -1};
     (void)module;
     if (!core_check_count(nargs, 2, "alloc") || !core_check_process())
         return NULL;
@@ -280,6 +286,7 @@ static PyObject *comm_close(PyObject *object, PyObject *unused) {
     comm_box_t *box = self->box;
     self->box = NULL;
     if (box) {
+        core_interrupt_forget(box->comm); /* a signal's handler may close it that comm_enter runs */
         Py_BEGIN_ALLOW_THREADS
         box_drop(box);
         Py_END_ALLOW_THREADS

@@ -98,6 +98,9 @@ bool core_get_comm_options(PyObject *const *args, hora_comm_options_t *options_p
 /* The job of init() has begun; or, with NULL, it ends: memory from alloc() is not given back any
  * more. With the GIL. */
 void core_memory_job(hora_comm_t *world);
+/* Another one after each beginning and each end of a job: it says whether the job is still the
+ * same, which core_world does not, as addresses come back. With the GIL. */
+extern uintptr_t core_job_number;
 
 bool core_array_add_type(PyObject *module);
 bool core_comm_add_type(PyObject *module);
@@ -105,8 +108,9 @@ bool core_handle_add_type(PyObject *module);
 
 /* Ctrl-C while a call blocks without the GIL. On the main thread, enter() before the call makes
  * SIGINT abort `comm`, which ends the call; core_finish after it raises KeyboardInterrupt then, and
- * otherwise what the status says. enter() returns false with the exception of a signal handler that
- * was due already. On other threads enter() does nothing. */
+ * otherwise what the status says. enter() runs the signal handlers that are due, which may close
+ * comm and let other threads run: the caller checks again. It returns false with a handler's
+ * exception. On other threads enter() does nothing. */
 bool core_interrupt_enter(hora_comm_t *comm);
 PyObject *core_finish(hora_status_t status, bool entered);
 /* comm is about to be freed, by whatever thread: SIGINT does not abort it any more. */

@@ -172,20 +172,25 @@ static int free_id(void) {
 
 /* ---- The council --------------------------------------------------------------------------- */
 
-static bool enter_council(void) {
-    if (!core_check_process())
-        return false;
-    if (!core_world) {
+/* The job is still the one of this number, and nobody is inside. */
+static bool check_council(uintptr_t job) {
+    if (!core_world || core_job_number != job)
         core_raise_not_initialized();
-        return false;
-    }
-    if (in_council) {
+    else if (in_council)
         PyErr_SetString(PyExc_RuntimeError,
                         "another thread is adding or removing a process set");
+    return !PyErr_Occurred();
+}
+
+/* May run a signal's handler, which may leave the job, join another, and let other threads run. */
+static bool enter_council(void) {
+    uintptr_t job = core_job_number;
+    if (!core_check_process() || !check_council(job) || !core_interrupt_enter(core_world))
+        return false;
+    if (!check_council(job)) {
+        core_finish(HORA_OK, true);
         return false;
     }
-    if (!core_interrupt_enter(core_world))
-        return false;
     in_council = true;
     return true;
 }
@@ -329,10 +334,14 @@ PyObject *core_set_add(PyObject *module, PyObject *ranks) {
         return core_raise_not_initialized();
     if (!read_ranks(ranks, &set))
         return NULL;
-    int id = free_id();
-    if (id < 0 || !enter_council()) {
+    if (!enter_council()) {
         free(set.ranks);
         return NULL;
+    }
+    int id = free_id();
+    if (id < 0) {
+        free(set.ranks);
+        return leave_council(HORA_OK);
     }
     const hora_comm_t *world = core_world;
     hora_status_t status;

@@ -509,6 +509,58 @@ def test_keyboard_interrupt_while_starting() -> None:
     assert outcome.code == -signal.SIGINT, outcome.output
 
 
+def test_a_signal_handler_comes_between() -> None:
+    """It runs when a call is about to begin, and takes away what the call is about."""
+    done = run_alone(
+        """
+import ctypes, functools, signal
+from hora import _core
+
+press = functools.partial(ctypes.PyDLL(None)["raise"], signal.SIGUSR1)
+
+class Number:
+    "0; when C code reads it, a signal becomes due, of which Python learns in C code as well."
+    __index__ = staticmethod(press)
+
+def start():
+    _core.init(0, 1, None, None, 0, 0, 0)
+
+def restart():
+    _core.shutdown()
+    start()
+
+def refused(handler, call, text):
+    seen = []
+    signal.signal(signal.SIGUSR1, lambda number, frame: seen.append(handler()))
+    try:
+        call()
+    except ValueError as error:
+        assert text in str(error) and len(seen) == 1, (error, seen)
+    else:
+        raise AssertionError(text)
+
+_core.install_interrupt()
+start()
+numbers = [Number()]
+for call in (functools.partial(_core.exchange, "x", numbers),
+             functools.partial(_core.add_process_set, numbers)):
+    refused(restart, call, "not been initialized")
+    assert _core.process_set_ids() == [0] and _core.exchange("y", [7]) == [[7]]
+    refused(_core.shutdown, call, "not been initialized")
+    start()
+_core.shutdown()
+comm = _core.Comm(0, 1)
+arguments = [_core.CALLS.index("barrier"), None, None, -1, None, None, 0, 0, 0, 1, 1, 0, None, True]
+request = comm.call(*arguments)
+pair = press, functools.partial(request.wait)  # with no Python code between the two
+refused(request.wait, lambda: list(map(functools.partial.__call__, pair)), "been waited for")
+number = Number()
+refused(comm.close, functools.partial(comm.split, number, 0), "closed")
+"""
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 # ---- Launchers and processes ---------------------------------------------------------------------
 
 
