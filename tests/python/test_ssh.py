@@ -149,7 +149,7 @@ def test_this_host_and_another(server: Server) -> None:
                       sys.executable, "-c", SUM)
     assert done.returncode == 0, done.stdout + done.stderr
     assert sorted(done.stdout.splitlines()) == [
-        "[0]<stdout>:0 localhost [1.0, 3.0, 5.0, 7.0] self/tcp",
+        f"[0]<stdout>:0 {socket.gethostname()} [1.0, 3.0, 5.0, 7.0] self/tcp",
         "[1]<stdout>:1 127.0.0.3 [1.0, 3.0, 5.0, 7.0] tcp/self"]
 
 
