@@ -27,6 +27,9 @@
 #include <stdlib.h>
 
 #define LEAD 2 /* receives posted ahead */
+/* Chunks in one where nobody passes them on, so that more of them would only cost messages. Not
+ * the whole: what comes before its receive is posted takes memory of its own. */
+#define ALONE 16
 
 typedef struct ring {
     const hora_coll_t *coll;
@@ -235,7 +238,7 @@ static void plan_broadcast(ring_t *ring) {
 static void plan_ring(const hora_coll_t *coll, const hora_plan_hint_t *hint, hora_plan_t *plan) {
     size_t longest = coll->kind == HORA_COLL_BROADCAST ? coll->count : hora_block_longest(coll);
     bool   passes_on = coll->kind != HORA_COLL_BROADCAST || coll->size > 2;
-    size_t chunk = passes_on ? hint->chunk : longest;
+    size_t chunk = passes_on ? hint->chunk : ALONE * hint->chunk;
     ring_t ring = {.coll = coll, .plan = plan, .chunk = hora_chunk_fit(chunk, longest)};
     ring.left = (coll->rank + coll->size - 1) % coll->size;
     ring.right = (coll->rank + 1) % coll->size;
