@@ -24,6 +24,19 @@ static bool equals(const char *name, size_t len, const char *other) {
     return strlen(other) == len && memcmp(name, other, len) == 0;
 }
 
+/* Kubernetes' own, of a service called hora or hora-...: SERVICE_HOST, PORT, PORT_80_TCP_ADDR. */
+static bool is_service(const char *name, size_t len) {
+    for (const char *at = name; at + strlen("PORT") <= name + len; at++) {
+        const char *end = at + strlen("PORT");
+        if (strncmp(at, "SERVICE_HOST", strlen("SERVICE_HOST")) == 0)
+            return true;
+        if (strncmp(at, "PORT", strlen("PORT")) == 0 && (at == name || at[-1] == '_') &&
+            (end == name + len || *end == '_'))
+            return true;
+    }
+    return false;
+}
+
 static bool is_known(const char *name, size_t len) {
     size_t                    count;
     const hora_setting_row_t *rows = hora_settings_rows(&count);
@@ -36,7 +49,7 @@ static bool is_known(const char *name, size_t len) {
     for (size_t i = 0; i < sizeof(beginnings) / sizeof(beginnings[0]); i++)
         if (strncmp(name, beginnings[i], strlen(beginnings[i])) == 0)
             return true;
-    return false;
+    return is_service(name, len);
 }
 
 static int least(int a, int b) {

@@ -124,7 +124,8 @@ static void unknown__not_what_somebody_reads(void **state) {
         "HORA_RANK",       "HORA_SIZE",    "HORA_LOCAL_RANK",  "HORA_LOCAL_SIZE",
         "HORA_CROSS_RANK", "HORA_BIN_DIR", "HORA_CROSS_SIZE",  "HORA_MPI_ENVS",
         "HORA_ELASTIC",    "HORA_TIMEOUT", "HORA_ELASTIC_ID",  "HORA_STANDIN_GPUS",
-        "HORA_SECRET",     "HORAX",        "HORA_TEST_FOLDER",
+        "HORA_SECRET",     "HORAX",        "HORA_TEST_FOLDER", "HORA_PORT",
+        "HORA_SERVICE_HOST", "HORA_SERVICE_PORT_HTTP", "HORA_X_PORT_80_TCP_ADDR",
     };
     for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
         setenv(names[i], "1", 1);
