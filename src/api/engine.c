@@ -42,18 +42,25 @@ static hora_status_t agree(hora_comm_t *comm, hora_status_t st) {
                      hora_comm_peer(comm, culprit)->host, (int)sizeof(text) - 1, text);
 }
 
-hora_status_t hora_engine_create(hora_comm_t *comm, const hora_engine_options_t *options,
-                                 hora_engine_t **engine_p) {
-    hora_engine_t *engine;
-    hora_comm_t   *own;
-    hora_status_t  st = hora_check_comm(comm, "engine_create"), agreed;
-    if (st != HORA_OK)
-        return st;
+static hora_status_t check_arguments(const hora_engine_options_t *options,
+                                     hora_engine_t **engine_p) {
     if (engine_p == NULL)
         return hora_fail(HORA_ERR_INVALID_ARGUMENT, "engine_create: engine_p is NULL");
     if (options != NULL && options->size < sizeof(*options))
         return hora_fail(HORA_ERR_INVALID_ARGUMENT, "engine_create: options->size is not set; use "
                          "HORA_ENGINE_OPTIONS_INIT");
+    return HORA_OK;
+}
+
+hora_status_t hora_engine_create(hora_comm_t *comm, const hora_engine_options_t *options,
+                                 hora_engine_t **engine_p) {
+    hora_engine_t *engine;
+    hora_comm_t   *own;
+    hora_status_t  st = hora_check_comm(comm, "engine_create"), agreed;
+    if (st == HORA_OK)
+        st = agree(comm, check_arguments(options, engine_p));
+    if (st != HORA_OK)
+        return st;
     st = hora_comm_split(comm, 0, comm->rank, &own);
     if (st != HORA_OK)
         return st;

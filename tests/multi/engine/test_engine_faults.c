@@ -241,7 +241,7 @@ static void set_stacks(size_t bytes) {
     pthread_attr_destroy(&attr);
 }
 
-/* Rank `culprit` cannot start its engine's thread. */
+/* Rank `culprit` gives nowhere to put it, or cannot start its engine's thread. */
 static void create_main(hora_comm_t *comm, int rank, int size, void *arg) {
     hora_engine_t *engine;
     (void)arg;
@@ -249,6 +249,9 @@ static void create_main(hora_comm_t *comm, int rank, int size, void *arg) {
         char   who[32];
         double begin = harness_now();
         snprintf(who, sizeof(who), "rank %d ", culprit);
+        harness_expect(hora_engine_create(comm, NULL, rank == culprit ? NULL : &engine),
+                       rank == culprit ? HORA_ERR_INVALID_ARGUMENT : HORA_ERR_PEER_FAILED);
+        expect_text("engine_p is NULL", rank == culprit ? "" : who);
         if (rank == culprit)
             set_stacks((size_t)1 << 50);
         harness_expect(hora_engine_create(comm, NULL, &engine),
