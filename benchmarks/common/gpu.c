@@ -118,10 +118,10 @@ static bool finish(gpu_t *gpu) {
     return good(gpu, result, "running work on the GPU");
 }
 
-/* A block of its own, which other processes can open: smaller allocations share blocks. */
+/* Whole blocks, which other processes can open: other allocations share blocks. */
 static bool get_memory(gpu_t *gpu, size_t bytes, unsigned char **memory_p) {
     uint64_t pointer = 0;
-    size_t   all = bytes + 256 > BLOCK ? bytes + 256 : BLOCK;
+    size_t   all = (bytes / BLOCK + 1) * BLOCK;
     if (!good(gpu, cuda.alloc(&pointer, all), "memory on the GPU"))
         return false;
     *memory_p = (unsigned char *)(uintptr_t)pointer;

@@ -104,6 +104,7 @@ static hora_status_t make(hora_comm_t *comm, const hora_engine_gpu_t *gpu, size_
     const hora_cuda_t *cuda = gpu->place.gpu->cuda;
     hora_cuda_result_t result = HORA_CUDA_SUCCESS;
     hora_status_t      st = kept > KEPT_MAX ? make_room(comm, gpu) : HORA_OK;
+    bytes = hora_gpu_whole_blocks(bytes);
     if (st == HORA_OK)
         result = cuda->alloc(&block->at, bytes);
     if (result == HORA_CUDA_OUT_OF_MEMORY && kept > 0) {

@@ -61,7 +61,8 @@ hora_status_t hora_fusion_gpu_alloc(hora_fusion_gpu_t *gpu, size_t bytes, void *
     kept_t       *kept = NULL;
     hora_status_t st = keep(gpu, &kept);
     if (st == HORA_OK)
-        st = hora_gpu_check(gpu->place.gpu, gpu->place.gpu->cuda->alloc(&kept->device, bytes),
+        st = hora_gpu_check(gpu->place.gpu, gpu->place.gpu->cuda->alloc(&kept->device,
+                                                                   hora_gpu_whole_blocks(bytes)),
                             "allocating a fusion buffer");
     if (st == HORA_OK)
         *at_p = (void *)(uintptr_t)kept->device;

@@ -29,6 +29,17 @@ typedef struct hora_gpu {
     int                 nkernels;
 } hora_gpu_t;
 
+/* CUDA gives memory to other processes in such blocks, which smaller allocations share. */
+#define HORA_GPU_BLOCK ((size_t)2 << 20)
+
+/* How much to allocate for `bytes` that other processes may use: from a block on, whole ones. */
+static inline size_t hora_gpu_whole_blocks(size_t bytes) {
+    size_t over = bytes % HORA_GPU_BLOCK;
+    return bytes < HORA_GPU_BLOCK || over == 0 || bytes > SIZE_MAX - HORA_GPU_BLOCK
+               ? bytes
+               : bytes - over + HORA_GPU_BLOCK;
+}
+
 /* Where work is queued. */
 typedef struct hora_gpu_place {
     hora_gpu_t        *gpu;

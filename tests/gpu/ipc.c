@@ -145,8 +145,8 @@ static int rank_main(int rank, int size, void *arg) {
     gpu_begin(&r.t);
     while (most * 3 * (size_t)size > r.t.memory)
         most /= 2;
-    in = gpu_alloc(&r.t, most > COUNT * 8 ? most : COUNT * 8); /* others have them open until the end */
-    out = gpu_alloc(&r.t, most);
+    in = gpu_alloc(&r.t, hora_gpu_whole_blocks(most > COUNT * 8 ? most : COUNT * 8));
+    out = gpu_alloc(&r.t, hora_gpu_whole_blocks(most)); /* others have both open until the end */
     gpu_must_status(hora_comm_create(NULL, &r.comm), "joining");
     for (int d = HORA_FLOAT16; d < HORA_DTYPE_COUNT; d++)
         for (int op = 0; op < 4; op++)
