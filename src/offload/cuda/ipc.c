@@ -563,6 +563,8 @@ static hora_status_t run(hora_comm_t *comm, const hora_coll_t *coll) {
         self->exposed = false;
         st = take_out(self, coll, &b);
     }
+    if (self->exposed) /* `end` is after what a failed call has queued, too */
+        self->gpu->cuda->event_record(self->end, coll->gpu->stream);
     return st == HORA_OK ? HORA_OK : hora_coll_fail(comm, st);
 }
 

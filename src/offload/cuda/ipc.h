@@ -20,8 +20,8 @@
  * Sums are in rank order, in one kernel: the CPU's bits.
  *
  * Memory that another process cannot open (of CUDA's virtual memory management: torch's expandable
- * segments, cudaMallocAsync), or that is not in an allocation of 2 MB at least (ipc_memory.c says
- * why), goes through a staging buffer that can be.
+ * segments, cudaMallocAsync), or that is not in an allocation of a multiple of 2 MB (ipc_memory.c
+ * says why), goes through a staging buffer that can be.
  */
 #ifndef HORA_OFFLOAD_CUDA_IPC_H
 #define HORA_OFFLOAD_CUDA_IPC_H
@@ -79,7 +79,8 @@ typedef struct hora_gpu_ipc {
     char                name[80]; /* of the current call */
     bool                exposed;  /* in a call: leaders may be about to queue what uses this rank's buffers,
                                      for which coll's stream does not wait yet */
-    hora_cuda_event_t   end;      /* of the last call on this rank, on that call's stream */
+    hora_cuda_event_t   end;      /* of the last call on this rank, on that call's stream; covers
+                                     all calls before */
     uint64_t            stages[HORA_IPC_STAGES]; /* staging buffers, the last one in use; others may have
                                                     the outgrown ones open */
     int                 nstages;
@@ -94,8 +95,9 @@ typedef struct hora_gpu_ipc {
 uint64_t hora_ipc_process(void);
 /* What to show of [at, at + bytes), false: its allocation cannot be opened by others. */
 bool hora_ipc_show(hora_gpu_ipc_t *self, uint64_t at, size_t bytes, hora_ipc_region_t *region_p);
-/* Where this process finds a region of member `rank`. HORA_ERR_SYSTEM: it cannot be opened. To close
- * another one may take a wait for coll's stream, with its deadline. */
+/* Where this process finds a region of member `rank`. HORA_ERR_SYSTEM: it cannot be opened;
+ * HORA_ERR_PROTOCOL: it is not within its allocation. To close another one may take waits for coll's stream,
+ * for what failed communicators have left, and for another thread, with coll's deadline each. */
 hora_status_t hora_ipc_find(hora_comm_t *comm, const hora_coll_t *coll, int rank,
                             const hora_ipc_region_t *region, uint64_t *at_p);
 /* Makes the staging buffer `bytes` long at least; its contents are lost. */

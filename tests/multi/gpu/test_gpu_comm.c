@@ -497,6 +497,49 @@ static void freed_main(hora_comm_t *comm, int rank, int size, void *arg) {
     harness_ok(hora_comm_free(comms[1]));
 }
 
+/* One sum in each allocation, on a stream: opening the last ones closes the first. */
+static hora_status_t sum_all(hora_comm_t *comm, void **at, int n, void *stream, double timeout) {
+    hora_call_options_t options = HORA_CALL_OPTIONS_INIT;
+    hora_status_t       st = HORA_OK;
+    options.device = 0;
+    options.stream = stream;
+    options.timeout = timeout;
+    for (int i = 0; i < n && st == HORA_OK; i++)
+        st = hora_allreduce(comm, at[i], at[i], 100, HORA_INT32, HORA_SUM, &options);
+    return st;
+}
+
+/* One communicator fails while its work cannot end. Another one that has to close memory fails at
+ * its deadline, not in CUDA; and once the work has ended, a third one finds what both have left. */
+static void unfinished_main(hora_comm_t *comm, int rank, int size, void *arg) {
+    void        *at[20], *held, *stream;
+    hora_comm_t *comms[3];
+    double       begin;
+    (void)size, (void)arg;
+    start(rank);
+    held = device_stream();
+    stream = device_stream();
+    for (int i = 0; i < LENGTH(at); i++)
+        at[i] = device_alloc((size_t)2 << 20);
+    for (int i = 0; i < LENGTH(comms); i++)
+        harness_ok(hora_comm_split(comm, 0, rank, &comms[i]));
+    standin_of()->held = held;
+    harness_ok(sum_all(comms[0], at, 1, held, 0));
+    harness_ok(hora_barrier(comm, NULL));
+    harness_ok(hora_comm_abort(comms[0], "a test"));
+    hora_comm_free(comms[0]);
+    begin = harness_now();
+    expect_text(sum_all(comms[1], at, LENGTH(at), stream, rank == 0 ? 0.3 : 0), HORA_ERR_TIMEOUT,
+                "has left on the GPU");
+    harness_check(harness_now() - begin < 5, "%s", "too late");
+    hora_comm_free(comms[1]);
+    harness_ok(hora_barrier(comm, NULL));
+    standin_of()->held = NULL;
+    harness_ok(sum_all(comms[2], at, LENGTH(at), stream, 0));
+    device_finish(stream);
+    harness_ok(hora_comm_free(comms[2]));
+}
+
 /* ---- Tests --------------------------------------------------------------------------------- */
 
 static void run(harness_main_t rank_main, void *arg) {
@@ -612,6 +655,12 @@ static void memory_that_is_freed(void **state) {
     run(freed_main, NULL);
 }
 
+static void work_that_does_not_end(void **state) {
+    (void)state;
+    if (nranks > 1)
+        run_to_failure(unfinished_main, NULL, false);
+}
+
 /* Memory that only its own process can use is staged. */
 static void private_memory(void **state) {
     (void)state;
@@ -640,6 +689,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(a_leader_that_frees_early),
         cmocka_unit_test(a_driver_that_fails_by_ipc),
         cmocka_unit_test(a_leader_that_dies),
+        cmocka_unit_test(work_that_does_not_end),
     };
     /* NCCL does not find out who passes what, and its errors are test_gpu_nccl's. */
     const struct CMUnitTest by_nccl[] = {
