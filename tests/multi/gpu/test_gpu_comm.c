@@ -512,7 +512,7 @@ static hora_status_t sum_all(hora_comm_t *comm, void **at, int n, void *stream, 
 /* One communicator fails while its work cannot end. Another one that has to close memory fails at
  * its deadline, not in CUDA; and once the work has ended, a third one finds what both have left. */
 static void unfinished_main(hora_comm_t *comm, int rank, int size, void *arg) {
-    void        *at[20], *held, *stream;
+    void        *at[20], *other, *held, *stream;
     hora_comm_t *comms[3];
     double       begin;
     (void)size, (void)arg;
@@ -521,10 +521,11 @@ static void unfinished_main(hora_comm_t *comm, int rank, int size, void *arg) {
     stream = device_stream();
     for (int i = 0; i < LENGTH(at); i++)
         at[i] = device_alloc((size_t)2 << 20);
+    other = device_alloc((size_t)2 << 20);
     for (int i = 0; i < LENGTH(comms); i++)
         harness_ok(hora_comm_split(comm, 0, rank, &comms[i]));
     standin_of()->held = held;
-    harness_ok(sum_all(comms[0], at, 1, held, 0));
+    harness_ok(sum_all(comms[0], &other, 1, held, 0));
     harness_ok(hora_barrier(comm, NULL));
     harness_ok(hora_comm_abort(comms[0], "a test"));
     hora_comm_free(comms[0]);
